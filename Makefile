@@ -1,0 +1,38 @@
+# Everything runs from a fresh clone: `make test` and `make demo` first set up .venv from requirements.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/requirements.stamp
+
+.PHONY: help setup test demo lint clean
+
+help:
+	@echo "make test    set up .venv and run the tests"
+	@echo "make demo    set up .venv and run the demonstration from simulated logs to recommendations"
+	@echo "make lint    set up .venv and check style and imports"
+	@echo "make clean   remove .venv and every cache"
+	@echo "PYTHON=/path/to/python3 picks another interpreter (3.11 or newer; run make clean first)"
+
+setup: $(STAMP)
+
+# The stamp is written last, so a broken installation is tried again.
+$(STAMP): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "OneLive-JAX needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+		     "Name another one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+demo: $(STAMP)
+	$(BIN)/python -m experiments.demo
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

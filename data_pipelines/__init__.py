@@ -1,0 +1,1 @@
+"""Logs of a live-streaming platform: readers, canonical tables, a simulated platform, stored examples and batches."""

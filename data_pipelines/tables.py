@@ -1,0 +1,281 @@
+"""The canonical tables: what every source becomes, and all that the code after the readers knows.
+
+Times are int64 milliseconds (since the epoch, or since the start of the crawl where the source has no clock). Ids are
+dense int32: row i of `users`, `authors` and `rooms` is id i.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+INTERACTIONS = {
+    "user_id": pl.Int32, "room_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "watch_ms": pl.Int64,
+    "click": pl.Boolean, "like": pl.Int32, "comment": pl.Int32, "follow": pl.Int32, "share": pl.Int32,
+    "gift_value": pl.Float32, "negative": pl.Boolean,
+}
+ROOMS = {
+    "room_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "end_ms": pl.Int64, "category": pl.Int32,
+    "title_embedding": pl.Int32,
+}
+SEGMENTS = {"room_id": pl.Int32, "end_ms": pl.Int64}  # and `embedding`, whose width is the source's
+AUTHORS = {"author_id": pl.Int32, "source_id": pl.String}
+USERS = {"user_id": pl.Int32, "source_id": pl.String}
+VIDEOS = {"user_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "watch_ms": pl.Int64}
+
+REQUIRED = ("interactions", "rooms", "authors", "users")
+OPTIONAL = ("segments", "videos")
+HOUR_MS = 3_600_000
+# Later than any real clock in milliseconds (year 33658) and far from overflow when a duration is added.
+LATEST_MS = 10**15
+
+
+@dataclass
+class ReadReport:
+    """What a reader made of its source; `rows_read == rows_kept + sum(dropped.values())`.
+
+    Attributes:
+      source: file, folder or simulator that was read.
+      rows_read: rows of interactions found.
+      rows_kept: rows of interactions in the tables.
+      dropped: reason → rows left out.
+      notes: observation → rows; these rows were kept.
+    """
+
+    source: str
+    rows_read: int
+    rows_kept: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Sentences to print."""
+        result = [f"{self.source}: {self.rows_read:,} rows read, {self.rows_kept:,} kept"]
+        result += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items() if count]
+        result += [f"noted {count:,}: {reason}" for reason, count in self.notes.items() if count]
+        return result
+
+
+@dataclass
+class Tables:
+    """A log in canonical form.
+
+    Attributes:
+      interactions: one row a view or impression, sorted by (user_id, start_ms, start_ms + watch_ms, room_id). A room
+        that was shown but not clicked has click=False and watch_ms=0. Counts are 0 where the source has none.
+      rooms: one row a broadcast; end_ms is null while on air; category and title_embedding are -1 where unknown.
+      authors, users: one row an id, with the id of the source and any side features (integers: categories, floats).
+      segments: room_id, end_ms (time of the END of a window), embedding (array of float32, one width for all), sorted
+        by (room_id, end_ms); None where the source has no content.
+      videos: short-video views of the same people, or None.
+      report: what was read and what was left out.
+      rooms_are_true_lifetimes: False where a room's life is only a lower bound (first to last seen).
+    """
+
+    interactions: pl.DataFrame
+    rooms: pl.DataFrame
+    authors: pl.DataFrame
+    users: pl.DataFrame
+    report: ReadReport
+    segments: pl.DataFrame | None = None
+    videos: pl.DataFrame | None = None
+    rooms_are_true_lifetimes: bool = False
+
+
+class Split(NamedTuple):
+    """Train views stop at or before p1_ms; validation targets start in [p1_ms, p2_ms), test targets from p2_ms on."""
+
+    p1_ms: int
+    p2_ms: int
+    end_ms: int
+
+
+def split_times(tables: Tables, valid_hours: float, test_hours: float) -> Split:
+    """The boundaries of train, validation and test, counted back from the end of the last view.
+
+    Raises:
+      ValueError: if a length is negative or nothing is left to train on.
+    """
+    if valid_hours < 0 or test_hours < 0:
+        raise ValueError(f"valid_hours={valid_hours} and test_hours={test_hours} must not be negative")
+    log = tables.interactions
+    if not len(log):
+        raise ValueError("the interactions table has no row: there is nothing to split")
+    stop = log["start_ms"] + log["watch_ms"]
+    end = int(stop.max())
+    p2 = end - round(test_hours * HOUR_MS)
+    p1 = p2 - round(valid_hours * HOUR_MS)
+    if not (stop <= p1).any():
+        hours = (end - int(log["start_ms"].min())) / HOUR_MS
+        raise ValueError(f"no view ends before the validation period: the log is {hours:.1f} hours long, "
+                         f"valid_hours={valid_hours:g} and test_hours={test_hours:g} must leave some of it to train on")
+    return Split(p1, p2, end)
+
+
+def sort_interactions(frame: pl.DataFrame) -> pl.DataFrame:
+    """Canonical order: by user, start, end of the watch, room; it never depends on the order of the source."""
+    stop = (pl.col("start_ms") + pl.col("watch_ms")).alias("stop")
+    order = ["user_id", "start_ms", "stop", "room_id"]
+    return frame.with_columns(stop).sort(order, maintain_order=True).drop("stop")
+
+
+def validate(tables: Tables) -> Tables:
+    """Returns the tables, or raises ValueError with the table, the column and the first bad row (counted from 0)."""
+    _check_schema("users", tables.users, USERS)
+    _check_schema("authors", tables.authors, AUTHORS)
+    _check_schema("rooms", tables.rooms, ROOMS, nullable=("end_ms",))
+    _check_schema("interactions", tables.interactions, INTERACTIONS)
+    for name, key in (("users", "user_id"), ("authors", "author_id"), ("rooms", "room_id")):
+        dense = pl.col(key) == pl.int_range(pl.len(), dtype=pl.Int32)
+        _check_rows(name, key, getattr(tables, name), dense, "ids must be 0, 1, 2, … in the order of the rows")
+    n_users, n_authors, n_rooms = len(tables.users), len(tables.authors), len(tables.rooms)
+
+    rooms = tables.rooms
+    _check_range("rooms", "author_id", rooms, 0, n_authors - 1, "a row of authors")
+    _check_range("rooms", "start_ms", rooms, 0, LATEST_MS, "milliseconds")
+    _check_rows("rooms", "end_ms", rooms, pl.col("end_ms").is_null() | (pl.col("end_ms") > pl.col("start_ms")),
+                "a room must end after its start_ms (or be null: still on air)")
+    _check_rows("rooms", "end_ms", rooms, pl.col("end_ms").is_null() | (pl.col("end_ms") <= LATEST_MS),
+                f"must not exceed {LATEST_MS} milliseconds")
+    for column in ("category", "title_embedding"):
+        _check_rows("rooms", column, rooms, pl.col(column) >= -1, "must be -1 (unknown) or more")
+
+    log = tables.interactions
+    _check_range("interactions", "user_id", log, 0, n_users - 1, "a row of users")
+    _check_range("interactions", "room_id", log, 0, n_rooms - 1, "a row of rooms")
+    owner = rooms["author_id"].gather(log["room_id"])
+    _check_rows("interactions", "author_id", log, pl.col("author_id") == owner,
+                "must be the author_id of the room in rooms")
+    for column in ("start_ms", "watch_ms"):
+        _check_range("interactions", column, log, 0, LATEST_MS, "milliseconds")
+    for column in ("like", "comment", "follow", "share"):
+        _check_rows("interactions", column, log, pl.col(column) >= 0, "a count must not be negative")
+    _check_rows("interactions", "gift_value", log, pl.col("gift_value").is_finite() & (pl.col("gift_value") >= 0),
+                "must be a finite number, 0 or more")
+    _check_rows("interactions", "watch_ms", log, pl.col("click") | (pl.col("watch_ms") == 0),
+                "a room that was not clicked (click=False) must have watch_ms=0")
+    _check_sorted("interactions", log.with_columns(watch_end=pl.col("start_ms") + pl.col("watch_ms")),
+                  ("user_id", "start_ms", "watch_end", "room_id"), strict=False)
+
+    if tables.segments is not None:
+        _check_segments(tables.segments, n_rooms)
+    if tables.videos is not None:
+        _check_schema("videos", tables.videos, VIDEOS)
+        _check_range("videos", "user_id", tables.videos, 0, n_users - 1, "a row of users")
+        _check_range("videos", "author_id", tables.videos, 0, n_authors - 1, "a row of authors")
+        for column in ("start_ms", "watch_ms"):
+            _check_range("videos", column, tables.videos, 0, LATEST_MS, "milliseconds")
+        _check_sorted("videos", tables.videos, ("user_id", "start_ms"), strict=False)
+    return tables
+
+
+def save(tables: Tables, folder: str | Path) -> None:
+    """Writes one parquet file a table and report.json, the last file: a folder without it is not complete."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").unlink(missing_ok=True)
+    present = []
+    for name in REQUIRED + OPTIONAL:
+        path, frame = folder / f"{name}.parquet", getattr(tables, name)
+        if frame is None:
+            path.unlink(missing_ok=True)
+            continue
+        frame.write_parquet(path)
+        present.append(name)
+    text = json.dumps({"report": dataclasses.asdict(tables.report), "tables": present,
+                       "rooms_are_true_lifetimes": tables.rooms_are_true_lifetimes}, indent=2)
+    unfinished = folder / "report.json.unfinished"
+    unfinished.write_text(text)
+    unfinished.replace(folder / "report.json")
+
+
+def load(folder: str | Path) -> Tables:
+    """The inverse of `save`, validated.
+
+    Raises:
+      FileNotFoundError: if the folder or one of its files is missing.
+      ValueError: if a file cannot be read or its content breaks the rules of the tables.
+    """
+    folder = Path(folder)
+    if not (folder / "report.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a complete folder of canonical tables: report.json is missing. "
+                                "Write it again (tables.save writes report.json last)")
+    try:
+        meta = json.loads((folder / "report.json").read_text())
+        report = ReadReport(**meta["report"])
+        present, true_lifetimes = meta["tables"], bool(meta["rooms_are_true_lifetimes"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'report.json'} is damaged ({error}): write the tables again") from error
+    frames = {}
+    for name in REQUIRED + OPTIONAL:
+        path = folder / f"{name}.parquet"
+        if name not in present and name in OPTIONAL:
+            continue
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: write the tables again")
+        try:
+            frames[name] = pl.read_parquet(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as parquet ({error}): write the tables again") from error
+    return validate(Tables(**frames, report=report, rooms_are_true_lifetimes=true_lifetimes))
+
+
+def _check_schema(name: str, frame: pl.DataFrame, schema: dict, nullable: tuple[str, ...] = ()) -> None:
+    missing = [column for column in schema if column not in frame.columns]
+    if missing:
+        raise ValueError(f"{name} lacks the column {missing[0]!r}; it needs {', '.join(schema)}")
+    for column, dtype in schema.items():
+        if frame.schema[column] != dtype:
+            raise ValueError(f"{name}.{column} has type {frame.schema[column]}, {dtype} is needed: cast it")
+        if column not in nullable:
+            _check_rows(name, column, frame, pl.col(column).is_not_null(), "must not be null")
+
+
+def _check_range(name: str, column: str, frame: pl.DataFrame, low: int, high: int, what: str) -> None:
+    _check_rows(name, column, frame, pl.col(column).is_between(low, high), f"must be {low} … {high} ({what})")
+
+
+def _check_rows(name: str, column: str, frame: pl.DataFrame, good: pl.Expr, rule: str) -> None:
+    bad = frame.select(good.not_().fill_null(True)).to_series().arg_true()
+    if len(bad):
+        row, value = bad[0], frame[column][bad[0]]
+        shown = f"{len(value)} numbers" if isinstance(value, pl.Series) else repr(value)
+        raise ValueError(f"{name}.{column}, row {row} (counted from 0): {shown}; {rule}. {len(bad)} such row(s)")
+
+
+def _check_sorted(name: str, frame: pl.DataFrame, keys: tuple[str, ...], strict: bool) -> None:
+    # Row i may follow row i-1 if, at the first key where they differ, it is the greater.
+    ordered = pl.lit(not strict)
+    for key in reversed(keys):
+        now, before = pl.col(key), pl.col(key).shift()
+        ordered = (now > before) | ((now == before) & ordered)
+    ordered = ordered | (pl.int_range(pl.len()) == 0)
+    rule = f"rows must be sorted by ({', '.join(keys)})" + (" without repeats" if strict else "")
+    _check_rows(name, keys[0], frame, ordered, rule)
+
+
+def _check_segments(segments: pl.DataFrame, n_rooms: int) -> None:
+    _check_schema("segments", segments, SEGMENTS)
+    if "embedding" not in segments.columns:
+        raise ValueError("segments lacks the column 'embedding'; it needs room_id, end_ms, embedding")
+    dtype = segments.schema["embedding"]
+    if not isinstance(dtype, (pl.Array, pl.List)) or dtype.inner != pl.Float32:
+        raise ValueError(f"segments.embedding has type {dtype}, an array or list of Float32 is needed: cast it")
+    _check_rows("segments", "embedding", segments, pl.col("embedding").is_not_null(), "must not be null")
+    _check_range("segments", "room_id", segments, 0, n_rooms - 1, "a row of rooms")
+    _check_range("segments", "end_ms", segments, 0, LATEST_MS, "milliseconds")
+    _check_sorted("segments", segments, ("room_id", "end_ms"), strict=True)
+    vectors = segments.select("room_id", pl.col("embedding").cast(pl.List(pl.Float32)))
+    if not len(vectors):
+        return
+    width = len(vectors["embedding"][0])
+    _check_rows("segments", "embedding", vectors, (pl.col("embedding").list.len() == width) & (width > 0),
+                f"every embedding must have the width of the first, {width} (and at least 1)")
+    values = vectors["embedding"].explode()
+    finite = values.is_finite().fill_null(False)
+    if not finite.all():
+        row = finite.not_().arg_true()[0] // width
+        raise ValueError(f"segments.embedding, row {row} (counted from 0): holds a value that is null or not finite")

@@ -1,0 +1,1 @@
+"""Commands of the project and what they share: tasks, heuristics, reports, settings by flag."""

@@ -1,0 +1,247 @@
+"""The command line of every experiment: a config file, overrides of any field, the workdir, the seed.
+
+    python -m experiments.train_supervised --config=experiments/configs/x.py --workdir=/runs/x --config.model.dim=128
+
+A config file defines `get_config()`, which returns an `onelive_jax.config.Config`. All settings are checked before any
+data, model or device is touched; what is wrong is told in one sentence (exit code 2).
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from onelive_jax.config import Config
+
+# Flags defined here count as the calling script's own, so that its help shows them.
+flags.disclaim_key_flags()
+
+HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort", "-?")
+
+
+def define_config(default_config: str | None = None, default_workdir: str | None = None,
+                  flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines --config, --config.SECTION.FIELD, --workdir and --seed; call it once, where a script is imported.
+
+    Args:
+      default_config: config file used if none is given; without it --config is required.
+      default_workdir: workdir used if none is given; without it --workdir is required.
+      flag_values: where the flags are defined.
+    """
+    config_flags.DEFINE_config_file("config", default_config, "config file, a Python file with a get_config()",
+                                    flag_values=flag_values, lock_config=False)
+    flags.DEFINE_string("workdir", default_workdir, "folder of the run: data, examples, checkpoints, reports",
+                        flag_values=flag_values)
+    flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, flag_values=flag_values)
+
+
+def run(main: Callable[[Config, Path], Any]) -> None:
+    """Parses the command line and calls `main(config, workdir)` under absl; ends the process.
+
+    Exit codes: 0, or 2 after a sentence on stderr if the command line or a setting is wrong. What `main` raises is not
+    caught.
+    """
+    app.run(lambda parsed: main(*parsed), flags_parser=parse)
+
+
+def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> tuple[Config, Path]:
+    """The validated config and the workdir of a command line (program name first); exits 0 on --help, 2 if wrong."""
+    if any(arg in HELP for arg in argv[1:]):
+        print(f"usage: python -m {_script()} --config=FILE --workdir=FOLDER [--config.SECTION.FIELD=VALUE …]")
+        print(flag_values.main_module_help())
+        print("\nFields of a config (--config.SECTION.FIELD=VALUE), with default and allowed values:\n")
+        print(describe(Config()))
+        sys.exit(0)
+    try:
+        return _parse(argv, flag_values)
+    except (flags.Error, ValueError) as error:
+        print(f"{_script()}: {_sentence(str(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _script() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).name
+
+
+def _parse(argv: list[str], values: flags.FlagValues) -> tuple[Config, Path]:
+    _check_overrides(argv)
+    _check_file(argv, values["config"].default)
+    try:
+        rest = values(argv)
+    except AttributeError as error:
+        # config.modle.dim = 3 in a config file; any other AttributeError is a bug that needs its traceback.
+        if not dataclasses.is_dataclass(error.obj):
+            raise
+        raise ValueError(f"the config file uses {type(error.obj).__name__}.{error.name}, which is not a setting; "
+                         f"{_near(error.name, _groups() + [name for name, _, _ in fields(Config())])}") from error
+    if len(rest) > 1:
+        raise ValueError(f"unexpected argument {rest[1]!r}: settings are given as --name=value (see --help)")
+    config = values.config
+    if not isinstance(config, Config):
+        raise ValueError(f"get_config() of {values['config'].config_filename} returned a {type(config).__name__}; "
+                         "it must return an onelive_jax.config.Config")
+    if not values.workdir:
+        raise ValueError("--workdir is missing: name the folder of the run (--workdir=FOLDER)")
+    _tidy(config, "config", values["config"].config_filename)
+    if values.seed is not None:
+        config.seed = values.seed
+    return config.validate(), Path(values.workdir)
+
+
+def _sentence(message: str) -> str:
+    """absl's and ml_collections' messages in our words; any other message as it is."""
+    match = re.match(r"flag --config\.([^=]*)=(.*?): ", message)
+    if match:
+        field = {name: f for name, f, _ in fields(Config())}[match[1]]
+        return f"--config.{match[1]}={match[2]} is not {_allowed(field)}"
+    match = re.match(r"Missing value for flag --config\.(.*)", message)
+    if match:
+        return f"--config.{match[1]} has no value: write --config.{match[1]}=VALUE"
+    if "Error whilst parsing config file" in message:
+        # A traceback: its first line names the file, its last one the error.
+        return f"{message.splitlines()[0]} {message.strip().splitlines()[-1]}"
+    return message
+
+
+def _groups() -> list[str]:
+    return [f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)]
+
+
+def _check_overrides(argv: list[str]) -> None:
+    """Raises ValueError for the first --config.a.b that is not a field, with what it may have been meant to be."""
+    known = {name: f for name, f, _ in fields(Config())}
+    for arg in argv[1:]:
+        match = re.match(r"--?(no)?config\.([^=]*)", arg)
+        if not match or match[2] in known:
+            continue
+        name = match[2]
+        inside = [field for field in known if field.startswith(name + ".")]
+        if inside:
+            raise ValueError(f"--config.{name} is a group of settings; set one of them, e.g. --config.{inside[0]}=…")
+        raise ValueError(f"--config.{name} is not a setting; {_near(name, list(known))}")
+
+
+def _near(name: str, known: list[str]) -> str:
+    """The known fields that `name` resembles: as a whole, or in its last part (a field put into the wrong group)."""
+    last = name.rsplit(".", 1)[-1]
+    near = [field for field in known if field.rsplit(".", 1)[-1] == last]
+    near += difflib.get_close_matches(name, known, n=3, cutoff=0.75)
+    parts = difflib.get_close_matches(last, [field.rsplit(".", 1)[-1] for field in known], n=2, cutoff=0.75)
+    near += [field for field in known if field.rsplit(".", 1)[-1] in parts]
+    near = list(dict.fromkeys(near))[:4]
+    if near:
+        return "did you mean " + " or ".join(f"config.{field}" for field in near) + "?"
+    return "--help lists all of them"
+
+
+def _check_file(argv: list[str], default: str | None) -> None:
+    """Raises ValueError if the config file that will be loaded (the last --config) is missing."""
+    path = default
+    for i, arg in enumerate(argv):
+        if re.fullmatch(r"--?config", arg):
+            path = argv[i + 1] if i + 1 < len(argv) else None
+        elif re.match(r"--?config=", arg):
+            path = arg.split("=", 1)[1]
+    if not path:
+        raise ValueError("--config is missing: name a config file (--config=experiments/configs/NAME.py)")
+    file = path.split(":", 1)[0]
+    if not os.path.isfile(file):
+        beside = sorted(str(p) for p in Path(file).parent.glob("*.py") if not p.name.startswith("_"))
+        there = f"; there are {', '.join(beside)}" if beside else ""
+        raise ValueError(f"--config={path}: there is no such file{there}")
+
+
+def _tidy(node: Any, path: str, file: str) -> None:
+    """Brings values to their declared types, and finds fields that a config file made up.
+
+    Assigning to a misspelt attribute of a dataclass is legal Python, and would leave the default in force.
+    """
+    names = [f.name for f in dataclasses.fields(node)]
+    for name in vars(node):
+        if name not in names:
+            prefix = path.removeprefix("config").lstrip(".")
+            full = f"{prefix}.{name}" if prefix else name
+            raise ValueError(f"{file} sets {path}.{name}, which is not a setting; "
+                             f"{_near(full, [field for field, _, _ in fields(Config())])}")
+    for f in dataclasses.fields(node):
+        value = getattr(node, f.name)
+        if dataclasses.is_dataclass(f.default_factory) and not isinstance(value, f.default_factory):
+            raise ValueError(f"{path}.{f.name} is a group of settings, not {value!r}")
+        if dataclasses.is_dataclass(value):
+            _tidy(value, f"{path}.{f.name}", file)
+        else:
+            setattr(node, f.name, _typed(value, f, f"{path}.{f.name}"))
+
+
+def _typed(value: Any, f: dataclasses.Field, name: str) -> Any:
+    """`value` as the field's type: a whole number may stand for a float, a list for a tuple, nothing else."""
+    default = f.default
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or not all(_is_number(v) for v in value):
+            raise ValueError(f"{name}={value!r} must be numbers separated by commas, e.g. --{name}=1.0,0.5,0.5")
+        return tuple(float(v) for v in value)
+    if isinstance(default, float) and _is_number(value):
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be a finite number")
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{name}={value!r} must be {_TYPES[type(default)]}")
+    return value
+
+
+_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "numbers"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def fields(config: Any, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:
+    """Every setting of a config as (dotted name, dataclass field, value), groups opened, in order."""
+    result = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            result += fields(value, f"{prefix}{f.name}.")
+        else:
+            result.append((prefix + f.name, f, value))
+    return result
+
+
+def describe(config: Config) -> str:
+    """One line a setting: name, default, allowed values, meaning."""
+    lines, group = [], ""
+    for name, f, value in fields(config):
+        section = name.rpartition(".")[0]
+        if section != group:
+            group = section
+            lines.append(f"\n{section}: {(type(getattr(config, section)).__doc__ or '').strip().splitlines()[0]}")
+        lines.append(f"  --config.{name}={_shown(value)}  [{_allowed(f)}]  {f.metadata['doc']}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _allowed(f: dataclasses.Field) -> str:
+    meta = f.metadata
+    if meta["choices"]:
+        return " | ".join(map(str, meta["choices"]))
+    if meta["low"] is not None or meta["high"] is not None:
+        low = "-inf" if meta["low"] is None else meta["low"]
+        return f"{_TYPES[type(f.default)]} {low} … {'inf' if meta['high'] is None else meta['high']}"
+    return _TYPES[type(f.default)]

@@ -1,0 +1,3 @@
+"""OneLive-JAX: a generative recommender for live streaming."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,203 @@
+"""Every setting of the system as typed dataclasses, each with its meaning and its allowed range.
+
+A config file in experiments/configs/ returns a `Config`; any field is overridden by flag
+(`--config.model.num_layers=6`). `validate()` names the first field out of range.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(default, doc: str, low=None, high=None, choices=None):
+    """A dataclass field that knows its meaning and its allowed values."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+
+
+def group(cls):
+    return field(default_factory=cls, metadata={"doc": (cls.__doc__ or "").strip().splitlines()[0]})
+
+
+@dataclass
+class DataConfig:
+    """Where the logs are, how they are split, what a request sees."""
+
+    source: str = setting("twitch", "reader of the log", choices=("twitch", "canonical", "simulated"))
+    path: str = setting("", "file or folder of the log (not used by source=simulated)")
+    valid_hours: float = setting(250 / 6, "length of the validation period before the test period", low=0.0)
+    test_hours: float = setting(250 / 6, "length of the test period at the end of the log", low=0.0)
+    utc_offset_hours: float = setting(0.0, "local time of the platform minus UTC", low=-14.0, high=14.0)
+    history_items: int = setting(48, "items of a history sequence", low=1, high=4096)
+    history_window: int = setting(256, "views before a request that a sequence is built from", low=1, high=65536)
+    history_unit: str = setting("authors", "an item is the last view of a distinct author, or every view",
+                                choices=("authors", "views"))
+    live_slots: int = setting(128, "rooms on air that a training example is contrasted with", low=2, high=65536)
+
+
+@dataclass
+class SimulatorConfig:
+    """The simulated platform (source=simulated)."""
+
+    users: int = setting(400, "people", low=2, high=10_000_000)
+    authors: int = setting(150, "streamers", low=2, high=10_000_000)
+    days: int = setting(14, "length of the log", low=3, high=3650)
+    seed: int = setting(0, "the world; independent of the training seed", low=0)
+
+
+@dataclass
+class TokenizerConfig:
+    """What becomes a semantic id: towers, InfoNCE, residual k-means."""
+
+    levels: int = setting(3, "codes of a semantic id", low=1, high=8)
+    codes: int = setting(64, "codes of a level (K)", low=2, high=65536)
+    dim: int = setting(64, "width of the item/author embedding", low=2, high=4096)
+    hidden: int = setting(128, "hidden width of the towers' MLPs", low=2, high=16384)
+    history_items: int = setting(32, "views that the user tower reads", low=1, high=4096)
+    steps: int = setting(1500, "InfoNCE steps", low=1)
+    batch_size: int = setting(512, "user-author pairs of an InfoNCE batch", low=2)
+    learning_rate: float = setting(3e-3, "peak rate of AdamW", low=0.0, high=1.0)
+    weight_decay: float = setting(1e-4, "AdamW weight decay", low=0.0, high=1.0)
+    temperature: float = setting(0.1, "starting InfoNCE temperature (learned)", low=1e-3, high=10.0)
+    kmeans_iterations: int = setting(25, "Lloyd iterations of a level", low=1, high=10_000)
+    kmeans_init: str = setting("k-means++", "start of a level", choices=("k-means++", "sample"))
+
+
+@dataclass
+class ModelConfig:
+    """The time-aware gated decoder with sequential multi-token prediction (paper, section b)."""
+
+    dim: int = setting(64, "model width D", low=2, high=65536)
+    num_layers: int = setting(2, "blocks of the main decoder N", low=1, high=256)
+    num_heads: int = setting(4, "query heads H_q", low=1, high=512)
+    num_groups: int = setting(2, "key/value groups G_kv, a divisor of num_heads", low=1, high=512)
+    mlp_dim: int = setting(128, "hidden width of the SwiGLU feed-forward", low=1, high=262144)
+    context_sets: int = setting(1, "distinct key/value sets L_kv shared by the blocks", low=1, high=256)
+    context_split: int = setting(1, "S_kv: 1, values are the keys; 2, values of their own", low=1, high=2)
+    qk_norm: bool = setting(True, "RMS-normalise queries and keys per head")
+    gate: bool = setting(True, "elementwise sigmoid gate on the attention output")
+    item_time: bool = setting(True, "time embedding on every history item")
+    request_time: bool = setting(True, "time embedding on [BOS]")
+    mtp: bool = setting(True, "sequential multi-token prediction")
+    loss_weights: tuple[float, ...] = setting((1.0, 1.0, 1.0), "w0, w1, w2 of L_main, L_1, L_2")
+    live_softmax: float = setting(1.0, "weight of the code loss normalised over the codes on air", low=0.0)
+    full_softmax: float = setting(0.25, "weight of the code loss normalised over all codes", low=0.0)
+    copy: bool = setting(True, "codes and authors of the history can be copied (repeat consumption)")
+    habits: bool = setting(True, "history items carry the viewer's habit features")
+    identity: bool = setting(True, "identity head: tells authors on air apart beyond their codes")
+    identity_loss: float = setting(1.0, "weight of the identity loss over the rooms on air", low=0.0)
+    author_items: bool = setting(True, "history items carry the author's own embedding")
+    dropout: float = setting(0.1, "dropout on residual branches", low=0.0, high=0.95)
+    activation_dtype: str = setting("float32", "dtype of activations", choices=("float32", "bfloat16"))
+
+
+@dataclass
+class DecodingConfig:
+    """Beam search over the rooms on air."""
+
+    beams: int = setting(128, "beam width", low=1, high=65536)
+    capacity: int = setting(1024, "rooms that the live index can hold", low=1, high=16_777_216)
+
+
+@dataclass
+class TrainingConfig:
+    """The supervised phase."""
+
+    steps: int = setting(4000, "optimizer steps", low=1)
+    batch_size: int = setting(64, "examples of a step, over all devices", low=1)
+    learning_rate: float = setting(1e-3, "peak rate", low=0.0, high=1.0)
+    warmup_steps: int = setting(100, "linear warm-up", low=0)
+    final_rate: float = setting(0.05, "last rate as a share of the peak (cosine)", low=0.0, high=1.0)
+    weight_decay: float = setting(0.05, "AdamW weight decay", low=0.0, high=10.0)
+    clip_norm: float = setting(1.0, "global gradient norm limit", low=1e-6)
+    b2: float = setting(0.98, "AdamW second-moment decay", low=0.0, high=0.99999)
+    log_every: int = setting(50, "steps between metric lines", low=1)
+    eval_every: int = setting(1000, "steps between validations (0: only at the end)", low=0)
+    checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best", low=1)
+
+
+@dataclass
+class MeshConfig:
+    """Device mesh; -1 on one axis takes the devices that are left."""
+
+    data: int = setting(-1, "devices over which the batch is split", low=-1)
+    fsdp: int = setting(1, "devices over which parameters and batch are split", low=-1)
+    tensor: int = setting(1, "devices over which widths are split", low=-1)
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    name: str = setting("onelive", "name of the run, printed in reports")
+    seed: int = setting(0, "seed of every random choice of the run", low=0)
+    data: DataConfig = group(DataConfig)
+    simulator: SimulatorConfig = group(SimulatorConfig)
+    tokenizer: TokenizerConfig = group(TokenizerConfig)
+    model: ModelConfig = group(ModelConfig)
+    decoding: DecodingConfig = group(DecodingConfig)
+    training: TrainingConfig = group(TrainingConfig)
+    mesh: MeshConfig = group(MeshConfig)
+
+    def validate(self) -> "Config":
+        """Returns self, or raises ValueError naming the first field out of range."""
+        check_ranges(self, "config")
+        if self.model.num_heads % self.model.num_groups:
+            raise ValueError(f"config.model.num_groups={self.model.num_groups} must divide "
+                             f"config.model.num_heads={self.model.num_heads}")
+        if self.model.dim % self.model.num_heads:
+            raise ValueError(f"config.model.num_heads={self.model.num_heads} must divide "
+                             f"config.model.dim={self.model.dim}")
+        if len(self.model.loss_weights) != self.tokenizer.levels:
+            raise ValueError(f"config.model.loss_weights has {len(self.model.loss_weights)} weights, one is needed for "
+                             f"each of config.tokenizer.levels={self.tokenizer.levels}")
+        if self.training.warmup_steps >= self.training.steps:
+            raise ValueError(f"config.training.warmup_steps={self.training.warmup_steps} must be below "
+                             f"config.training.steps={self.training.steps}")
+        if self.data.source != "simulated" and not self.data.path:
+            raise ValueError(f"config.data.path is empty: source={self.data.source!r} needs the path of a log "
+                             "(--config.data.path=FILE)")
+        return self
+
+
+def check_ranges(node: Any, path: str) -> None:
+    """Raises ValueError with the dotted name of the first field whose type or value is not allowed."""
+    for f in dataclasses.fields(node):
+        value, name, meta = getattr(node, f.name), f"{path}.{f.name}", f.metadata
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, name)
+            continue
+        if meta.get("choices") and value not in meta["choices"]:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, meta['choices']))}")
+        for v in value if isinstance(value, tuple) else (value,):
+            if isinstance(v, float) and v != v:
+                raise ValueError(f"{name} is not a number")
+            low, high = meta.get("low"), meta.get("high")
+            if (low is not None and v < low) or (high is not None and v > high):
+                raise ValueError(f"{name}={v} is outside {low if low is not None else '-inf'} … "
+                                 f"{high if high is not None else 'inf'}")
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """The inverse of `to_json`; an unknown field raises ValueError with its name."""
+    return _from_dict(Config, json.loads(text), "config")
+
+
+def _from_dict(cls, values: dict, path: str):
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    result = cls()
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{path}.{name} is not a setting; known here: {', '.join(known)}")
+        current = getattr(result, name)
+        if dataclasses.is_dataclass(current):
+            value = _from_dict(type(current), value, f"{path}.{name}")
+        elif isinstance(current, tuple):
+            value = tuple(value)
+        setattr(result, name, value)
+    return result

@@ -1,0 +1,1 @@
+"""Which semantic ids are on air now, and exact beam search among them."""

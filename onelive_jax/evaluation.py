@@ -1,0 +1,232 @@
+"""HR, NDCG and MRR at the level of the author on air, with intervals.
+
+Axes: R requests, N candidates of a request (padded), C candidates of all requests (flat).
+
+Ties do not know the answer. A ranker that gives the target and m others the same score has said nothing about their
+order, so the target is equally likely at each of m + 1 places, and every figure here is its exact expectation over
+those places. Neither the order of the slots nor a seed changes a figure, and a ranker that scores everything alike
+gets what chance gets.
+"""
+
+from typing import Mapping
+
+import numpy as np
+
+HR_CUTOFFS = (1, 10, 64, 128)
+NDCG_CUTOFF = 10
+FIGURES = tuple(f"hr@{k}" for k in HR_CUTOFFS) + (f"ndcg@{NDCG_CUTOFF}", "mrr")
+INTERVAL = f"ndcg@{NDCG_CUTOFF}_interval"
+GROUPS = ("all", "repeat", "new")
+
+
+def ranks(scores_RxN: np.ndarray, mask_RxN: np.ndarray, target_slot_R: np.ndarray) -> np.ndarray:
+    """Places that the target may take among the candidates of its request, best score first.
+
+    Args:
+      scores_RxN: float [R, N], higher is better. -inf says that the ranker did not return this candidate.
+      mask_RxN: bool [R, N], True where a slot holds a candidate; scores elsewhere are ignored, NaN included.
+      target_slot_R: int [R], slot of the target.
+
+    Returns:
+      float64 [R, 2], the first and the last place (1 is the best) that the target can take when candidates of equal
+      score are put in any order; both inf where the target itself was not returned (a miss at every cutoff).
+
+    Raises:
+      ValueError: a candidate's score is NaN, or a target is no candidate of its request; names the request.
+    """
+    scores_RxN, mask_RxN = np.asarray(scores_RxN), np.asarray(mask_RxN, bool)
+    target_slot_R = np.asarray(target_slot_R)
+    if scores_RxN.ndim != 2 or mask_RxN.shape != scores_RxN.shape or target_slot_R.shape != scores_RxN.shape[:1]:
+        raise ValueError(f"scores {scores_RxN.shape}, mask {mask_RxN.shape} and target_slot {target_slot_R.shape} must "
+                         "be [R, N], [R, N] and [R]")
+    R, N = scores_RxN.shape
+    inside = (target_slot_R >= 0) & (target_slot_R < N)
+    if R and N:
+        inside &= mask_RxN[np.arange(R), np.clip(target_slot_R, 0, N - 1)]
+    if not inside.all():
+        row = int(np.flatnonzero(~inside)[0])
+        raise ValueError(f"request {row}: target_slot={int(target_slot_R[row])} is not a candidate (slots 0 … {N - 1} "
+                         "where mask is True); leave requests out whose target is not on air, and count them")
+    nan = np.isnan(scores_RxN) & mask_RxN
+    if nan.any():
+        row, slot = map(int, np.argwhere(nan)[0])
+        raise ValueError(f"request {row}, slot {slot}: the score is NaN")
+    target_Rx1 = scores_RxN[np.arange(R), target_slot_R][:, None]
+    above_R = (mask_RxN & (scores_RxN > target_Rx1)).sum(1)
+    equal_R = (mask_RxN & (scores_RxN == target_Rx1)).sum(1)
+    return _places(above_R, equal_R, target_Rx1[:, 0])
+
+
+def ranks_csr(scores_C: np.ndarray, offsets: np.ndarray, target_position_R: np.ndarray) -> np.ndarray:
+    """`ranks` where requests have different numbers of candidates.
+
+    Args:
+      scores_C: float [C], the candidates of request r at offsets[r] : offsets[r + 1].
+      offsets: int [R + 1], from 0 to C.
+      target_position_R: int [R], position of the target within its request's candidates, from 0.
+
+    Returns and raises: as `ranks`.
+    """
+    scores_C, offsets, target_position_R = map(np.asarray, (scores_C, offsets, target_position_R))
+    if offsets.ndim != 1 or not offsets.size or offsets[0] != 0 or offsets[-1] != scores_C.size:
+        raise ValueError(f"offsets must go from 0 to {scores_C.size}, the number of scores")
+    sizes_R = np.diff(offsets)
+    if (sizes_R < 0).any() or target_position_R.shape != sizes_R.shape:
+        raise ValueError(f"offsets must not fall, and {sizes_R.size} requests need as many target positions "
+                         f"(got {target_position_R.shape})")
+    outside = (target_position_R < 0) | (target_position_R >= sizes_R)
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise ValueError(f"request {row}: target_position={int(target_position_R[row])} is outside its "
+                         f"{int(sizes_R[row])} candidates; leave out requests whose target is not on air, and count "
+                         "them")
+    request_C = np.repeat(np.arange(sizes_R.size), sizes_R)
+    if np.isnan(scores_C).any():
+        at = int(np.flatnonzero(np.isnan(scores_C))[0])
+        row = int(request_C[at])
+        raise ValueError(f"request {row}, candidate {at - int(offsets[row])}: the score is NaN")
+    target_R = scores_C[offsets[:-1] + target_position_R]
+    target_C = target_R[request_C]
+    above_R = np.bincount(request_C[scores_C > target_C], minlength=sizes_R.size)
+    equal_R = np.bincount(request_C[scores_C == target_C], minlength=sizes_R.size)
+    return _places(above_R, equal_R, target_R)
+
+
+def _places(above_R: np.ndarray, equal_R: np.ndarray, target_score_R: np.ndarray) -> np.ndarray:
+    """First and last place; `equal_R` counts the target itself."""
+    places_Rx2 = np.stack([above_R + 1, above_R + equal_R], 1).astype(np.float64)
+    places_Rx2[np.isneginf(target_score_R)] = np.inf
+    return places_Rx2
+
+
+def gains(ranks_R: np.ndarray) -> dict[str, np.ndarray]:
+    """Every figure of every request, in expectation over the places its target may take.
+
+    Args:
+      ranks_R: [R, 2] from `ranks`, or [R] places where there are no ties; from 1, inf for a miss.
+
+    Returns:
+      "hr@K": share of places up to K. "ndcg@10": 1 / log2(1 + place) up to place 10, else 0 (one relevant author,
+      so the ideal gain is 1). "mrr": 1 / place, not cut off. Each float64 [R] in [0, 1].
+    """
+    ranks_R = np.asarray(ranks_R, np.float64)
+    places_Rx2 = np.stack([ranks_R, ranks_R], 1) if ranks_R.ndim == 1 else ranks_R
+    if places_Rx2.ndim != 2 or places_Rx2.shape[1] != 2:
+        raise ValueError(f"ranks must be [R] or [R, 2], got {ranks_R.shape}")
+    found_R = np.isfinite(places_Rx2).all(1)
+    first_R, last_R = np.where(found_R[:, None], places_Rx2, 1).T
+    whole = (first_R == np.floor(first_R)) & (last_R == np.floor(last_R))
+    bad = np.isnan(places_Rx2).any(1) | (first_R < 1) | (last_R < first_R) | ~whole
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"request {row}: ranks {places_Rx2[row].tolist()} are not whole places from 1, the first not "
+                         "after the last")
+    first_R, last_R = first_R.astype(np.int64), last_R.astype(np.int64)
+    place = np.arange(1, (int(last_R.max()) if last_R.size else 0) + 1)
+    gain_of_place = {f"hr@{k}": (place <= k).astype(np.float64) for k in HR_CUTOFFS}
+    gain_of_place[f"ndcg@{NDCG_CUTOFF}"] = np.where(place <= NDCG_CUTOFF, 1 / np.log2(1 + place), 0.0)
+    gain_of_place["mrr"] = 1 / place
+    result = {}
+    for name, gain in gain_of_place.items():
+        total = np.concatenate([[0.0], np.cumsum(gain)])
+        spread_R = (total[last_R] - total[first_R - 1]) / (last_R - first_R + 1)
+        # A difference of running sums would cost the last digits where there is nothing to average.
+        exact_R = gain[first_R - 1] if gain.size else spread_R
+        result[name] = np.where(found_R, np.where(first_R == last_R, exact_R, spread_R), 0.0)
+    return result
+
+
+def bootstrap_interval(values_R: np.ndarray, resamples: int = 1000, seed: int = 0) -> list[float]:
+    """95 % percentile interval of the mean of `values_R` float [R], R ≥ 1, over resampled requests.
+
+    The mean of a resample depends only on how often each distinct value is drawn, and those counts are multinomial:
+    drawing them gives the same distribution as drawing R requests, at a cost that does not grow with R.
+    """
+    values, counts = np.unique(np.asarray(values_R, np.float64), return_counts=True)
+    n = int(counts.sum())
+    rng, share = np.random.default_rng(seed), counts / n
+    means = [rng.multinomial(n, share) @ values / n for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def metrics(ranks_R: np.ndarray, repeat_R: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
+    """Mean figures over all, repeat and new targets.
+
+    Args:
+      ranks_R: [R, 2] from `ranks` or `ranks_csr`, or [R] places without ties.
+      repeat_R: bool [R], True where the target's author is among the user's last views.
+      resamples, seed: of the bootstrap.
+
+    Returns:
+      {"all" | "repeat" | "new": {"n", "hr@1", "hr@10", "hr@64", "hr@128", "ndcg@10", "mrr",
+      "ndcg@10_interval": [low, high]}}, plain numbers, ready for JSON. A group without requests has n = 0 and None
+      for every figure.
+    """
+    by_request = gains(ranks_R)
+    repeat_R = np.asarray(repeat_R)
+    if repeat_R.dtype != bool or repeat_R.shape != by_request["mrr"].shape:
+        raise ValueError(f"repeat must be bool of shape {by_request['mrr'].shape}, got {repeat_R.dtype} of shape "
+                         f"{repeat_R.shape}")
+    result = {}
+    for group, chosen in zip(GROUPS, (np.ones_like(repeat_R), repeat_R, ~repeat_R), strict=True):
+        n = int(chosen.sum())
+        figures: dict = {"n": n, **{name: float(by_request[name][chosen].mean()) if n else None for name in FIGURES}}
+        figures[INTERVAL] = bootstrap_interval(by_request["ndcg@10"][chosen], resamples, seed) if n else None
+        result[group] = figures
+    return result
+
+
+def difference(ranks_R: np.ndarray, baseline_ranks_R: np.ndarray, figure: str = "ndcg@10", resamples: int = 1000,
+               seed: int = 0) -> dict[str, object]:
+    """How much one ranker beats another on the same requests, request by request.
+
+    The pairing takes out what makes a request hard for both, so that this interval is much narrower than the two
+    rankers' own: an interval above 0 is the claim "beats it on this log".
+
+    Args:
+      ranks_R, baseline_ranks_R: as in `metrics`, of the same R ≥ 1 requests in the same order.
+      figure: one of `FIGURES`.
+
+    Returns:
+      {"n", "difference": mean of (figure − baseline's figure), "interval": [low, high]}.
+    """
+    ours_R, theirs_R = gains(ranks_R)[figure], gains(baseline_ranks_R)[figure]
+    if ours_R.shape != theirs_R.shape or not ours_R.size:
+        raise ValueError(f"the two rankers must have ranked the same requests, at least one: {ours_R.shape} and "
+                         f"{theirs_R.shape}")
+    return {"n": int(ours_R.size), "difference": float((ours_R - theirs_R).mean()),
+            "interval": bootstrap_interval(ours_R - theirs_R, resamples, seed)}
+
+
+def format_table(rows: Mapping[str, Mapping[str, Mapping]]) -> str:
+    """Plain text table that compares rankers.
+
+    Args:
+      rows: name of a ranker → what `metrics` returned for it.
+
+    Returns:
+      One line a ranker, columns aligned: NDCG@10 with its interval, HR@1, HR@10, HR@64, HR@128 and MRR over all
+      targets, NDCG@10 over repeat and over new targets, and the three n. "-" stands where a group is empty.
+    """
+    head = ["ranker", "NDCG@10", "95% interval", "HR@1", "HR@10", "HR@64", "HR@128", "MRR", "repeat NDCG@10",
+            "new NDCG@10", "n all/repeat/new"]
+    table = [head]
+    for name, groups in rows.items():
+        everyone = groups["all"]
+        interval = everyone[INTERVAL]
+        table.append([name, _figure(everyone["ndcg@10"]),
+                      "-" if interval is None else f"{_figure(interval[0])} … {_figure(interval[1])}",
+                      *(_figure(everyone[key]) for key in ("hr@1", "hr@10", "hr@64", "hr@128", "mrr")),
+                      _figure(groups["repeat"]["ndcg@10"]), _figure(groups["new"]["ndcg@10"]),
+                      "/".join(f"{groups[group]['n']:,}" for group in GROUPS)])
+    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+    lines = []
+    for name, *cells in table:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

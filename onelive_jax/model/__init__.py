@@ -1,0 +1,1 @@
+"""What is learned from histories: context, decoder, multi-token prediction, identity head."""

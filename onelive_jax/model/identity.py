@@ -1,0 +1,102 @@
+"""Who exactly: copying codes and authors of the history, and the identity head that tells rooms apart beyond codes.
+
+Ours, not the paper's. In live streaming most views go to an author the viewer already knows, and authors who share an
+id must be told apart. Codes generalise (new authors); identity remembers (known ones). Both heads are mixtures of
+*generating* and *copying*: logaddexp(generated, copied).
+
+Axes: B batch, W beams, S positions, T history items, L levels, K codes, N rooms, D model width, E author width, F habits.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from onelive_jax.batch import ROOM_FEATURES, LiveRooms
+from onelive_jax.config import ModelConfig
+from onelive_jax.model.layers import MLP, NEG_INF, Context, normal, rms_normalise, weight, zeros
+
+Array = jax.Array
+COPY_DIM = 32
+
+
+class CopyScore(nn.Module):
+    """How strongly each history item asks to be repeated: attention from the hidden state plus habit, [B, W, S, T]."""
+
+    habits: bool
+
+    @nn.compact
+    def __call__(self, hidden_BxWxSxD: Array, context: Context) -> Array:
+        D = hidden_BxWxSxD.shape[-1]
+        query = weight(self, "query", (D, COPY_DIM), ("embed", "features"), normal(D**-0.5))
+        key = weight(self, "key", (D, COPY_DIM), ("embed", "features"), normal(0.02))
+        q = rms_normalise(hidden_BxWxSxD).astype(jnp.float32) @ query
+        k = context.items.astype(jnp.float32) @ key
+        score = jnp.einsum("bwsc,btc->bwst", q, k) + weight(self, "bias", (), (), zeros)
+        if self.habits:
+            score = score + MLP(COPY_DIM, 1, name="habits")(context.habits)[:, None, None, :, 0]
+        return jnp.where(context.mask[:, None, None], score, NEG_INF)
+
+
+def copied_codes(score_BxWxSxT: Array, context: Context, prefix_BxWxSxL: Array, level: int, num_codes: int) -> Array:
+    """log Σ exp(score) over the items that carry code k at `level` and match the prefix before it.
+
+    Args: prefix_BxWxSxL int32, of which columns 0 … level − 1 are read.
+    Returns: float32 [B, W, S, K]; NEG_INF where no item matches.
+    """
+    match = context.mask[:, None, None]
+    for l in range(level):
+        match = match & (context.codes[:, None, None, :, l] == prefix_BxWxSxL[..., l, None])
+    score = jnp.where(match, score_BxWxSxT, NEG_INF)
+    top = jax.lax.stop_gradient(score.max(-1, keepdims=True))
+    mass = jnp.where(match, jnp.exp(score - top), 0.0)
+    onehot = jax.nn.one_hot(context.codes[..., level], num_codes, dtype=mass.dtype)
+    total = jnp.einsum("bwst,btk->bwsk", mass, onehot)
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)) + top, NEG_INF)
+
+
+class IdentityHead(nn.Module):
+    """s(room) = logaddexp(u · e_author + b_author, copied) + f(room features).
+
+    `u` is read from the main decoder's first hidden state; `copied` is the copy score of that very author.
+    """
+
+    config: ModelConfig
+    num_authors: int
+
+    def setup(self):
+        # Read by `user`, `rooms` and `everyone`, so declared once here.
+        self.copy_score = CopyScore(self.config.habits)
+        self.room_mlp = MLP(16, 1, out_scale=0.02)
+        self.bias = weight(self, "bias", (self.num_authors,), ("authors",), zeros)
+
+    @nn.compact
+    def user(self, hidden_BxD: Array, width: int) -> Array:
+        """The user's side u, float32 [B, E]."""
+        D = hidden_BxD.shape[-1]
+        w = weight(self, "user", (D, width), ("embed", "features"), normal(0.1 * D**-0.5))
+        return rms_normalise(hidden_BxD).astype(jnp.float32) @ w
+
+    def everyone(self, user_BxE: Array, author_table_AxE: Array) -> Array:
+        """Generated scores of all authors, float32 [B, A]."""
+        return user_BxE @ author_table_AxE.T + self.bias
+
+    def rooms(self, hidden_BxD: Array, user_BxE: Array, context: Context, rooms: LiveRooms,
+              author_table_AxE: Array) -> Array:
+        """Scores of rooms on air, float32 [B, N]; NEG_INF where there is no room.
+
+        `rooms` has a leading axis B, or 1 when the batch shares one catalogue.
+        """
+        embedding = author_table_AxE[rooms.author]
+        if embedding.shape[0] == 1:
+            generated = user_BxE @ embedding[0].T
+        else:
+            generated = jnp.einsum("be,bne->bn", user_BxE, embedding)
+        generated = generated + self.bias[rooms.author]
+        score = generated
+        if self.config.copy:
+            copy_BxT = self.copy_score(hidden_BxD[:, None, None], context)[:, 0, 0]
+            match = (rooms.author[:, None, :] == context.author[:, :, None]) & context.mask[:, :, None]
+            copied = jnp.where(match, copy_BxT[:, :, None], NEG_INF)
+            score = jnp.logaddexp(generated, jax.nn.logsumexp(copied, 1))
+        score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
+        return jnp.where(rooms.mask, score, NEG_INF)

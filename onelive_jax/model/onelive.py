@@ -1,0 +1,175 @@
+"""The model: context, training logits, one decoding step, identity scores.
+
+Axes: B batch, W beams, S positions, L levels, K codes, N rooms, A authors, D model width, E author width.
+
+All calls are pure: `model.apply({"params": params}, …, method="encode")` and so on. Decoder input is [BOS], q0, q1 (…);
+the time of the request conditions [BOS].
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from onelive_jax.batch import Batch, LiveRooms, Request
+from onelive_jax.config import ModelConfig
+from onelive_jax.model.context import ContextProjector
+from onelive_jax.model.decoder import Decoder, empty_caches
+from onelive_jax.model.identity import CopyScore, IdentityHead, copied_codes
+from onelive_jax.model.layers import Context, TimeEmbedding, normal, rms_normalise, weight, zeros
+from onelive_jax.model.mtp import MTPModule
+
+Array = jax.Array
+
+
+class OneLive(nn.Module):
+    """The time-aware gated decoder with sequential multi-token prediction.
+
+    Attributes:
+      config: the model's settings.
+      levels, num_codes: L and K of the semantic ids.
+      num_authors: A, rows of the author table. author_dim: E, the tokenizer's width.
+      sequences: names of the history sequences in the order in which they are concatenated.
+    """
+
+    config: ModelConfig
+    levels: int
+    num_codes: int
+    num_authors: int
+    author_dim: int
+    sequences: tuple[str, ...] = ("live",)
+
+    def setup(self):
+        c, D = self.config, self.config.dim
+        self.context_projector = ContextProjector(c, self.sequences)
+        self.code_table = weight(self, "code_table", (self.levels, self.num_codes, D), (None, "codes", "embed"),
+                                 normal(D**-0.5))
+        self.bos = weight(self, "bos", (D,), ("embed",), normal(D**-0.5))
+        if c.request_time:
+            self.bos_time = TimeEmbedding(D)
+        self.decoder = Decoder(c)
+        if c.mtp:
+            self.mtp = [MTPModule(c) for _ in range(self.levels - 1)]
+        # Near zero at the start, so that the copy path is not drowned by random logits.
+        self.heads = weight(self, "heads", (self.levels, D, self.num_codes), (None, "embed", "codes"), normal(0.02))
+        self.head_bias = weight(self, "head_bias", (self.levels, self.num_codes), (None, "codes"), zeros)
+        if c.copy:
+            self.copy_score = CopyScore(c.habits)
+        if c.identity or c.author_items:
+            self.author_table = weight(self, "author_table", (self.num_authors, self.author_dim),
+                                       ("authors", "features"), normal(self.author_dim**-0.5))
+        if c.identity:
+            self.identity = IdentityHead(c, self.num_authors)
+
+    # What every use of the model starts with.
+
+    def encode(self, request: Request, train: bool = False) -> Context:
+        """The history as shared keys and values; once a request."""
+        authors = self.author_table if self.config.author_items else None
+        return self.context_projector(request, self.code_table, authors, train)
+
+    def start(self, request: Request) -> Array:
+        """x_BOS + MLP(concat(hour, day, week)), [B, D]."""
+        dtype = jnp.dtype(self.config.activation_dtype)
+        x = jnp.broadcast_to(self.bos.astype(dtype), (request.hour.shape[0], self.config.dim))
+        if self.config.request_time:
+            x = x + self.bos_time(request.hour, request.day, request.week, dtype)
+        return x
+
+    def embed_codes(self, level: int, codes: Array) -> Array:
+        return self.code_table[level][codes].astype(jnp.dtype(self.config.activation_dtype))
+
+    def logits(self, level: int, hidden_BxWxSxD: Array, context: Context, prefix_BxWxSxL: Array) -> Array:
+        """Scores of the K codes of `level`, float32 [B, W, S, K], generated and copied."""
+        x = rms_normalise(hidden_BxWxSxD)
+        out = jnp.einsum("bwsd,dk->bwsk", x, self.heads[level].astype(x.dtype), preferred_element_type=jnp.float32)
+        out = out + self.head_bias[level]
+        if self.config.copy:
+            score = self.copy_score(hidden_BxWxSxD, context)
+            out = jnp.logaddexp(out, copied_codes(score, context, prefix_BxWxSxL, level, self.num_codes))
+        return out
+
+    # Training: all positions at once, teacher-forced.
+
+    def training_logits(self, context: Context, request: Request, codes_BxL: Array,
+                        train: bool = False) -> tuple[list[list[Array]], Array]:
+        """Teacher-forced logits.
+
+        Returns:
+          modules: modules[k][l − k] is what module k (0: main decoder) says of level l, float32 [B, K].
+          hidden_BxD: the main decoder's state at [BOS], which the identity head reads.
+        """
+        L = self.levels
+        codes = codes_BxL[:, None]
+        start = self.start(request)[:, None]
+        inputs = [start] + [self.embed_codes(l, codes_BxL[:, None, l]) for l in range(L - 1)]
+        hidden, _ = self.decoder(jnp.stack(inputs, 2), context, train)  # [B, 1, L, D]
+        modules = [self._per_level(hidden, 0, context, codes)]
+        state = hidden
+        if self.config.mtp:
+            for k in range(1, L):
+                # Position p of module k predicts level p + k: it reads the state that predicted level p + k − 1.
+                embedded = jnp.stack([self.embed_codes(l, codes_BxL[:, None, l]) for l in range(k - 1, L - 1)], 2)
+                state = self.mtp[k - 1](state[:, :, :L - k], embedded, context, train)
+                modules.append(self._per_level(state, k, context, codes))
+        return modules, hidden[:, 0, 0]
+
+    def _per_level(self, hidden_Bx1xSxD: Array, first: int, context: Context, codes_Bx1xL: Array) -> list[Array]:
+        return [self.logits(l, hidden_Bx1xSxD[:, :, l - first, None], context, codes_Bx1xL[:, :, None])[:, 0, 0]
+                for l in range(first, self.levels)]
+
+    # Decoding: one code at a time for W beams.
+
+    def begin(self, request: Request):
+        """The state before level 0: arrays [B, 1, …]."""
+        start = self.start(request)[:, None]
+        if self.config.mtp:
+            return {"hidden": start}
+        return {"hidden": start, "caches": empty_caches(self.config, start.shape[0], 1, self.levels, start.dtype)}
+
+    def decode(self, level: int, state, previous_BxW: Array, prefix_BxWxL: Array, context: Context):
+        """One level of the search: (logits float32 [B, W, K], state). `level` is static.
+
+        With multi-token prediction the main decoder runs at level 0 only and module k at level k, each on one
+        position; without it the main decoder runs at every level over its cache.
+        """
+        hidden = state["hidden"]
+        if self.config.mtp:
+            if level == 0:
+                hidden = self.decoder(hidden[:, :, None], context)[0][:, :, 0]
+            else:
+                embedded = self.embed_codes(level - 1, previous_BxW)
+                hidden = self.mtp[level - 1](hidden[:, :, None], embedded[:, :, None], context)[:, :, 0]
+            state = {"hidden": hidden}
+        else:
+            x = hidden if level == 0 else self.embed_codes(level - 1, previous_BxW)
+            hidden, caches = self.decoder(x[:, :, None], context, False, state["caches"], level)
+            hidden = hidden[:, :, 0]
+            state = {"hidden": hidden, "caches": caches}
+        logits = self.logits(level, hidden[:, :, None], context, prefix_BxWxL[:, :, None])[:, :, 0]
+        return logits, state
+
+    def first_hidden(self, request: Request, context: Context) -> Array:
+        """The main decoder's state at [BOS], [B, D] (what level 0 of `decode` computes)."""
+        return self.decoder(self.start(request)[:, None, None], context)[0][:, 0, 0]
+
+    # Identity.
+
+    def room_scores(self, hidden_BxD: Array, context: Context, rooms: LiveRooms) -> Array:
+        """Identity scores of rooms on air, float32 [B, N]."""
+        user = self.identity.user(hidden_BxD, self.author_dim)
+        return self.identity.rooms(hidden_BxD, user, context, rooms, self.author_table)
+
+    def author_scores(self, hidden_BxD: Array) -> Array:
+        """Generated identity scores of all authors, float32 [B, A]."""
+        return self.identity.everyone(self.identity.user(hidden_BxD, self.author_dim), self.author_table)
+
+    def __call__(self, batch: Batch, train: bool = False):
+        """Everything that training needs; also what `init` runs.
+
+        Returns: (modules, room_scores float32 [B, N] or None, author_scores float32 [B, A] or None).
+        """
+        context = self.encode(batch.request, train)
+        modules, hidden = self.training_logits(context, batch.request, batch.target_codes, train)
+        if not self.config.identity:
+            return modules, None, None
+        return modules, self.room_scores(hidden, context, batch.live), self.author_scores(hidden)

@@ -1,0 +1,1 @@
+"""What becomes a semantic id: behaviour-aligned towers, residual k-means, codes of (author, moment)."""

@@ -1,0 +1,175 @@
+"""Semantic ids on the host: (author, moment) -> codes, and the figures that say how good a set of ids is.
+
+Ids are dynamic: as a room's content moves, the same author gets new codes, each valid from its moment until the next.
+
+Axes: A authors, M moments (rows of a table), L levels, N ids.
+"""
+
+import dataclasses
+
+import numpy as np
+
+ALWAYS = np.iinfo(np.int64).min  # `from_ms` of the codes that hold before an author's first known moment
+
+
+@dataclasses.dataclass(frozen=True)
+class IdTable:
+    """Which codes an author has at which moment. Build it with `static`, `dynamic` or `from_arrays`.
+
+    Attributes:
+      author: int32 [M], dense author index, rows sorted by (author, from_ms).
+      from_ms: int64 [M], the moment from which the row holds; every author's first row is `ALWAYS`.
+      codes: int32 [M, L].
+    """
+
+    author: np.ndarray
+    from_ms: np.ndarray
+    codes: np.ndarray
+    _moments: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+    _keys: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        """Checks every rule that `codes_at` relies on; raises ValueError naming the first row that breaks one."""
+        if self.codes.ndim != 2 or self.author.shape != self.from_ms.shape or len(self.codes) != len(self.author):
+            raise ValueError(f"an id table needs author [M], from_ms [M] and codes [M, L]; got {self.author.shape}, "
+                             f"{self.from_ms.shape} and {self.codes.shape}")
+        if not len(self.author):
+            raise ValueError("an id table needs at least one author")
+        step = np.diff(self.author)
+        unsorted = (step < 0) | ((step == 0) & (self.from_ms[1:] <= self.from_ms[:-1]))
+        if unsorted.any():
+            raise ValueError(f"row {int(np.argmax(unsorted)) + 1} of the id table is not after the row before it in "
+                             "(author, from_ms), or repeats it")
+        first = np.concatenate([[True], step > 0])
+        present = self.author[first]
+        if not np.array_equal(present, np.arange(len(present))):
+            raise ValueError(f"author {int(np.argmax(present != np.arange(len(present))))} has no codes: the id table "
+                             "must hold authors 0 … A-1 without gaps")
+        if (self.from_ms[first] != ALWAYS).any():
+            raise ValueError(f"author {int(present[np.argmax(self.from_ms[first] != ALWAYS)])} has no codes before its "
+                             "first moment: its first row needs from_ms = semantic_ids.ALWAYS")
+        if self.codes.min() < 0:
+            raise ValueError(f"row {int(np.argmax((self.codes < 0).any(axis=1)))} of the id table holds a negative code")
+        # (author, time) pairs as one sortable integer: raw milliseconds times authors would overflow int64.
+        moments = np.unique(self.from_ms)
+        object.__setattr__(self, "_moments", moments)
+        object.__setattr__(self, "_keys", self._key(self.author, self.from_ms))
+
+    @classmethod
+    def static(cls, codes_AxL) -> "IdTable":
+        """One id an author for all time, from int [A, L]."""
+        codes_AxL = np.asarray(codes_AxL, np.int32)
+        return cls(np.arange(len(codes_AxL), dtype=np.int32), np.full(len(codes_AxL), ALWAYS, np.int64), codes_AxL)
+
+    @classmethod
+    def dynamic(cls, base_AxL, author_M, from_ms_M, codes_MxL) -> "IdTable":
+        """Ids that move: `base_AxL` holds until an author's first moment, then each row of codes until the next.
+
+        Args:
+          base_AxL: int [A, L], the id outside any known content (from x_pool alone, or the author's own embedding).
+          author_M, from_ms_M, codes_MxL: int [M], int [M], int [M, L] in any order. For two rows of the same author and
+            moment the later row counts. A row that repeats the codes before it is left out: it changes no answer.
+        """
+        author = np.concatenate([np.arange(len(base_AxL)), np.asarray(author_M)]).astype(np.int32)
+        from_ms = np.concatenate([np.full(len(base_AxL), ALWAYS), np.asarray(from_ms_M, np.int64)]).astype(np.int64)
+        codes = np.concatenate([np.asarray(base_AxL), np.asarray(codes_MxL).reshape(-1, np.shape(base_AxL)[1])])
+        order = np.lexsort((np.arange(len(author)), from_ms, author))
+        author, from_ms, codes = author[order], from_ms[order], codes[order].astype(np.int32)
+        last = np.append((author[1:] != author[:-1]) | (from_ms[1:] != from_ms[:-1]), True)
+        author, from_ms, codes = author[last], from_ms[last], codes[last]
+        news = np.append(True, (author[1:] != author[:-1]) | (codes[1:] != codes[:-1]).any(axis=1))
+        return cls(author[news], from_ms[news], codes[news])
+
+    @property
+    def num_authors(self) -> int:
+        return int(self.author[-1]) + 1
+
+    @property
+    def levels(self) -> int:
+        return self.codes.shape[1]
+
+    def codes_at(self, authors, times_ms) -> np.ndarray:
+        """Codes of authors at moments: the row with the latest `from_ms` <= the time.
+
+        Args:
+          authors: int [...], dense author indices.
+          times_ms: int [...], broadcast against `authors`; int64 milliseconds.
+
+        Returns:
+          int32 [..., L].
+
+        Raises:
+          ValueError: an author outside 0 … A-1.
+        """
+        authors, times_ms = np.broadcast_arrays(np.asarray(authors, np.int64), np.asarray(times_ms, np.int64))
+        if authors.size and (authors.min() < 0 or authors.max() >= self.num_authors):
+            wrong = authors[(authors < 0) | (authors >= self.num_authors)].flat[0]
+            raise ValueError(f"author {wrong} is not in the id table, which holds authors 0 … {self.num_authors - 1}")
+        return self.codes[np.searchsorted(self._keys, self._key(authors, times_ms), side="right") - 1]
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The table as plain arrays, for a checkpoint."""
+        return {"author": self.author, "from_ms": self.from_ms, "codes": self.codes}
+
+    @classmethod
+    def from_arrays(cls, arrays) -> "IdTable":
+        """The inverse of `to_arrays`. Raises ValueError for a missing array or rows that break the table's rules."""
+        missing = {"author", "from_ms", "codes"} - set(arrays)
+        if missing:
+            raise ValueError(f"an id table lacks the array {sorted(missing)[0]!r}")
+        return cls(np.asarray(arrays["author"], np.int32), np.asarray(arrays["from_ms"], np.int64),
+                   np.asarray(arrays["codes"], np.int32))
+
+    def _key(self, author: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
+        rank = np.searchsorted(self._moments, time_ms, side="right")
+        return author.astype(np.int64) * (len(self._moments) + 1) + rank
+
+
+def utilization(codes_NxL, codes: int) -> dict[str, float]:
+    """Share of the K codes of each level that any id uses, and of the K^2 pairs of the first two levels (UR, Table 1).
+
+    Args:
+      codes_NxL: int [N, L].
+      codes: K.
+
+    Returns:
+      {"L0": …, "L1": …, …, "L0xL1": …}, shares in 0 … 1; "L0xL1" only where there are two levels.
+    """
+    codes_NxL = _ids(codes_NxL)
+    if codes_NxL.max() >= codes:
+        raise ValueError(f"code {int(codes_NxL.max())} is outside 0 … {codes - 1}")
+    shares = {f"L{level}": len(np.unique(column)) / codes for level, column in enumerate(codes_NxL.T)}
+    if codes_NxL.shape[1] > 1:
+        shares["L0xL1"] = len(np.unique(codes_NxL[:, :2], axis=0)) / codes**2
+    return shares
+
+
+def collision_rates(codes_NxL) -> tuple[float, float]:
+    """Collisions of ids, one row an author (CR, Table 1).
+
+    Returns:
+      (sid, author): the share of occupied ids held by more than one author, and the share of authors who share their
+      id with another.
+    """
+    _, counts = np.unique(_ids(codes_NxL), axis=0, return_counts=True)
+    return float((counts > 1).mean()), float(counts[counts > 1].sum() / counts.sum())
+
+
+def churn(old_NxL, new_NxL) -> dict[str, float]:
+    """Share of authors whose first code, first two codes, … changed: {"q0": …, "q0q1": …, "q0q1q2": …}.
+
+    Both arrays are int [N, L], row by row the same author. Raises ValueError for different shapes.
+    """
+    old_NxL, new_NxL = _ids(old_NxL), _ids(new_NxL)
+    if old_NxL.shape != new_NxL.shape:
+        raise ValueError(f"churn compares the same authors and levels: {old_NxL.shape} against {new_NxL.shape}")
+    changed_NxL = np.maximum.accumulate(old_NxL != new_NxL, axis=1)
+    names = ["".join(f"q{i}" for i in range(level + 1)) for level in range(old_NxL.shape[1])]
+    return {name: float(share) for name, share in zip(names, changed_NxL.mean(axis=0))}
+
+
+def _ids(codes_NxL) -> np.ndarray:
+    codes_NxL = np.asarray(codes_NxL)
+    if codes_NxL.ndim != 2 or 0 in codes_NxL.shape or codes_NxL.min() < 0:
+        raise ValueError(f"ids must be a non-empty [N, L] array of codes >= 0, not of shape {codes_NxL.shape}")
+    return codes_NxL

@@ -1,0 +1,320 @@
+"""Checkpoints of a run, and artifacts (a fitted tokenizer) handed from stage to stage. The only file that knows orbax.
+
+A checkpoint of step s lies in FOLDER/s and has four items: `params`, `opt_state`, `data` (where the batches were) and
+`meta` (step, random key, config, metrics; readable as JSON). It is written beside its final name and renamed when it
+is whole, so that an interrupted save leaves nothing that could be loaded.
+"""
+
+import base64
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from onelive_jax import config as config_lib
+from onelive_jax.training.train_state import TrainState
+
+ITEMS = ("params", "opt_state", "data", "meta")
+
+# orbax describes every save in several lines at INFO.
+logging.getLogger("orbax").setLevel(logging.WARNING)
+
+
+@dataclasses.dataclass
+class Restored:
+    """What a checkpoint held.
+
+    Attributes:
+      state: the training state, bit for bit as it was saved, under the shardings of the target.
+      data: state of this process's batch iterator as it was saved (bytes, JSON value, or None).
+      config: settings of the run that saved it.
+      metrics: metrics given to `save` (empty if none).
+    """
+
+    state: TrainState
+    data: Any
+    config: config_lib.Config
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run; use it as a context manager, so that the last save is finished on leaving.
+
+    Args:
+      folder: the run's folder; made if it is missing.
+      keep: newest checkpoints kept; older ones are deleted.
+      best_metric: name of a metric given to `save`; the checkpoint with its best value is kept as well.
+      higher_is_better: whether the best value is the largest.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2, best_metric: str | None = None,
+                 higher_is_better: bool = True):
+        self.folder = Path(folder).resolve()
+        self.best_metric = best_metric
+        self.higher_is_better = higher_is_better
+        policies = [ocp.checkpoint_managers.LatestN(keep)]
+        if best_metric is not None:
+            policies.append(ocp.checkpoint_managers.BestN(
+                get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False))
+        # orbax writes metrics only where best_fn is set; which checkpoints stay is up to the policies.
+        self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=ocp.CheckpointManagerOptions(
+            create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True,
+            best_fn=None if best_metric is None else self._rank,
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies)))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _rank(self, metrics: Mapping[str, float]) -> float:
+        value = metrics.get(self.best_metric)
+        if value is None:
+            return -math.inf
+        return value if self.higher_is_better else -value
+
+    def save(self, state: TrainState, data: Any, config: config_lib.Config,
+             metrics: Mapping[str, float] | None = None) -> None:
+        """Saves the state of step `int(state.step)`; returns when the arrays are copied, and writes in the background.
+
+        Every process calls it, each with the state of its own iterator.
+
+        Args:
+          state: the training state. It may be donated to the next step as soon as this returns.
+          data: the batch iterator's state: bytes, a JSON value, or None.
+          config: settings of the run.
+          metrics: validation metrics of this very step; they decide which checkpoint is best.
+
+        Raises:
+          ValueError: the step is saved already, or a metric is not a finite number.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            raise ValueError(f"{self.folder} already has a checkpoint of step {step}")
+        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise ValueError(f"checkpoint of step {step}: metric {name} is {value}, not a finite number")
+        meta = {
+            "step": step,
+            "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+            "key_impl": str(jax.random.key_impl(state.key)),
+            "processes": jax.process_count(),
+            "config": json.loads(config_lib.to_json(config)),
+            "metrics": metrics,
+        }
+        ranked = metrics if self.best_metric in metrics else None
+        saved = self._manager.save(step, metrics=ranked, args=ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            data=ocp.args.JsonSave({"iterators": _of_all_processes(_encode(data))}),
+            meta=ocp.args.JsonSave(meta)))
+        if not saved:
+            raise ValueError(f"{self.folder}: step {step} is not after the newest checkpoint, {self.latest_step()}; "
+                             "resume from the newest, or use another folder")
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the best `best_metric` among the checkpoints there are, or None if none has that metric."""
+        scored = {step: self._rank(self._manager.metrics(step) or {}) for step in self._manager.all_steps()}
+        scored = {step: rank for step, rank in scored.items() if rank > -math.inf}
+        return max(scored, key=scored.get) if scored else None
+
+    def restore(self, target: TrainState, step: int | None = None) -> Restored:
+        """Restores a whole state.
+
+        Args:
+          target: shapes, dtypes and shardings to restore to (`train_state.abstract_state`, or a state); the mesh may
+            be another than the one it was saved under.
+          step: which checkpoint; the newest when None.
+
+        Raises:
+          FileNotFoundError: there is no (such) checkpoint.
+          ValueError: it was saved by another number of processes, or its arrays have other names or shapes.
+        """
+        self._manager.wait_until_finished()
+        step = _existing_step(self.folder, self._manager.all_steps(), step)
+        meta, data = self._json_items(step)
+        if meta["processes"] != jax.process_count():
+            raise ValueError(f"{self.folder}/{step} holds the batch iterators of {meta['processes']} processes, this "
+                             f"run has {jax.process_count()}: resume with {meta['processes']}, or start a new run "
+                             "from its parameters (restore_params)")
+        _check_shapes(target.params, self.folder / str(step) / "params")
+        arrays = self._manager.restore(step, args=ocp.args.Composite(
+            params=ocp.args.StandardRestore(_abstract(target.params)),
+            opt_state=ocp.args.StandardRestore(_abstract(target.opt_state))))
+        key = jax.random.wrap_key_data(np.asarray(meta["key"], np.uint32), impl=meta["key_impl"])
+        state = TrainState(step=_placed(np.asarray(meta["step"], np.int32), target.step), params=arrays.params,
+                           opt_state=arrays.opt_state, key=_placed(key, target.key))
+        return Restored(state=state, data=_decode(data["iterators"][jax.process_index()]),
+                        config=config_lib.from_json(json.dumps(meta["config"])), metrics=meta["metrics"])
+
+    def _json_items(self, step: int) -> tuple[dict, dict]:
+        items = self._manager.restore(step, args=ocp.args.Composite(
+            meta=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()))
+        return items.meta, items.data
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk; raises what went wrong while it was written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes the last save and ends the background threads."""
+        self._manager.close()
+
+
+def read_config(folder: str | Path, step: int | None = None) -> config_lib.Config:
+    """The settings of the run that saved a checkpoint (the newest when `step` is None). Raises FileNotFoundError."""
+    return config_lib.from_json(json.dumps(_read_meta(Path(folder).resolve(), step)["config"]))
+
+
+def restore_params(folder: str | Path, target: Any = None, step: int | None = None) -> Any:
+    """Restores parameters alone, without optimizer or iterator.
+
+    Args:
+      folder: a run's folder of checkpoints.
+      target: tree of arrays or `jax.ShapeDtypeStruct`s with shardings; None gives NumPy arrays on the host.
+      step: which checkpoint; the newest when None (`Checkpoints.best_step` tells the best).
+
+    Raises:
+      FileNotFoundError: there is no (such) checkpoint.
+      ValueError: its arrays have other names or shapes than the target.
+    """
+    folder = Path(folder).resolve()
+    step = _existing_step(folder, _steps(folder), step)
+    path = folder / str(step) / "params"
+    if target is None:
+        return _read_arrays(path)
+    _check_shapes(target, path)
+    return ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(_abstract(target)))
+
+
+def save_artifact(folder: str | Path, arrays: Any, meta: Mapping[str, Any]) -> None:
+    """Saves a fitted thing for later stages; replaces an artifact that is there.
+
+    Args:
+      folder: where to; its parents are made.
+      arrays: tree (dicts, lists) of arrays, any dtype.
+      meta: JSON values; must have `kind` (str) and `version` (int), by which `load_artifact` knows it.
+
+    Raises:
+      ValueError: `kind` or `version` is missing, or the folder holds something else than an artifact.
+    """
+    folder = Path(folder).resolve()
+    if not isinstance(meta.get("kind"), str) or not isinstance(meta.get("version"), int):
+        raise ValueError(f"an artifact's meta needs kind (str) and version (int), got {dict(meta)}")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "arrays").is_dir():
+        raise ValueError(f"{folder} exists and is not an artifact: not overwritten; give an empty or new folder")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(folder, force=True, args=ocp.args.Composite(
+            arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)), meta=ocp.args.JsonSave(dict(meta))))
+
+
+def load_artifact(folder: str | Path, kind: str, version: int) -> tuple[Any, dict[str, Any]]:
+    """Loads what `save_artifact` saved: (tree of NumPy arrays, meta).
+
+    Raises:
+      FileNotFoundError: there is no artifact in the folder.
+      ValueError: it is of another kind or version.
+    """
+    folder = Path(folder).resolve()
+    if not (folder / "arrays").is_dir() or not (folder / "meta").is_dir():
+        raise FileNotFoundError(f"{folder} holds no saved {kind}; run the stage that writes it first")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        meta = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    found = (meta["kind"], meta["version"])
+    if found != (kind, version):
+        raise ValueError(f"{folder} holds {found[0]!r} version {found[1]}, but {kind!r} version {version} is needed; "
+                         "run the stage that writes it again")
+    return _read_arrays(folder / "arrays"), meta
+
+
+def _read_meta(folder: Path, step: int | None) -> dict[str, Any]:
+    step = _existing_step(folder, _steps(folder), step)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return reader.restore(folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def _existing_step(folder: Path, steps, step: int | None) -> int:
+    steps = sorted(steps)
+    if not steps:
+        raise FileNotFoundError(f"{folder} has no checkpoint; train first, or correct the folder")
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"{folder} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else step
+
+
+def _saved_tree(path: Path) -> Any:
+    return ocp.PyTreeCheckpointHandler().metadata(path).tree
+
+
+def _read_arrays(path: Path) -> Any:
+    """Host arrays exactly as saved; no device and no sharding is involved."""
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _saved_tree(path))
+    return ocp.PyTreeCheckpointHandler().restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
+
+
+def _check_shapes(target: Any, path: Path) -> None:
+    """Names the first parameter whose presence or shape differs, where orbax prints two whole trees."""
+    def shapes(tree):
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return {jax.tree_util.keystr(name, simple=True, separator="/"): tuple(leaf.shape) for name, leaf in leaves}
+
+    saved, wanted = shapes(_saved_tree(path)), shapes(target)
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(f"{path}: {name} has shape {saved.get(name, 'none (it is not there)')}, the model wants "
+                             f"{wanted.get(name, 'none (no such parameter)')}; use the config the run was saved with")
+
+
+def _abstract(tree: Any) -> Any:
+    def abstract(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or _first_device())
+
+    return jax.tree.map(abstract, tree)
+
+
+def _first_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _placed(value: Any, target: Any) -> jax.Array:
+    return jax.device_put(value, getattr(target, "sharding", None) or _first_device())
+
+
+def _encode(data: Any) -> str:
+    """An iterator's state as text; bytes and JSON values come back as what they were."""
+    if isinstance(data, bytes):
+        return json.dumps({"bytes": base64.b64encode(data).decode()})
+    return json.dumps({"json": data})
+
+
+def _decode(text: str) -> Any:
+    kind, value = next(iter(json.loads(text).items()))
+    return base64.b64decode(value) if kind == "bytes" else value
+
+
+def _of_all_processes(text: str) -> list[str]:
+    """Every process's text, in process order: each reads its own shard of the data, so each has a state to keep."""
+    if jax.process_count() == 1:
+        return [text]
+    raw = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(raw.size))
+    padded = multihost_utils.process_allgather(np.pad(raw, (0, int(sizes.max()) - raw.size)))
+    return [bytes(row[:size]).decode() for row, size in zip(padded, sizes, strict=True)]

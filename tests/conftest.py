@@ -1,0 +1,11 @@
+"""Settings of a test run; they must stand before jax is imported."""
+
+import os
+from pathlib import Path
+
+# Compiled programs are kept between runs (a checkout's own folder, not under version control).
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Tests compare numbers, so they run where numbers are the same everywhere.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")

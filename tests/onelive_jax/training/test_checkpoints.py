@@ -1,0 +1,235 @@
+"""Checkpoints: a restored state is the saved one bit for bit, and nothing half-written is ever loaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from onelive_jax.config import Config, DataConfig, TrainingConfig
+from onelive_jax.training import checkpoints
+from onelive_jax.training.train_state import TrainState, make_optimizer
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = Config(name="here", data=DataConfig(source="simulated"))
+TX = make_optimizer(TrainingConfig(steps=10, warmup_steps=2))
+
+
+def new_state(seed: int = 0) -> TrainState:
+    key = jax.random.key(seed)
+    block = {"w": jax.random.normal(key, (4, 3)), "half": jnp.ones((3,), jnp.bfloat16) / 3}
+    params = {"block": block, "b": jnp.ones(3)}
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=TX.init(params), key=key)
+
+
+@jax.jit
+def train(state: TrainState) -> TrainState:
+    """One step whose result depends on parameters, moments, step and key."""
+    noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (4, 3))
+    grads = jax.grad(lambda p: jnp.sum((p["block"]["w"] - noise) ** 2) + jnp.sum(p["b"] ** 2)
+                     + jnp.sum(p["block"]["half"].astype(jnp.float32) ** 2))(state.params)
+    updates, opt_state = TX.update(grads, state.opt_state, state.params)
+    return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
+
+def assert_same_bits(one: TrainState, two: TrainState) -> None:
+    chex.assert_trees_all_equal_structs(one, two)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            assert jax.random.key_impl(a) == jax.random.key_impl(b)
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path):
+    state = new_state()
+    for _ in range(2):
+        state = train(state)
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(state, b"\x00\xffplace", CONFIG)
+    straight = train(train(state))
+
+    with checkpoints.Checkpoints(tmp_path) as again:
+        assert again.latest_step() == 2
+        restored = again.restore(new_state(seed=1))
+    assert_same_bits(restored.state, state)
+    assert_same_bits(train(train(restored.state)), straight)
+    assert restored.data == b"\x00\xffplace"
+    assert restored.config == CONFIG
+    assert restored.metrics == {}
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\x00\x01", {"epoch": 3, "rows": [1, 2]}, "text", 7])
+def test_iterator_states_come_back_as_they_were(tmp_path, data):
+    state = new_state()
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(state, data, CONFIG)
+        restored = saver.restore(state)
+    assert restored.data == data
+    assert type(restored.data) is type(data)
+
+
+def test_a_state_may_change_while_it_is_written(tmp_path):
+    state = new_state()
+    want = np.asarray(state.params["block"]["w"]).copy()
+    step = jax.jit(lambda state: train(state), donate_argnums=0)
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(state, None, CONFIG)
+        step(state)
+    found = checkpoints.restore_params(tmp_path)
+    np.testing.assert_array_equal(found["block"]["w"], want)
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    scores = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.3, 5: 0.4, 6: None}
+    with checkpoints.Checkpoints(tmp_path, keep=2, best_metric="ndcg") as saver:
+        assert saver.latest_step() is None
+        assert saver.best_step() is None
+        for step, score in scores.items():
+            metrics = None if score is None else {"ndcg": score, "loss": 1.0}
+            saver.save(new_state().replace(step=jnp.int32(step)), None, CONFIG, metrics)
+        saver.wait()
+        assert (saver.latest_step(), saver.best_step()) == (6, 2)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["2", "5", "6"]
+    with checkpoints.Checkpoints(tmp_path, keep=2, best_metric="ndcg") as reopened:
+        assert reopened.best_step() == 2
+        assert reopened.restore(new_state(), step=2).metrics == {"ndcg": 0.9, "loss": 1.0}
+
+
+def test_a_low_best_metric(tmp_path):
+    with checkpoints.Checkpoints(tmp_path, keep=1, best_metric="loss", higher_is_better=False) as saver:
+        for step, loss in enumerate([3.0, 1.0, 2.0, 5.0], start=1):
+            saver.save(new_state().replace(step=jnp.int32(step)), None, CONFIG, {"loss": loss})
+        saver.wait()
+        assert saver.best_step() == 2
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["2", "4"]
+
+
+def test_params_alone(tmp_path):
+    state = train(new_state())
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(state, None, CONFIG)
+    on_host = checkpoints.restore_params(tmp_path)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host))
+    chex.assert_trees_all_equal(on_host, jax.device_get(state.params))
+    on_device = checkpoints.restore_params(tmp_path, state.params, step=1)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(on_device))
+    chex.assert_trees_all_equal(on_device, state.params)
+    assert checkpoints.read_config(tmp_path) == CONFIG
+
+
+def test_an_empty_folder_says_so(tmp_path):
+    with checkpoints.Checkpoints(tmp_path) as saver, pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        saver.restore(new_state())
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/nowhere has no checkpoint"):
+        checkpoints.restore_params(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_missing_step_names_those_there_are(tmp_path):
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(new_state().replace(step=jnp.int32(4)), None, CONFIG)
+        with pytest.raises(FileNotFoundError, match="no checkpoint of step 5; there are 4"):
+            saver.restore(new_state(), step=5)
+
+
+def test_another_model_is_refused_by_the_parameters_name(tmp_path):
+    state = new_state()
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(state, None, CONFIG)
+        wider = state.replace(params={**state.params, "block": {**state.params["block"], "w": jnp.ones((4, 5))}})
+        with pytest.raises(ValueError, match=r"block/w has shape \(4, 3\), the model wants \(4, 5\)"):
+            saver.restore(wider)
+    with pytest.raises(ValueError, match="more has shape none"):
+        checkpoints.restore_params(tmp_path, {**state.params, "more": jnp.ones(2)})
+
+
+def test_a_step_is_saved_once_and_in_order(tmp_path):
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(new_state().replace(step=jnp.int32(4)), None, CONFIG)
+        with pytest.raises(ValueError, match="already has a checkpoint of step 4"):
+            saver.save(new_state().replace(step=jnp.int32(4)), None, CONFIG)
+        with pytest.raises(ValueError, match="step 3 is not after the newest checkpoint, 4"):
+            saver.save(new_state().replace(step=jnp.int32(3)), None, CONFIG)
+        with pytest.raises(ValueError, match="step 5: metric loss is nan"):
+            saver.save(new_state().replace(step=jnp.int32(5)), None, CONFIG, {"loss": float("nan")})
+
+
+KILLED = """
+import os
+import jax.numpy as jnp
+from test_checkpoints import CONFIG, new_state
+from onelive_jax.training import checkpoints
+
+saver = checkpoints.Checkpoints({folder!r})
+saver.save(new_state().replace(step=jnp.int32(1)), b"one", CONFIG)
+saver.wait()
+# The arrays of the second checkpoint get written, but the process dies where it would be given its name.
+os.rename = os.replace = lambda *args, **kwargs: os._exit(9)
+saver.save(new_state().replace(step=jnp.int32(2)), b"two", CONFIG)
+saver.wait()
+"""
+
+
+def test_a_run_killed_while_saving_leaves_the_checkpoint_before(tmp_path):
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    done = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert done.returncode == 9, done.stderr
+    left = [p for p in tmp_path.iterdir() if p.name.startswith("2")]
+    assert len(left) == 1, "the unfinished checkpoint is there, under a temporary name"
+    chex.assert_trees_all_equal(checkpoints.restore_params(tmp_path), jax.device_get(new_state().params))
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        assert saver.latest_step() == 1
+        assert saver.restore(new_state()).data == b"one"
+        saver.save(new_state().replace(step=jnp.int32(2)), b"again", CONFIG)
+        assert saver.restore(new_state()).data == b"again"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["1", "2"]
+
+
+def test_artifacts_keep_every_dtype(tmp_path):
+    arrays = {"books": [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2,), np.float16)],
+              "counts": np.array([2**40, 1]), "on": np.array([True, False]), "device": jnp.arange(3)}
+    folder = tmp_path / "a" / "tokenizer"
+    checkpoints.save_artifact(folder, arrays, {"kind": "tokenizer", "version": 2, "levels": 3})
+    loaded, meta = checkpoints.load_artifact(folder, "tokenizer", 2)
+    assert meta == {"kind": "tokenizer", "version": 2, "levels": 3}
+    chex.assert_trees_all_equal_structs(loaded, arrays)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(arrays), strict=True):
+        assert isinstance(a, np.ndarray)
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_artifact_is_replaced_by_the_next(tmp_path):
+    for value in (1.0, 2.0):
+        checkpoints.save_artifact(tmp_path / "t", {"x": np.full(2, value)}, {"kind": "tokenizer", "version": 1})
+    arrays, _ = checkpoints.load_artifact(tmp_path / "t", "tokenizer", 1)
+    np.testing.assert_array_equal(arrays["x"], [2.0, 2.0])
+
+
+def test_an_artifact_of_another_kind_or_version_is_refused_by_name(tmp_path):
+    folder = tmp_path / "t"
+    with pytest.raises(FileNotFoundError, match="holds no saved tokenizer"):
+        checkpoints.load_artifact(folder, "tokenizer", 1)
+    checkpoints.save_artifact(folder, {"x": np.ones(2)}, {"kind": "reward model", "version": 1})
+    with pytest.raises(ValueError, match="'reward model' version 1, but 'tokenizer' version 1 is needed"):
+        checkpoints.load_artifact(folder, "tokenizer", 1)
+    with pytest.raises(ValueError, match="version 1, but 'reward model' version 3 is needed"):
+        checkpoints.load_artifact(folder, "reward model", 3)
+    with pytest.raises(ValueError, match="needs kind"):
+        checkpoints.save_artifact(folder, {"x": np.ones(2)}, {"kind": "tokenizer"})
+
+
+def test_an_artifact_does_not_overwrite_other_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not an artifact"):
+        checkpoints.save_artifact(tmp_path, {"x": np.ones(2)}, {"kind": "tokenizer", "version": 1})
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -1,0 +1,140 @@
+"""Metric files: no step twice, no NaN unnoticed, no waiting for the device."""
+
+import builtins
+import json
+import logging
+
+import jax.numpy as jnp
+import pytest
+from tensorboardX import SummaryWriter
+
+from onelive_jax.training import metrics
+
+
+def steps(folder):
+    return [record["step"] for record in metrics.read(folder)]
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    writer = metrics.MetricWriter(tmp_path)
+    writer.write(1, {"train/loss": 2.5, "rows": 7})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 2.5, "rows": 7}\n'
+    writer.write(2, {"train/loss": jnp.float32(1.5), "valid/repeat": None})
+    assert metrics.read(tmp_path)[1] == {"step": 2, "train/loss": 1.5, "valid/repeat": None}
+    writer.close()
+
+
+def test_a_resumed_run_has_every_step_once(tmp_path, caplog):
+    with metrics.MetricWriter(tmp_path) as writer:
+        for step in range(1, 7):
+            writer.write(step, {"loss": float(step)})
+    with caplog.at_level(logging.WARNING), metrics.MetricWriter(tmp_path, resume_step=4) as writer:
+        assert steps(tmp_path) == [1, 2, 3, 4]
+        writer.write(5, {"loss": 50.0})
+    assert steps(tmp_path) == [1, 2, 3, 4, 5]
+    assert metrics.read(tmp_path)[-1]["loss"] == 50.0
+    assert "removed 2 lines of steps after 4" in caplog.text
+
+
+def test_a_line_cut_short_by_a_crash_is_removed_and_told(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    with caplog.at_level(logging.WARNING), metrics.MetricWriter(tmp_path, resume_step=1):
+        assert steps(tmp_path) == [1]
+    assert "1 unfinished last line" in caplog.text
+
+
+def test_a_new_run_starts_anew(tmp_path, caplog):
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.write(0, {"loss": 1.0})
+        writer.write(3, {"loss": 1.0})
+    with caplog.at_level(logging.WARNING), metrics.MetricWriter(tmp_path):
+        assert steps(tmp_path) == []
+    assert "removed 2 lines" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["not json", '{"loss": 1.0}', "[1]"])
+def test_a_spoilt_file_is_refused_with_the_line(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2"):
+        metrics.MetricWriter(tmp_path, resume_step=3)
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), jnp.float32(jnp.nan)])
+def test_a_number_that_is_none_stops_with_step_and_metric(tmp_path, value):
+    with metrics.MetricWriter(tmp_path) as writer:
+        with pytest.raises(FloatingPointError, match=r"step 12: train/loss = (nan|inf) \(the others: grad = 3\)"):
+            writer.write(12, {"train/loss": value, "grad": 3.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *args: seen.append(args))
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.write(5, {"train/loss": 2.0, "valid/new": None})
+    assert seen == [("train/loss", 2.0, 5)]
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch, caplog):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("tensorboardX"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(metrics, "_told_missing", [])
+    with caplog.at_level(logging.WARNING):
+        for folder in ("a", "b"):
+            with metrics.MetricWriter(tmp_path / folder) as writer:
+                writer.write(1, {"loss": 1.0})
+            assert steps(tmp_path / folder) == [1]
+    assert caplog.text.count("tensorboardX is not installed") == 1
+
+
+class Scalar:
+    """A device scalar that knows whether it was read."""
+
+    def __init__(self, value, log):
+        self.value, self.log = value, log
+
+    def __float__(self):
+        self.log.append(self.value)
+        return float(self.value)
+
+
+def test_metrics_are_read_one_step_late():
+    read, written = [], []
+    late = metrics.OneStepLate(lambda step, values: written.append((step, values)))
+    late.push(1, {"loss": Scalar(10.0, read)})
+    assert (read, written) == ([], [])
+    late.push(2, {"loss": Scalar(20.0, read)})
+    assert (read, written) == ([10.0], [(1, {"loss": 10.0})])
+    late.flush()
+    late.flush()
+    assert written == [(1, {"loss": 10.0}), (2, {"loss": 20.0})]
+
+
+def test_every_step_is_checked_but_not_every_step_written():
+    written = []
+    late = metrics.OneStepLate(lambda step, values: written.append(step), every=2)
+    for step in range(1, 6):
+        late.push(step, {"loss": jnp.float32(1.0)})
+    late.push(6, {"loss": jnp.float32(1.0), "grad": jnp.float32(jnp.inf)})
+    assert written == [2, 4]
+    with pytest.raises(FloatingPointError, match="step 6: grad = inf"):
+        late.push(7, {"loss": jnp.float32(1.0)})
+    late.push(7, {"loss": jnp.float32(jnp.nan)})
+    with pytest.raises(FloatingPointError, match="step 7: loss = nan"):
+        late.flush()
+    assert written == [2, 4]
+
+
+def test_lines_are_valid_json_whatever_the_types(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.write(jnp.int32(3), {"a": jnp.bfloat16(0.5), "b": True, "c": 2**60})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "a": 0.5, "b": 1.0, "c": 2**60}
