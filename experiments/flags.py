@@ -8,6 +8,7 @@ data, model or device is touched; what is wrong is told in one sentence (exit co
 
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import re
@@ -49,7 +50,14 @@ def run(main: Callable[[Config, Path], Any]) -> None:
     Exit codes: 0, or 2 after a sentence on stderr if the command line or a setting is wrong. What `main` raises is not
     caught.
     """
-    app.run(lambda parsed: main(*parsed), flags_parser=parse)
+    def quietly(parsed):
+        # orbax and others tell absl's logger of every file they touch; what the project says of itself stays.
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        for package in ("onelive_jax", "data_pipelines", "experiments"):
+            logging.getLogger(package).setLevel(logging.INFO)
+        return main(*parsed)
+
+    app.run(quietly, flags_parser=parse)
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> tuple[Config, Path]:

@@ -32,6 +32,9 @@ class DataConfig:
     history_window: int = setting(256, "views before a request that a sequence is built from", low=1, high=65536)
     history_unit: str = setting("authors", "an item is the last view of a distinct author, or every view",
                                 choices=("authors", "views"))
+    on_air_share: float = setting(0.5, "share of a batch whose room others show on air (the live losses read only "
+                                  "those); the rest is drawn from the other views", low=0.01, high=0.99)
+    max_targets: int = setting(20_000, "targets of an evaluation; more are sampled, and the report says so", low=1)
     live_slots: int = setting(128, "rooms on air that a training example is contrasted with", low=2, high=65536)
 
 
@@ -87,6 +90,7 @@ class ModelConfig:
     identity: bool = setting(True, "identity head: tells authors on air apart beyond their codes")
     identity_loss: float = setting(1.0, "weight of the identity loss over the rooms on air", low=0.0)
     author_items: bool = setting(True, "history items carry the author's own embedding")
+    author_scale: float = setting(1.0, "length of an author's embedding at the start (the tokenizer's, scaled)", low=0.0)
     dropout: float = setting(0.1, "dropout on residual branches", low=0.0, high=0.95)
     activation_dtype: str = setting("float32", "dtype of activations", choices=("float32", "bfloat16"))
 
@@ -96,6 +100,8 @@ class DecodingConfig:
     """Beam search over the rooms on air."""
 
     beams: int = setting(128, "beam width", low=1, high=65536)
+    identity_weight: float = setting(1.0, "weight of the identity score beside the codes' log-probability", low=0.0)
+    lookahead: bool = setting(True, "prefixes are ranked with the best identity score below them")
     capacity: int = setting(1024, "rooms that the live index can hold", low=1, high=16_777_216)
 
 

@@ -16,7 +16,7 @@ from onelive_jax.model.layers import (
     SelfCache,
     SelfGatedAttention,
     SwiGLU,
-    dropout,
+    make_dropouts,
 )
 
 Array = jax.Array
@@ -34,14 +34,15 @@ class DecoderBlock(nn.Module):
         c = self.config
         head_dim = c.dim // c.num_heads
         x = x_BxWxSxD
+        drop_cross, drop_self, drop_mlp = make_dropouts(self, x.shape, c.dropout, train, 3)
         y = CrossGatedAttention(c.num_heads, head_dim, c.qk_norm, c.gate, name="cross")(
             RMSNorm(name="cross_norm")(x), context.keys[self.set_index], context.values[self.set_index], context.mask)
-        x = x + dropout(self, y, c.dropout, train)
+        x = x + drop_cross(y)
         y, cache = SelfGatedAttention(c.num_heads, c.num_groups, head_dim, c.qk_norm, c.gate, name="self")(
             RMSNorm(name="self_norm")(x), cache, position)
-        x = x + dropout(self, y, c.dropout, train)
+        x = x + drop_self(y)
         y = SwiGLU(c.mlp_dim, name="mlp")(RMSNorm(name="mlp_norm")(x))
-        return x + dropout(self, y, c.dropout, train), cache
+        return x + drop_mlp(y), cache
 
 
 class Decoder(nn.Module):

@@ -81,22 +81,31 @@ class IdentityHead(nn.Module):
         return user_BxE @ author_table_AxE.T + self.bias
 
     def rooms(self, hidden_BxD: Array, user_BxE: Array, context: Context, rooms: LiveRooms,
-              author_table_AxE: Array) -> Array:
+              author_table_AxE: Array, everyone_BxA: Array | None = None) -> Array:
         """Scores of rooms on air, float32 [B, N]; NEG_INF where there is no room.
 
-        `rooms` has a leading axis B, or 1 when the batch shares one catalogue.
+        `rooms` has a leading axis B, or 1 when the batch shares one catalogue. `everyone_BxA`, where it is known
+        already, is read instead of fetching E numbers a room.
         """
-        embedding = author_table_AxE[rooms.author]
-        if embedding.shape[0] == 1:
-            generated = user_BxE @ embedding[0].T
+        if everyone_BxA is not None:
+            rows = jnp.broadcast_to(rooms.author, (everyone_BxA.shape[0], rooms.author.shape[1]))
+            generated = jnp.take_along_axis(everyone_BxA, rows, 1)
         else:
-            generated = jnp.einsum("be,bne->bn", user_BxE, embedding)
-        generated = generated + self.bias[rooms.author]
+            embedding = author_table_AxE[rooms.author]
+            if embedding.shape[0] == 1:
+                generated = user_BxE @ embedding[0].T
+            else:
+                generated = jnp.einsum("be,bne->bn", user_BxE, embedding)
+            generated = generated + self.bias[rooms.author]
         score = generated
         if self.config.copy:
             copy_BxT = self.copy_score(hidden_BxD[:, None, None], context)[:, 0, 0]
+            # Items of one author are summed among the T of the history first: that leaves N x T comparisons and no
+            # exponential for a room, which is what a catalogue of many thousands needs.
+            same = (context.author[:, :, None] == context.author[:, None, :]) & context.mask[:, None, :]
+            total_BxT = jax.nn.logsumexp(jnp.where(same, copy_BxT[:, None, :], NEG_INF), 2)
             match = (rooms.author[:, None, :] == context.author[:, :, None]) & context.mask[:, :, None]
-            copied = jnp.where(match, copy_BxT[:, :, None], NEG_INF)
-            score = jnp.logaddexp(generated, jax.nn.logsumexp(copied, 1))
+            copied = jnp.max(jnp.where(match, total_BxT[:, :, None], NEG_INF), 1)
+            score = jnp.logaddexp(generated, copied)
         score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
         return jnp.where(rooms.mask, score, NEG_INF)

@@ -7,8 +7,11 @@ Parameters are float32 and carry logical axis names, from which their shardings 
 (onelive_jax/training/partitioning.py). Activations have the dtype of the input; softmax and logits are float32.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg
 from flax import linen as nn
 from flax import struct
 
@@ -73,19 +76,24 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with SiLU between; `out_scale` is the standard deviation of the last layer's start."""
+    """Two layers with SiLU between; `out_scale` is the standard deviation of the last layer's start.
+
+    With `rows_xR`, the input is rows_xR @ x without its being formed: x is a table of R rows.
+    """
 
     hidden: int
     out: int
     out_scale: float | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, rows_xR: Array | None = None) -> Array:
         w_in = weight(self, "w_in", (x.shape[-1], self.hidden), ("features", "mlp"))
         b_in = weight(self, "b_in", (self.hidden,), ("mlp",), zeros)
         out_init = None if self.out_scale is None else normal(self.out_scale)
         w_out = weight(self, "w_out", (self.hidden, self.out), ("mlp", "embed"), out_init)
-        hidden = nn.silu(x @ w_in.astype(x.dtype) + b_in.astype(x.dtype))
+        first = x @ w_in.astype(x.dtype)
+        first = first if rows_xR is None else rows_xR @ first
+        hidden = nn.silu(first + b_in.astype(x.dtype))
         return hidden @ w_out.astype(x.dtype)
 
 
@@ -96,10 +104,14 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, hour: Array, day: Array, week: Array, dtype) -> Array:
-        tables = [weight(self, name, (size, self.dim), (None, "embed"), normal(1.0))
-                  for name, size in (("hour", 24), ("day", 7), ("week", 16))]
-        parts = [table[index] for table, index in zip(tables, (hour, day, week), strict=True)]
-        return MLP(self.dim, self.dim, out_scale=0.02)(jnp.concatenate(parts, -1).astype(dtype))
+        sizes = {"hour": 24, "day": 7, "week": 16}
+        tables = [weight(self, name, (size, self.dim), (None, "embed"), normal(1.0)) for name, size in sizes.items()]
+        # The first layer is linear in the concatenation, so it is applied to the 47 rows of the tables (as one block
+        # diagonal matrix) and not to every item; picking rows by a matrix product keeps scatters out of the gradient.
+        rows = jax.scipy.linalg.block_diag(*tables)
+        picked = [jax.nn.one_hot(index, size, dtype=dtype)
+                  for index, size in zip((hour, day, week), sizes.values(), strict=True)]
+        return MLP(self.dim, self.dim, out_scale=0.02)(rows.astype(dtype), jnp.concatenate(picked, -1))
 
 
 def attention(q_BxQxHxd: Array, k_BxTxGxd: Array, v_BxTxGxd: Array, mask_BxQxT: Array) -> Array:
@@ -216,8 +228,24 @@ class SwiGLU(nn.Module):
         return ((x @ up.astype(x.dtype)) * nn.silu(x @ gate.astype(x.dtype))) @ down.astype(x.dtype)
 
 
+def make_dropouts(module: nn.Module, shape, rate: float, train: bool, count: int) -> list[Callable[[Array], Array]]:
+    """`count` (1 … 3) independent dropouts for arrays of one shape, from a single draw.
+
+    Each entry is dropped with probability `rate` rounded to a multiple of 1/1024 and otherwise scaled to keep the mean.
+    """
+    dropped = round(rate * 1024)
+    if not train or dropped == 0:
+        return [lambda x: x] * count
+    # A draw is a loop of many small steps, so a block draws once: 32 random bits serve three branches, ten bits each.
+    bits = jax.random.bits(module.make_rng("dropout"), shape, jnp.uint32)
+
+    def make(branch: int):
+        keep = (bits >> (10 * branch)) & 1023 >= dropped
+        return lambda x: jnp.where(keep, x * (1024 / (1024 - dropped)), 0.0).astype(x.dtype)
+
+    return [make(branch) for branch in range(count)]
+
+
 def dropout(module: nn.Module, x: Array, rate: float, train: bool) -> Array:
-    if not train or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+    """One of `make_dropouts`."""
+    return make_dropouts(module, x.shape, rate, train, 1)[0](x)

@@ -78,13 +78,17 @@ class OneLive(nn.Module):
     def embed_codes(self, level: int, codes: Array) -> Array:
         return self.code_table[level][codes].astype(jnp.dtype(self.config.activation_dtype))
 
-    def logits(self, level: int, hidden_BxWxSxD: Array, context: Context, prefix_BxWxSxL: Array) -> Array:
-        """Scores of the K codes of `level`, float32 [B, W, S, K], generated and copied."""
+    def logits(self, level: int, hidden_BxWxSxD: Array, context: Context, prefix_BxWxSxL: Array,
+               copy_BxWxSxT: Array | None = None) -> Array:
+        """Scores of the K codes of `level`, float32 [B, W, S, K], generated and copied.
+
+        `copy_BxWxSxT`: the copy scores of these hidden states, where they are known already.
+        """
         x = rms_normalise(hidden_BxWxSxD)
         out = jnp.einsum("bwsd,dk->bwsk", x, self.heads[level].astype(x.dtype), preferred_element_type=jnp.float32)
         out = out + self.head_bias[level]
         if self.config.copy:
-            score = self.copy_score(hidden_BxWxSxD, context)
+            score = self.copy_score(hidden_BxWxSxD, context) if copy_BxWxSxT is None else copy_BxWxSxT
             out = jnp.logaddexp(out, copied_codes(score, context, prefix_BxWxSxL, level, self.num_codes))
         return out
 
@@ -99,23 +103,32 @@ class OneLive(nn.Module):
           hidden_BxD: the main decoder's state at [BOS], which the identity head reads.
         """
         L = self.levels
-        codes = codes_BxL[:, None]
         start = self.start(request)[:, None]
         inputs = [start] + [self.embed_codes(l, codes_BxL[:, None, l]) for l in range(L - 1)]
         hidden, _ = self.decoder(jnp.stack(inputs, 2), context, train)  # [B, 1, L, D]
-        modules = [self._per_level(hidden, 0, context, codes)]
-        state = hidden
+        states = [hidden]
         if self.config.mtp:
             for k in range(1, L):
                 # Position p of module k predicts level p + k: it reads the state that predicted level p + k − 1.
                 embedded = jnp.stack([self.embed_codes(l, codes_BxL[:, None, l]) for l in range(k - 1, L - 1)], 2)
-                state = self.mtp[k - 1](state[:, :, :L - k], embedded, context, train)
-                modules.append(self._per_level(state, k, context, codes))
-        return modules, hidden[:, 0, 0]
+                states.append(self.mtp[k - 1](states[-1][:, :, :L - k], embedded, context, train))
+        return self._logits_of_modules(states, context, codes_BxL), hidden[:, 0, 0]
 
-    def _per_level(self, hidden_Bx1xSxD: Array, first: int, context: Context, codes_Bx1xL: Array) -> list[Array]:
-        return [self.logits(l, hidden_Bx1xSxD[:, :, l - first, None], context, codes_Bx1xL[:, :, None])[:, 0, 0]
-                for l in range(first, self.levels)]
+    def _logits_of_modules(self, states: list[Array], context: Context, codes_BxL: Array) -> list[list[Array]]:
+        """modules[k][l − k] from the states [B, 1, L − k, D] of the modules, all modules of a level at once."""
+        by_level = [jnp.concatenate([x[:, :, l - k, None] for k, x in enumerate(states[:l + 1])], 2)
+                    for l in range(self.levels)]
+        copies = [None] * self.levels
+        if self.config.copy:
+            ends = [sum(x.shape[2] for x in by_level[:l]) for l in range(1, self.levels)]
+            copies = jnp.split(self.copy_score(jnp.concatenate(by_level, 2), context), ends, axis=2)
+        modules = [[] for _ in states]
+        for l in range(self.levels):  # noqa: E741
+            prefix = jnp.broadcast_to(codes_BxL[:, None, None], (*by_level[l].shape[:3], self.levels))
+            logits = self.logits(l, by_level[l], context, prefix, copies[l])
+            for k in range(logits.shape[2]):
+                modules[k].append(logits[:, 0, k])
+        return modules
 
     # Decoding: one code at a time for W beams.
 
@@ -154,10 +167,11 @@ class OneLive(nn.Module):
 
     # Identity.
 
-    def room_scores(self, hidden_BxD: Array, context: Context, rooms: LiveRooms) -> Array:
-        """Identity scores of rooms on air, float32 [B, N]."""
+    def room_scores(self, hidden_BxD: Array, context: Context, rooms: LiveRooms,
+                    everyone_BxA: Array | None = None) -> Array:
+        """Identity scores of rooms on air, float32 [B, N]; `everyone_BxA` is `author_scores`, if computed already."""
         user = self.identity.user(hidden_BxD, self.author_dim)
-        return self.identity.rooms(hidden_BxD, user, context, rooms, self.author_table)
+        return self.identity.rooms(hidden_BxD, user, context, rooms, self.author_table, everyone_BxA)
 
     def author_scores(self, hidden_BxD: Array) -> Array:
         """Generated identity scores of all authors, float32 [B, A]."""
@@ -172,4 +186,5 @@ class OneLive(nn.Module):
         modules, hidden = self.training_logits(context, batch.request, batch.target_codes, train)
         if not self.config.identity:
             return modules, None, None
-        return modules, self.room_scores(hidden, context, batch.live), self.author_scores(hidden)
+        everyone = self.author_scores(hidden)
+        return modules, self.room_scores(hidden, context, batch.live, everyone), everyone

@@ -63,7 +63,7 @@ def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, i
     """
     points_NxD = _checked(points_NxD)
     if levels < 1 or codes < 1 or iterations < 1 or chunk < 1:
-        raise ValueError(f"levels={levels}, codes={codes}, iterations={iterations} and chunk={chunk} must be at least 1")
+        raise ValueError(f"levels={levels}, codes={codes}, iterations={iterations}, chunk={chunk}: none may be below 1")
     if init not in ("k-means++", "sample"):
         raise ValueError(f"init={init!r} is not one of 'k-means++', 'sample'")
     if points_NxD.shape[0] < codes:

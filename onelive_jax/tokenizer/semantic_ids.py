@@ -49,7 +49,7 @@ class IdTable:
             raise ValueError(f"author {int(present[np.argmax(self.from_ms[first] != ALWAYS)])} has no codes before its "
                              "first moment: its first row needs from_ms = semantic_ids.ALWAYS")
         if self.codes.min() < 0:
-            raise ValueError(f"row {int(np.argmax((self.codes < 0).any(axis=1)))} of the id table holds a negative code")
+            raise ValueError(f"row {int(np.argmax((self.codes < 0).any(axis=1)))} of the id table has a negative code")
         # (author, time) pairs as one sortable integer: raw milliseconds times authors would overflow int64.
         moments = np.unique(self.from_ms)
         object.__setattr__(self, "_moments", moments)
@@ -165,7 +165,7 @@ def churn(old_NxL, new_NxL) -> dict[str, float]:
         raise ValueError(f"churn compares the same authors and levels: {old_NxL.shape} against {new_NxL.shape}")
     changed_NxL = np.maximum.accumulate(old_NxL != new_NxL, axis=1)
     names = ["".join(f"q{i}" for i in range(level + 1)) for level in range(old_NxL.shape[1])]
-    return {name: float(share) for name, share in zip(names, changed_NxL.mean(axis=0))}
+    return {name: float(share) for name, share in zip(names, changed_NxL.mean(axis=0), strict=True)}
 
 
 def _ids(codes_NxL) -> np.ndarray:

@@ -1,0 +1,121 @@
+"""Requests, rooms on air and training batches, made from views when they are needed.
+
+Axes: R requests, T history items, L code levels, N rooms on air.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.presence import HOUR_MS, NOBODY, OnAir, Presence
+from data_pipelines.timelines import Timelines, clock, histories
+from onelive_jax.batch import Batch, LiveRooms, Request
+from onelive_jax.config import DataConfig
+
+CHUNK = 8192
+NEW_TO_AIR_HOURS = 1.0  # age given to a room that nobody but the asking person was seen in
+
+
+@dataclass
+class BatchMaker:
+    """Everything that turns (user, moment) into arrays.
+
+    Attributes:
+      views: all watched views. presence: who is on air when.
+      ids: an object with codes_at(author [n], time_ms [n]) → int32 [n, L].
+      config: how long a history is, and of what.
+    """
+
+    views: Timelines
+    presence: Presence
+    ids: object
+    config: DataConfig
+
+    def request(self, users: np.ndarray, times_ms: np.ndarray) -> Request:
+        """Requests of `users` int32 [R] at `times_ms` int64 [R]."""
+        c = self.config
+        history = histories(self.views, users, times_ms, self.ids.codes_at, items=c.history_items,
+                            window=c.history_window, unit=c.history_unit, utc_offset_hours=c.utc_offset_hours)
+        hour, day = clock(times_ms, c.utc_offset_hours)
+        return Request({"live": history}, hour, day, np.zeros_like(hour))
+
+    def on_air(self, users: np.ndarray, times_ms: np.ndarray, own_rows: bool = False) -> OnAir:
+        """Authors on air at each moment as others (or, with `own_rows`, everybody) show them, authors ascending.
+
+        With `own_rows` (the liverec protocol) the numbers beside a room still know nothing of the asking person's
+        view: it would be the answer.
+        """
+        if not own_rows:
+            return self.presence.at(times_ms, users)
+        on_air = self.presence.at(times_ms, np.full(len(times_ms), NOBODY, np.int32))
+        others = self.presence.at(times_ms, users)
+        row = np.repeat(np.arange(len(times_ms)), np.diff(on_air.offsets))
+        width = int(on_air.author.max(initial=0)) + 1
+        keys = np.repeat(np.arange(len(times_ms)), np.diff(others.offsets)) * width + others.author
+        at = np.searchsorted(keys, row * width + on_air.author)
+        known = (at < keys.size) & (keys[np.minimum(at, keys.size - 1)] == row * width + on_air.author)
+        at = np.where(known, at, 0)
+        on_air.viewers = np.where(known, others.viewers[at], 1).astype(np.int32)
+        on_air.since_ms = np.where(known, others.since_ms[at], times_ms[row] - round(NEW_TO_AIR_HOURS * HOUR_MS))
+        return on_air
+
+    def live_rooms(self, on_air: OnAir, times_ms: np.ndarray, slots: int, target: np.ndarray | None = None,
+                   rng: np.random.Generator | None = None) -> tuple[LiveRooms, np.ndarray]:
+        """Pads rooms on air to N = `slots`.
+
+        Args:
+          on_air: from `on_air(…)`. times_ms: int64 [R].
+          target: int32 [R], the author watched; it keeps its slot when there are more rooms than slots.
+          rng: which rooms are left out then (uniformly). Required only in that case.
+
+        Returns: the rooms, and int32 [R] the slot of the target (−1: not on air, or no target given).
+        """
+        num = len(times_ms)
+        count = np.diff(on_air.offsets)
+        row = np.repeat(np.arange(num), count)
+        slot = np.arange(row.size) - on_air.offsets[row]
+        is_target = np.zeros(row.size, bool) if target is None else on_air.author == np.asarray(target)[row]
+        index = np.arange(row.size)
+        if (count > slots).any():
+            # Within each request: the target first, then a random order; the first `slots` stay.
+            order = np.lexsort((rng.random(row.size), ~is_target, row))
+            kept = np.sort(order[slot < slots])
+            index, row, is_target = kept, row[kept], is_target[kept]
+            slot = np.arange(row.size) - np.searchsorted(row, row)
+        author = on_air.author[index]
+        times = np.asarray(times_ms, np.int64)[row]
+        features = np.stack([np.log(np.maximum(on_air.viewers[index], 1)),
+                             np.log1p(np.maximum(times - on_air.since_ms[index], 0) / HOUR_MS)], -1)
+        codes = self.ids.codes_at(author, times)
+
+        def place(value, dtype, *tail):
+            out = np.zeros((num, slots, *tail), dtype)
+            out[row, slot] = value
+            return out
+
+        rooms = LiveRooms(place(author, np.int32), place(codes, np.int32, codes.shape[-1]),
+                          place(features, np.float32, 2), place(True, bool))
+        target_slot = np.full(num, -1, np.int32)
+        target_slot[row[is_target]] = slot[is_target]
+        return rooms, target_slot
+
+    def batch(self, view: np.ndarray, rng: np.random.Generator) -> Batch:
+        """A training batch of the views `view` int64 [B] (indices into the views)."""
+        users, times = self._user(view), self.views.start_ms[view]
+        target = self.views.author[view]
+        rooms, slot = self.live_rooms(self.on_air(users, times), times, self.config.live_slots, target, rng)
+        return Batch(self.request(users, times), rooms, target, self.ids.codes_at(target, times), slot,
+                     np.ones(view.size, np.float32))
+
+    def shown_by_others(self, view: np.ndarray) -> np.ndarray:
+        """bool [n]: views whose author others (or a true lifetime) show to be on air when the view starts."""
+        shown = np.zeros(view.size, bool)
+        for low in range(0, view.size, CHUNK):
+            part = view[low:low + CHUNK]
+            on_air = self.on_air(self._user(part), self.views.start_ms[part])
+            row = np.repeat(np.arange(part.size), np.diff(on_air.offsets))
+            shown[low + row[on_air.author == self.views.author[part][row]]] = True
+        return shown
+
+    def _user(self, view: np.ndarray) -> np.ndarray:
+        return (np.searchsorted(self.views.user_ptr, view, side="right") - 1).astype(np.int32)

@@ -1,0 +1,127 @@
+"""The first stage: a log becomes canonical tables, stored timelines, a split, and who is on air when."""
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data_pipelines import builder, tables, twitch
+from data_pipelines.batches import BatchMaker
+from data_pipelines.presence import NOBODY, Presence
+from data_pipelines.timelines import Timelines
+from experiments import tasks
+from onelive_jax.config import Config
+
+logger = logging.getLogger(__name__)
+DONE = "done.json"
+
+
+@dataclass
+class Log:
+    """A prepared log.
+
+    Attributes:
+      tables: the canonical tables. views: all watched views. presence: who is on air when.
+      split: the times p1, p2 and the end. lifetimes: true room lifetimes, or None where views are all there is.
+    """
+
+    tables: tables.Tables
+    views: Timelines
+    presence: Presence
+    split: tables.Split
+    lifetimes: tasks.Lifetimes | None
+
+    @property
+    def num_authors(self) -> int:
+        return len(self.tables.authors)
+
+    @property
+    def training_views(self) -> np.ndarray:
+        """int64, views that end before the validation period: all that anything may be learned from."""
+        return np.flatnonzero(self.views.stop_ms <= self.split.p1_ms)
+
+    def batch_maker(self, ids, config: Config) -> BatchMaker:
+        return BatchMaker(self.views, self.presence, ids, config.data)
+
+
+def is_done(folder: Path, settings: dict) -> bool:
+    """Whether the stage that writes `folder` is finished.
+
+    Raises: ValueError if it was finished with other settings, with the fields that differ.
+    """
+    file = folder / DONE
+    if not file.is_file():
+        return False
+    before = json.loads(file.read_text())
+    now = json.loads(json.dumps(settings))
+    if before != now:
+        changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+                   for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        raise ValueError(f"{folder} was made with other settings ({'; '.join(changed)}): choose another --workdir, or "
+                         f"delete {folder} and the stages after it")
+    return True
+
+
+def mark_done(folder: Path, settings: dict) -> None:
+    """Written last, in one move: a stage is finished or not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (DONE + ".tmp")
+    temporary.write_text(json.dumps(settings, indent=1))
+    temporary.replace(folder / DONE)
+
+
+def flat(config, *sections: str) -> dict:
+    """The settings that a stage depends on, as {"section.field": value}."""
+    result = {}
+    for section in sections:
+        node = getattr(config, section)
+        for name, value in (dataclasses.asdict(node).items() if dataclasses.is_dataclass(node) else [("", node)]):
+            result[f"{section}.{name}".rstrip(".")] = value
+    return result
+
+
+def data_settings(config: Config) -> dict:
+    """What the tables depend on (how a history is cut does not change them)."""
+    settings = {f"data.{name}": getattr(config.data, name) for name in ("source", "path")}
+    return settings | (flat(config, "simulator") if config.data.source == "simulated" else {})
+
+
+def prepare(config: Config, workdir: Path) -> Log:
+    """Reads the log of `config.data`, once a workdir, and returns it ready for use."""
+    folder = workdir / "data"
+    settings = data_settings(config)
+    if is_done(folder, settings):
+        log = tables.load(folder)
+    else:
+        log = read(config)
+        for line in log.report.lines():
+            logger.info("%s", line)
+        tables.save(log, folder)
+        mark_done(folder, settings)
+    builder.build(log, workdir / "examples")
+    arrays = builder.load_timelines(workdir / "examples")
+    views = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms")))
+    split = tables.split_times(log, config.data.valid_hours, config.data.test_hours)
+    watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
+    if not log.rooms_are_true_lifetimes:
+        return Log(log, views, watching, split, None)
+    rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms))
+    lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in ("author_id", "start_ms", "end_ms")))
+    presence = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, rooms["room_id"].to_numpy(), NOBODY,
+                        watching)
+    return Log(log, views, presence, split, lifetimes)
+
+
+def read(config: Config) -> tables.Tables:
+    """The canonical tables of a source."""
+    if config.data.source == "simulated":
+        from data_pipelines import simulator
+
+        return simulator.simulate(config.simulator)
+    if config.data.source == "canonical":
+        return tables.load(Path(config.data.path))
+    return twitch.read_twitch(config.data.path)

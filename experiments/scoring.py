@@ -1,0 +1,89 @@
+"""Ranking the rooms on air for many requests, each at its own moment, and what the rankings are worth.
+
+Axes: R requests, N rooms on air (padded), C candidates of all requests (flat).
+"""
+
+import jax
+import numpy as np
+
+from data_pipelines.batches import BatchMaker
+from experiments import tasks
+from experiments.prepare import Log
+from onelive_jax import evaluation
+from onelive_jax.config import Config
+from onelive_jax.decoding import live_index
+from onelive_jax.decoding.recommend import make_recommender
+from onelive_jax.model.onelive import OneLive
+
+CHUNK = 64
+PROTOCOLS = ("strict", "liverec")
+SPLITS = ("validation", "test")
+
+
+def strict_task(log: Log, config: Config, split: str) -> tasks.Task:
+    return make_task(log, config, split, "strict")
+
+
+def make_task(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:
+    """The targets of a split under a protocol. Raises ValueError for a name that is neither."""
+    if split not in SPLITS or protocol not in PROTOCOLS:
+        raise ValueError(f"split={split!r} must be one of {SPLITS} and protocol={protocol!r} one of {PROTOCOLS}")
+    low, high = (log.split.p1_ms, log.split.p2_ms) if split == "validation" else (log.split.p2_ms, None)
+    make = tasks.strict_targets if protocol == "strict" else tasks.liverec_targets
+    return make(log.views, low, high, log.lifetimes, config.data.max_targets, config.seed)
+
+
+def make_ranker(model: OneLive, config: Config):
+    """Jitted (params, requests [R], rooms on air [R, N]) → (slot, score, valid), each [R, N], best first."""
+    recommend = make_recommender(model, config.decoding)
+
+    @jax.jit
+    def rank(params, request, rooms):
+        index = live_index.from_rooms(rooms, model.num_codes)
+        ranking = recommend(params, request, index, rooms.author.shape[-1])
+        return ranking.slot, ranking.score, ranking.valid
+
+    return rank
+
+
+def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False) -> np.ndarray:
+    """float32 [C]: what decoding says of every candidate of `task`; −inf for rooms that the beams did not return.
+
+    Args: rank, from `make_ranker`; own_rows, True for a task of the liverec protocol.
+
+    The candidates are decoded under a live index of their own moment, so a score is that of the real search.
+    """
+    on_air = maker.on_air(task.user.astype(np.int32), task.time_ms, own_rows)
+    if not np.array_equal(on_air.author, task.candidates) or not np.array_equal(on_air.offsets, task.offsets):
+        raise ValueError("the rooms on air are not the candidates of the task: protocol and own_rows must agree")
+    count = np.diff(task.offsets)
+    slots = -(-max(int(count.max(initial=1)), maker.config.live_slots) // 32) * 32
+    scores = np.full(task.candidates.size, -np.inf, np.float32)
+    for low in range(0, task.user.size, CHUNK):
+        # The last chunk is filled up, so that there is one shape and one compilation.
+        r = np.minimum(np.arange(low, low + CHUNK), task.user.size - 1)
+        begin, length = task.offsets[r], count[r]
+        flat = np.concatenate([np.arange(b, b + n) for b, n in zip(begin, length, strict=True)])
+        part = type(on_air)(np.concatenate([[0], np.cumsum(length)]), on_air.author[flat], on_air.room[flat],
+                            on_air.viewers[flat], on_air.since_ms[flat])
+        rooms, _ = maker.live_rooms(part, task.time_ms[r], slots)
+        slot, value, valid = (np.asarray(x) for x in rank(params, maker.request(task.user[r], task.time_ms[r]), rooms))
+        row, _ = np.nonzero(valid)
+        scores[begin[row] + slot[valid]] = value[valid]
+    return scores
+
+
+def evaluate_task(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False) -> dict:
+    """`evaluation.metrics` of the model on a task; arguments as in `score`."""
+    scores = score(rank, params, maker, task, own_rows)
+    return evaluation.metrics(evaluation.ranks_csr(scores, task.offsets, task.position), task.repeat)
+
+
+def validate(rank, params, maker: BatchMaker, task: tasks.Task) -> dict[str, float]:
+    """The figures that a training run watches: NDCG@10, its parts on repeat and new targets, HR@1, HR@10, MRR."""
+    result = evaluate_task(rank, params, maker, task)
+    figures = {name: result["all"][name] for name in ("ndcg@10", "hr@1", "hr@10", "mrr")}
+    for group in ("repeat", "new"):
+        if result[group]["n"]:
+            figures[f"ndcg@10_{group}"] = result[group]["ndcg@10"]
+    return figures

@@ -1,0 +1,78 @@
+"""A request in, ranked rooms out: context, beam search and identity scores as one compiled function.
+
+Axes: B batch, W beams, L code levels, K codes, N rooms on air (slots of the index), D model width, k ranks returned.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from onelive_jax.batch import LiveRooms, Request
+from onelive_jax.config import DecodingConfig
+from onelive_jax.decoding import beam_search
+from onelive_jax.decoding.beam_search import Ranking
+from onelive_jax.decoding.live_index import LiveIndex
+from onelive_jax.model.onelive import OneLive
+
+Array = jax.Array
+Recommender = Callable[[Any, Request, LiveIndex], Ranking]
+
+
+def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = None, normalise: str = "live",
+                     combine: str = "sum") -> Recommender:
+    """Compiles (params, request, index) → `Ranking`: the best rooms on air for every viewer of the request.
+
+    score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity head. With
+    identity_weight = 0 or a model without that head, codes alone decide.
+
+    The function is pure. It is traced once for each shape of request and index: rooms that go on or off air, and other
+    parameters, recompile nothing. Encoding and the main decoder's step on [BOS] run once and serve both heads.
+
+    Args:
+      model: an `OneLive`; its levels and codes are those of the index.
+      config: beams, identity_weight, lookahead.
+      k: ranks returned; as many as beams when None.
+      normalise, combine: as in `beam_search.decode`.
+
+    The returned function takes `params` (float32 tree), `request` (arrays [B, …]) and `index`: one catalogue shared by
+    the batch (serving), or one a request, `live_index.from_rooms(LiveRooms [B, N])` (evaluation). It raises ValueError
+    where the index has other levels or codes than the model.
+    """
+    weight = config.identity_weight if model.config.identity else 0.0
+    # An upper bound of what lies below a prefix is known only where rooms have scores of their own.
+    lookahead = config.lookahead and weight != 0.0
+
+    def recommend(params: Any, request: Request, index: LiveIndex) -> Ranking:
+        if (index.num_levels, index.num_codes) != (model.levels, model.num_codes):
+            raise ValueError(f"the index holds ids of {index.num_levels} levels of {index.num_codes} codes, the model "
+                             f"predicts {model.levels} levels of {model.num_codes}: both must come from one tokenizer")
+        batch = request.hour.shape[0]
+
+        def apply(method: str, *args):
+            return model.apply({"params": params}, *args, method=method)
+
+        context = apply("encode", request)
+        no_code_Bx1, no_prefix_Bx1xL = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1, model.levels), jnp.int32)
+        first_logits, first_state = apply("decode", 0, apply("begin", request), no_code_Bx1, no_prefix_Bx1xL, context)
+
+        def level_logits(level, state, previous_BxW, prefix_BxWxL):
+            if level == 0:
+                return first_logits, state
+            return apply("decode", level, state, previous_BxW, prefix_BxWxL, context)
+
+        score_BxN = None
+        if weight != 0.0:
+            score_BxN = weight * apply("room_scores", first_state["hidden"][:, 0], context, _with_batch_axis(index))
+        return beam_search.decode(level_logits, first_state, index, batch=batch, beams=config.beams,
+                                  k=config.beams if k is None else k, normalise=normalise, room_score_BxC=score_BxN,
+                                  combine=combine, lookahead=lookahead)
+
+    return jax.jit(recommend)
+
+
+def _with_batch_axis(index: LiveIndex) -> LiveRooms:
+    """The rooms as the identity head reads them: [B, N], or [1, N] where the batch shares one catalogue."""
+    rooms = index.as_rooms()
+    return rooms if index.batched else jax.tree.map(lambda x: x[None], rooms)

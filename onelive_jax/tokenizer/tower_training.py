@@ -1,0 +1,232 @@
+"""Training of the two towers by InfoNCE on a log of views.
+
+Axes: B pairs, T history views, A authors, U users, V training views, S content rows, C content width, D embedding
+width.
+
+A training view is a positive pair (user, author); what the user watched before it stands for the user. Views are arrays
+in the order of a log: all views of user 0 by time, then those of user 1, …; `user_ptr[u] : user_ptr[u + 1]` are user
+u's. Histories are sliced when a batch is made, never stored.
+"""
+
+import dataclasses
+from typing import Callable, Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from onelive_jax.config import TokenizerConfig
+from onelive_jax.tokenizer.towers import TwoTowers, info_nce
+
+Array = jax.Array
+
+# Share of history views hidden at random: an author must not lean on one neighbour only.
+HISTORY_DROPOUT = 0.6
+# Share of authors whose training views are hidden from the gate: content alone must do, as for authors never seen.
+ID_DROPOUT = 0.2
+REPORT_EVERY = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class TowersResult:
+    """What training leaves behind.
+
+    Attributes:
+      params: nested dict of float32 arrays.
+      losses: float32 [steps].
+      author_views: int32 [A], training views of every author: the evidence that the gate reads.
+      pairs: training views that served as positives.
+      without_history: training views that could not: no view of another author within the history before them.
+    """
+
+    params: dict
+    losses: np.ndarray
+    author_views: np.ndarray
+    pairs: int
+    without_history: int
+
+
+def slice_history(user_ptr: np.ndarray, positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the `length` views before each position, of the same user, oldest first.
+
+    Args:
+      user_ptr: int64 [U + 1].
+      positions: int64 [B], rows of the log.
+      length: T.
+
+    Returns:
+      (rows int64 [B, T], mask bool [B, T]); rows are 0 where the mask is False.
+    """
+    start = user_ptr[np.searchsorted(user_ptr, positions, side="right") - 1]
+    rows = positions[:, None] + np.arange(-length, 0)
+    mask = rows >= start[:, None]
+    return np.where(mask, rows, 0), mask
+
+
+def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConfig, num_authors: int,
+                 content: np.ndarray | None = None, content_row: np.ndarray | None = None, seed: int = 0,
+                 initial: dict | None = None, progress: Callable[[int, float], None] | None = None) -> TowersResult:
+    """Aligns the towers on the training views by InfoNCE (AdamW, cosine schedule).
+
+    Views of the positive author are taken out of the history: with them the towers would learn that people return to
+    what they watch, without them who is watched by the same people, which is what ids must say.
+
+    Args:
+      user_ptr: int64 [U + 1], user u's training views are rows user_ptr[u] … user_ptr[u + 1] - 1, by time.
+      author: int32 [V], the author of each training view.
+      config: widths, steps, rates.
+      num_authors: A.
+      content: float32 [S, C], concat(x_30s, x_pool) of (author, moment) rows, or None. May be a memory map: only the
+        rows of a batch are gathered.
+      content_row: int32 [V], the row of `content` in force at each view, -1 for none.
+      seed: of initial values, batches and dropout.
+      initial: parameters to go on from (a refresh: the space, and with it the codes, stays in place); they may hold
+        fewer authors, the new ones start at random.
+      progress: called with (steps done, mean loss since the last call) every 100 steps and at the end.
+
+    Returns:
+      TowersResult.
+
+    Raises:
+      ValueError: arrays that do not fit each other, or a log without any pair to learn from.
+      FloatingPointError: the loss became NaN or infinite; the message names the step.
+    """
+    user_ptr, author = np.asarray(user_ptr, np.int64), np.asarray(author, np.int32)
+    content, content_row = _check_log(user_ptr, author, num_authors, content, content_row)
+    positives = _positives(user_ptr, author, config.history_items)
+    if len(positives) < 2:
+        raise ValueError(f"{len(positives)} of {len(author)} training views have a view of another author by the same "
+                         "user before them; the towers need at least 2 such pairs")
+    views = np.bincount(author, minlength=num_authors).astype(np.int32)
+    log_q = np.log(np.maximum(np.bincount(author[positives], minlength=num_authors), 1) / len(positives))
+    log_q = log_q.astype(np.float32)
+
+    def described(rows):
+        row = content_row[rows]
+        return dict(author=author[rows], views=views[author[rows]].astype(np.float32),
+                    content=content[np.maximum(row, 0)], has_content=row >= 0)
+
+    model = TwoTowers(num_authors, config)
+    params = init_params(model, content.shape[1], seed)
+    if initial is not None:
+        params = _continue_from(initial, params)
+    # Only matrices decay: neither temperature nor gate is to be pulled to 0.
+    optimizer = optax.adamw(optax.cosine_decay_schedule(config.learning_rate, config.steps), b2=0.98,
+                            weight_decay=config.weight_decay,
+                            mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree))
+    step, state, key = _train_step(model, optimizer), (params, optimizer.init(params)), jax.random.key(seed)
+    batches = _batches(positives, min(config.batch_size, len(positives)), np.random.default_rng(seed))
+    losses, pending = np.zeros(config.steps, np.float32), []
+    for index in range(config.steps):
+        rows = next(batches)
+        history_rows, mask = slice_history(user_ptr, rows, config.history_items)
+        state, loss = step(state, jax.random.fold_in(key, index), described(rows), described(history_rows), mask,
+                           log_q[author[rows]])
+        pending.append(loss)
+        if len(pending) == REPORT_EVERY or index + 1 == config.steps:
+            first, recent = index + 1 - len(pending), np.array(jax.device_get(pending))
+            _check_finite(recent, first)
+            losses[first:index + 1], pending = recent, []
+            if progress:
+                progress(index + 1, float(recent.mean()))
+    return TowersResult(jax.tree.map(np.asarray, state[0]), losses, views, len(positives), len(author) - len(positives))
+
+
+def init_params(model: TwoTowers, content_width: int, seed: int) -> dict:
+    """Initial parameters without their partitioning boxes."""
+    one = dict(author=jnp.zeros((1,), jnp.int32), views=jnp.zeros((1,)), content=jnp.zeros((1, content_width)),
+               has_content=jnp.zeros((1,), bool))
+    history = {name: value[None] for name, value in one.items()} | {"mask": jnp.zeros((1, 1), bool)}
+    return nn.unbox(model.init(jax.random.key(seed), one, history))["params"]
+
+
+def _check_log(user_ptr, author, num_authors, content, content_row):
+    if user_ptr.ndim != 1 or not len(user_ptr) or user_ptr[0] != 0 or user_ptr[-1] != len(author):
+        raise ValueError(f"user_ptr must run from 0 to the number of views, {len(author)}")
+    if (np.diff(user_ptr) < 0).any():
+        raise ValueError(f"user_ptr falls after user {int(np.argmax(np.diff(user_ptr) < 0))}")
+    if len(author) and (author.min() < 0 or author.max() >= num_authors):
+        raise ValueError(f"author indices lie in {author.min()} … {author.max()}, allowed are 0 … {num_authors - 1}")
+    if content is None:
+        return np.zeros((1, 0), np.float32), np.full(len(author), -1, np.int32)
+    content = np.asarray(content, np.float32)
+    if content.ndim != 2 or 0 in content.shape:
+        raise ValueError(f"content must be a non-empty [S, C] array, not of shape {content.shape}")
+    if content_row is None or len(content_row) != len(author):
+        raise ValueError(f"content needs content_row, one row of content (or -1) for each of the {len(author)} views")
+    if len(author) and (np.min(content_row) < -1 or np.max(content_row) >= len(content)):
+        raise ValueError(f"content_row lies in {np.min(content_row)} … {np.max(content_row)}, allowed are -1 … "
+                         f"{len(content) - 1}")
+    finite = np.isfinite(content.sum(axis=1))
+    if not finite.all():
+        raise ValueError(f"content row {int(np.argmin(finite))} holds NaN, infinity or values without measure")
+    return content, np.asarray(content_row, np.int32)
+
+
+def _check_finite(losses: np.ndarray, first: int) -> None:
+    finite = np.isfinite(losses)
+    if not finite.all():
+        worst = int(np.argmin(finite))
+        raise FloatingPointError(f"the InfoNCE loss is {losses[worst]} at step {first + worst + 1}: lower "
+                                 "config.tokenizer.learning_rate, or look for huge values in the content vectors")
+
+
+def _positives(user_ptr: np.ndarray, author: np.ndarray, length: int, chunk: int = 65536) -> np.ndarray:
+    """Rows of the views with a view of another author among the `length` views before them."""
+    found = []
+    for start in range(0, len(author), chunk):
+        rows = np.arange(start, min(start + chunk, len(author)))
+        history, mask = slice_history(user_ptr, rows, length)
+        found.append(rows[(mask & (author[history] != author[rows, None])).any(axis=1)])
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def _batches(positives: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless full batches, a new order every epoch; the rows that do not fill a last batch wait for the next order."""
+    while True:
+        order = rng.permutation(positives)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            yield order[start:start + batch_size]
+
+
+def _train_step(model: TwoTowers, optimizer: optax.GradientTransformation):
+    def loss_fn(params, key, pair, history, mask_BxT, log_q_B):
+        pair_key, history_key, view_key = jax.random.split(key, 3)
+        kept_BxT = mask_BxT & (history["author"] != pair["author"][:, None])
+        kept_BxT &= jax.random.bernoulli(view_key, 1.0 - HISTORY_DROPOUT, mask_BxT.shape)
+        user_BxD, author_BxD, temperature = model.apply(
+            {"params": params}, _hide_ids(pair, pair_key), _hide_ids(history, history_key) | {"mask": kept_BxT})
+        # Where dropout left no history there is no user to align with; the pair still serves as a negative.
+        weight_B = kept_BxT.any(axis=1).astype(jnp.float32)
+        return info_nce(user_BxD, author_BxD, temperature, pair["author"], log_q_B, weight_B)
+
+    def step(state, *batch):
+        params, moments = state
+        loss, grads = jax.value_and_grad(loss_fn)(params, *batch)
+        updates, moments = optimizer.update(grads, moments, params)
+        return (optax.apply_updates(params, updates), moments), loss
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _hide_ids(described: dict[str, Array], key: Array) -> dict[str, Array]:
+    """Takes the training views of some authors from the gate (it then trusts content alone, where there is content)."""
+    shown = jax.random.bernoulli(key, 1.0 - ID_DROPOUT, described["views"].shape)
+    return described | {"views": jnp.where(shown, described["views"], 0.0)}
+
+
+def _continue_from(old: dict, fresh: dict) -> dict:
+    """Old parameters in the shapes of fresh ones; authors beyond the old table keep their fresh rows."""
+    table = np.array(fresh["author_tower"]["author_id"])
+    known = np.asarray(old["author_tower"]["author_id"])
+    if known.shape[0] > table.shape[0] or known.shape[1] != table.shape[1]:
+        raise ValueError(f"the old author table is {known.shape}, the new one {table.shape}: authors can be added, not "
+                         "taken away, and config.tokenizer.dim must stay the same")
+    table[:len(known)] = known
+    old = old | {"author_tower": old["author_tower"] | {"author_id": table}}
+    if jax.tree.map(jnp.shape, old) != jax.tree.map(jnp.shape, fresh):
+        raise ValueError("the old tower parameters do not fit: config.tokenizer.hidden, history_items and the content "
+                         "width must stay the same")
+    return jax.tree.map(jnp.array, old)  # a copy: the training step donates its arguments

@@ -1,0 +1,119 @@
+"""Semantic ids: as-of lookups against a plain loop, the figures by hand."""
+
+import chex
+import numpy as np
+import pytest
+
+from onelive_jax.tokenizer import semantic_ids
+from onelive_jax.tokenizer.semantic_ids import ALWAYS, IdTable
+
+BASE = np.array([[0, 0], [1, 1], [2, 2]])
+
+
+def moving():
+    return IdTable.dynamic(BASE, author_M=[2, 0, 2, 0], from_ms_M=[500, 100, 300, 200],
+                           codes_MxL=[[2, 5], [7, 0], [2, 3], [8, 0]])
+
+
+def test_static_codes_hold_at_any_time():
+    table = IdTable.static(BASE)
+    got = table.codes_at([2, 0, 1], [0, -(2**62), 2**62])
+    np.testing.assert_array_equal(got, [[2, 2], [0, 0], [1, 1]])
+    assert got.dtype == np.int32
+
+
+@pytest.mark.parametrize("author, time, codes", [
+    (0, 99, [0, 0]), (0, 100, [7, 0]), (0, 199, [7, 0]), (0, 200, [8, 0]), (0, 10**15, [8, 0]),
+    (1, 0, [1, 1]), (1, 10**15, [1, 1]),
+    (2, -1, [2, 2]), (2, 299, [2, 2]), (2, 300, [2, 3]), (2, 499, [2, 3]), (2, 500, [2, 5]),
+])
+def test_codes_are_those_of_the_latest_moment_not_after(author, time, codes):
+    np.testing.assert_array_equal(moving().codes_at(author, time), codes)
+
+
+def test_lookup_equals_a_plain_loop():
+    rng = np.random.default_rng(0)
+    base, author = rng.integers(0, 9, (20, 3)), rng.integers(0, 20, 300)
+    from_ms, codes = rng.integers(0, 10**13, 300), rng.integers(0, 9, (300, 3))
+    table = IdTable.dynamic(base, author, from_ms, codes)
+    ask, when = rng.integers(0, 20, (50, 4)), rng.integers(-10, 10**13, (50, 4))
+    expected = np.empty((50, 4, 3), int)
+    for place in np.ndindex(50, 4):
+        rows = np.flatnonzero((author == ask[place]) & (from_ms <= when[place]))
+        expected[place] = codes[rows[from_ms[rows].argmax()]] if len(rows) else base[ask[place]]
+    np.testing.assert_array_equal(table.codes_at(ask, when), expected)
+
+
+def test_times_broadcast_and_empty_questions_are_fine():
+    chex.assert_shape(moving().codes_at(np.zeros((4, 5), int), 150), (4, 5, 2))
+    chex.assert_shape(moving().codes_at(np.zeros((0, 5), int), 150), (0, 5, 2))
+
+
+def test_rows_that_change_nothing_are_left_out_and_the_last_of_a_moment_counts():
+    table = IdTable.dynamic(BASE, [1, 1, 1, 1], [10, 20, 30, 30], [[1, 1], [4, 4], [5, 5], [6, 6]])
+    np.testing.assert_array_equal(table.from_ms[table.author == 1], [ALWAYS, 20, 30])
+    np.testing.assert_array_equal(table.codes_at([1, 1], [15, 30]), [[1, 1], [6, 6]])
+
+
+def test_arrays_and_back():
+    table, arrays = moving(), moving().to_arrays()
+    assert {name: array.dtype.name for name, array in arrays.items()} == {
+        "author": "int32", "from_ms": "int64", "codes": "int32"}
+    again = IdTable.from_arrays(arrays)
+    chex.assert_trees_all_equal(again.to_arrays(), table.to_arrays())
+    np.testing.assert_array_equal(again.codes_at([0, 2], [150, 400]), [[7, 0], [2, 3]])
+    assert (again.num_authors, again.levels) == (3, 2)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"author": [0, 2], "from_ms": [ALWAYS] * 2, "codes": BASE[:2]}, "author 1 has no codes"),
+    ({"author": [0, 1], "from_ms": [ALWAYS, 5], "codes": BASE[:2]}, "author 1 has no codes before"),
+    ({"author": [1, 0], "from_ms": [ALWAYS] * 2, "codes": BASE[:2]}, "row 1 of the id table is not after"),
+    ({"author": [0, 0, 0], "from_ms": [ALWAYS, 7, 7], "codes": BASE}, "row 2 of the id table is not after"),
+    ({"author": [0], "from_ms": [ALWAYS], "codes": [[3, -1]]}, "row 0 of the id table has a negative code"),
+    ({"author": [0, 1], "from_ms": [ALWAYS], "codes": BASE[:2]}, "needs author"),
+    ({"author": [], "from_ms": [], "codes": np.zeros((0, 2))}, "at least one author"),
+    ({"author": [0], "codes": [[0]]}, "lacks the array 'from_ms'"),
+])
+def test_broken_tables_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        IdTable.from_arrays(change)
+
+
+@pytest.mark.parametrize("author", [-1, 3])
+def test_an_unknown_author_is_named(author):
+    with pytest.raises(ValueError, match=f"author {author} is not in the id table"):
+        moving().codes_at([0, author], 0)
+
+
+def test_utilization_by_hand():
+    codes = [[0, 0, 0], [0, 1, 0], [0, 1, 0], [3, 2, 0]]
+    assert semantic_ids.utilization(codes, 4) == {"L0": 0.5, "L1": 0.75, "L2": 0.25, "L0xL1": 3 / 16}
+    assert semantic_ids.utilization([[0], [1]], 4) == {"L0": 0.5}
+    with pytest.raises(ValueError, match=r"code 3 is outside 0 … 2"):
+        semantic_ids.utilization(codes, 3)
+
+
+def test_collision_rates_by_hand():
+    # Ids: A held by three authors, B by two, C and D by one each: 2 of 4 ids, 5 of 7 authors.
+    codes = [[0, 0, 0]] * 3 + [[0, 0, 1]] * 2 + [[1, 0, 0], [0, 1, 0]]
+    assert semantic_ids.collision_rates(codes) == (2 / 4, 5 / 7)
+    assert semantic_ids.collision_rates([[0, 1], [1, 0]]) == (0.0, 0.0)
+    shuffled = np.random.default_rng(0).permutation(codes)
+    assert semantic_ids.collision_rates(shuffled) == semantic_ids.collision_rates(codes)
+
+
+def test_churn_by_hand():
+    old = [[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]]
+    new = [[1, 1, 1], [1, 1, 2], [1, 2, 1], [2, 1, 1]]
+    assert semantic_ids.churn(old, new) == {"q0": 0.25, "q0q1": 0.5, "q0q1q2": 0.75}
+    with pytest.raises(ValueError, match="same authors"):
+        semantic_ids.churn(old, new[:3])
+
+
+def test_figures_refuse_what_is_no_set_of_ids():
+    for figure in (semantic_ids.collision_rates, lambda ids: semantic_ids.utilization(ids, 4)):
+        with pytest.raises(ValueError, match="non-empty"):
+            figure(np.zeros((0, 3), int))
+        with pytest.raises(ValueError, match="codes >= 0"):
+            figure([[0, -1]])

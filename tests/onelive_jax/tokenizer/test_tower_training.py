@@ -1,0 +1,128 @@
+"""Training of the towers: what a history is, what is learned, continuation, clear errors."""
+
+import chex
+import numpy as np
+import pytest
+
+from onelive_jax.config import TokenizerConfig
+from onelive_jax.tokenizer import tower_training, towers
+from onelive_jax.tokenizer.tower_training import slice_history, train_towers
+
+CONFIG = TokenizerConfig(dim=16, hidden=16, history_items=6, steps=200, batch_size=64, learning_rate=1e-2)
+AUTHORS = 24  # three worlds of 8; the last author of each world is never watched in training
+
+
+def world_log(seed=0):
+    """60 users, each of whom watches 20 views in one world of authors."""
+    rng = np.random.default_rng(seed)
+    author = np.concatenate([8 * (user % 3) + rng.integers(0, 7, 20) for user in range(60)]).astype(np.int32)
+    return np.arange(61) * 20, author
+
+
+def world_content(seed=0):
+    """One content vector an author: its world, and noise."""
+    rng = np.random.default_rng(seed)
+    return (np.repeat(np.eye(3, 5), 8, axis=0) + 0.1 * rng.normal(size=(AUTHORS, 5))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    seen = []
+    result = train_towers(*world_log(), CONFIG, AUTHORS, progress=lambda *call: seen.append(call))
+    return result, seen
+
+
+def test_history_is_what_the_same_user_watched_before():
+    rows, mask = slice_history(np.array([0, 3, 3, 5]), np.array([0, 2, 3, 4]), 3)
+    np.testing.assert_array_equal(mask, [[0, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(rows, [[0, 0, 0], [0, 0, 1], [0, 0, 0], [0, 0, 3]])
+
+
+def test_views_without_another_author_before_them_are_counted_not_used():
+    # User 0 watches 5, 5, 6, 5 and user 1 only 7: the 6 follows a 5 and the last 5 follows the 6.
+    user_ptr, author = np.array([0, 4, 5]), np.array([5, 5, 6, 5, 7])
+    np.testing.assert_array_equal(tower_training._positives(user_ptr, author, 2), [2, 3])
+    np.testing.assert_array_equal(tower_training._positives(user_ptr, author, 2, chunk=2), [2, 3])
+    result = train_towers(user_ptr, author, TokenizerConfig(dim=4, hidden=4, history_items=2, steps=1), 8)
+    assert (result.pairs, result.without_history) == (2, 3)
+    np.testing.assert_array_equal(result.author_views, [0, 0, 0, 0, 0, 3, 1, 1])
+
+
+def test_authors_of_one_audience_come_together(plain):
+    result, seen = plain
+    assert result.losses[-20:].mean() < result.losses[:5].mean() - 0.5
+    chex.assert_shape(result.losses, (200,))
+    assert [steps for steps, _ in seen] == [100, 200]
+    assert seen[1][1] == pytest.approx(float(result.losses[100:].mean()), rel=1e-5)
+    known = np.arange(AUTHORS) % 8 < 7
+    embedding = towers.author_embeddings(result.params, CONFIG, result.author_views)[known]
+    world = (np.arange(AUTHORS) // 8)[known]
+    cosine, same = embedding @ embedding.T, world[:, None] == world
+    assert cosine[same].mean() > cosine[~same].mean() + 0.5
+
+
+def test_users_find_the_authors_of_their_world(plain):
+    result, _ = plain
+    user_ptr, author = world_log()
+    rows, mask = slice_history(user_ptr, user_ptr[1:] - 1, CONFIG.history_items)
+    users = towers.user_embeddings(result.params, CONFIG, result.author_views, author[rows], mask)
+    authors = towers.author_embeddings(result.params, CONFIG, result.author_views)
+    recall = towers.tower_recall(users, authors, author[user_ptr[1:] - 1], ks=(8,))
+    assert recall[8] > 0.9  # by chance 1/3
+
+
+def test_an_author_never_watched_is_placed_by_its_content():
+    user_ptr, author = world_log()
+    content = world_content()
+    result = train_towers(user_ptr, author, CONFIG, AUTHORS, content=content, content_row=author)
+    embedding = towers.author_embeddings(result.params, CONFIG, result.author_views, content=content)
+    unseen = np.arange(7, AUTHORS, 8)
+    cosine = embedding[unseen] @ np.delete(embedding, unseen, axis=0).T
+    np.testing.assert_array_equal(cosine.argmax(axis=1) // 7, [0, 1, 2])
+    moved = towers.author_embeddings(result.params, CONFIG, result.author_views, author=unseen[:1],
+                                     content=content[unseen[1:2]])
+    assert (moved @ np.delete(embedding, unseen, axis=0).T).argmax() // 7 == 1  # content of another world: it moves
+
+
+def test_the_seed_decides():
+    log, config = world_log(), TokenizerConfig(dim=4, hidden=4, history_items=3, steps=5, batch_size=16)
+    first = train_towers(*log, config, AUTHORS, seed=1)
+    chex.assert_trees_all_equal(first.params, train_towers(*log, config, AUTHORS, seed=1).params)
+    other = train_towers(*log, config, AUTHORS, seed=2)
+    assert not np.allclose(first.losses, other.losses)
+
+
+def test_going_on_from_old_parameters_keeps_the_space(plain):
+    result, _ = plain
+    config = TokenizerConfig(**{**vars(CONFIG), "steps": 20, "learning_rate": 1e-3})
+    before = np.array(result.params["user_tower"]["recency"])
+    more = train_towers(*world_log(1), config, AUTHORS + 2, initial=result.params)
+    old, new = (towers.author_embeddings(r.params, CONFIG, r.author_views) for r in (result, more))
+    chex.assert_shape(new, (AUTHORS + 2, 16))
+    assert (old * new[:AUTHORS]).sum(axis=1).min() > 0.9
+    np.testing.assert_array_equal(before, result.params["user_tower"]["recency"])  # the old ones are not donated
+    with pytest.raises(ValueError, match="authors can be added, not taken away"):
+        train_towers(np.array([0, 3]), np.array([0, 1, 0]), CONFIG, 2, initial=result.params)
+
+
+def test_an_infinite_rate_stops_at_the_step():
+    log, config = world_log(), TokenizerConfig(dim=4, hidden=4, history_items=3, steps=5, batch_size=16)
+    config.learning_rate = float("nan")
+    with pytest.raises(FloatingPointError, match="loss is nan at step 2: lower config.tokenizer.learning_rate"):
+        train_towers(*log, config, AUTHORS)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"user_ptr": [0, 2, 3]}, "user_ptr must run from 0 to the number of views, 4"),
+    ({"user_ptr": [0, 4, 2, 4]}, "user_ptr falls after user 1"),
+    ({"author": [0, 1, 2, 9]}, r"0 … 9, allowed are 0 … 2"),
+    ({"author": [1, 1, 2, 2]}, "0 of 4 training views have a view of another author"),
+    ({"content": np.zeros((2, 3))}, "content needs content_row"),
+    ({"content": np.zeros((2, 3)), "content_row": [0, 1, 2, -1]}, r"content_row lies in -1 … 2, allowed are -1 … 1"),
+    ({"content": np.array([[0.0], [np.nan]]), "content_row": [0, 1, 0, 1]}, "content row 1 holds NaN"),
+    ({"content": np.zeros((2, 0)), "content_row": [0, 1, 0, 1]}, r"content must be a non-empty \[S, C\] array"),
+])
+def test_bad_logs_are_named(change, message):
+    log = dict(user_ptr=[0, 2, 4], author=[0, 1, 1, 2], config=CONFIG, num_authors=3) | change
+    with pytest.raises(ValueError, match=message):
+        train_towers(**log)
