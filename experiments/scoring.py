@@ -35,12 +35,10 @@ def make_task(log: Log, config: Config, split: str, protocol: str) -> tasks.Task
 
 def make_ranker(model: OneLive, config: Config):
     """Jitted (params, requests [R], rooms on air [R, N]) → (slot, score, valid), each [R, N], best first."""
-    recommend = make_recommender(model, config.decoding)
-
     @jax.jit
     def rank(params, request, rooms):
-        index = live_index.from_rooms(rooms, model.num_codes)
-        ranking = recommend(params, request, index, rooms.author.shape[-1])
+        recommend = make_recommender(model, config.decoding, k=rooms.author.shape[-1])
+        ranking = recommend(params, request, live_index.from_rooms(rooms, model.num_codes))
         return ranking.slot, ranking.score, ranking.valid
 
     return rank
