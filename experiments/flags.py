@@ -13,11 +13,13 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from onelive_jax.config import Config
@@ -28,34 +30,69 @@ flags.disclaim_key_flags()
 HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort", "-?")
 
 
-def define_config(default_config: str | None = None, default_workdir: str | None = None,
+def define_config(default_config: str | None = None, default_workdir: str | None = None, from_workdir: bool = False,
                   flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines --config, --config.SECTION.FIELD, --workdir and --seed; call it once, where a script is imported.
 
     Args:
       default_config: config file used if none is given; without it --config is required.
       default_workdir: workdir used if none is given; without it --workdir is required.
+      from_workdir: without --config, the settings are those that --workdir was trained with (W/config.json).
       flag_values: where the flags are defined.
     """
-    config_flags.DEFINE_config_file("config", default_config, "config file, a Python file with a get_config()",
+    _defaults.update(config=default_config, from_workdir=from_workdir)
+    config_flags.DEFINE_config_file("config", None, "config file, a Python file with a get_config()",
                                     flag_values=flag_values, lock_config=False)
     flags.DEFINE_string("workdir", default_workdir, "folder of the run: data, examples, checkpoints, reports",
                         flag_values=flag_values)
     flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, flag_values=flag_values)
 
 
+def _is_library(frame) -> bool:
+    """Whether a frame is of an installed package (a virtual environment may lie inside the checkout)."""
+    return "site-packages" in Path(frame.f_code.co_filename).parts
+
+
+# Set by define_config: what a missing --config means.
+_defaults: dict[str, Any] = {"config": None, "from_workdir": False}
+
+
+def _with_default_config(argv: list[str]) -> list[str]:
+    """Adds the script's default --config, or --config=<the workdir's config.json>, where no --config is given."""
+    if any(re.match(r"--?config(=|$)", arg) for arg in argv[1:]):
+        return argv
+    if _defaults["config"]:
+        return [argv[0], f"--config={_defaults['config']}", *argv[1:]]
+    for i, arg in enumerate(argv if _defaults["from_workdir"] else []):
+        match = re.match(r"--?workdir(?:=(.*))?$", arg)
+        if match:
+            workdir = match[1] if match[1] is not None else argv[i + 1] if i + 1 < len(argv) else ""
+            saved = Path(__file__).parent / "configs" / "saved.py"
+            return [argv[0], f"--config={saved}:{workdir}", *argv[1:]]
+    return argv
+
+
 def run(main: Callable[[Config, Path], Any]) -> None:
     """Parses the command line and calls `main(config, workdir)` under absl; ends the process.
 
-    Exit codes: 0, or 2 after a sentence on stderr if the command line or a setting is wrong. What `main` raises is not
-    caught.
+    Exit codes: 0; 2 after a sentence on stderr if the command line or a setting is wrong; 1 after a sentence on stderr
+    if the project itself refused something (a ValueError, FileNotFoundError or FloatingPointError of its own). Any
+    other exception keeps its traceback.
     """
     def quietly(parsed):
         # orbax and others tell absl's logger of every file they touch; what the project says of itself stays.
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.WARNING)
         for package in ("onelive_jax", "data_pipelines", "experiments"):
             logging.getLogger(package).setLevel(logging.INFO)
-        return main(*parsed)
+        try:
+            return main(*parsed)
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            # What the project itself raises is meant for a person; what a library raises is a bug and keeps its trace.
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]) or _is_library(frame):
+                raise
+            print(f"{_script()}: {error}", file=sys.stderr)
+            sys.exit(1)
 
     app.run(quietly, flags_parser=parse)
 
@@ -69,8 +106,8 @@ def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> tuple
         print(describe(Config()))
         sys.exit(0)
     try:
-        return _parse(argv, flag_values)
-    except (flags.Error, ValueError) as error:
+        return _parse(_with_default_config(argv), flag_values)
+    except (flags.Error, ValueError, FileNotFoundError) as error:
         print(f"{_script()}: {_sentence(str(error))}", file=sys.stderr)
         sys.exit(2)
 
@@ -82,7 +119,7 @@ def _script() -> str:
 
 def _parse(argv: list[str], values: flags.FlagValues) -> tuple[Config, Path]:
     _check_overrides(argv)
-    _check_file(argv, values["config"].default)
+    _check_file(argv)
     try:
         rest = values(argv)
     except AttributeError as error:
@@ -151,9 +188,9 @@ def _near(name: str, known: list[str]) -> str:
     return "--help lists all of them"
 
 
-def _check_file(argv: list[str], default: str | None) -> None:
+def _check_file(argv: list[str]) -> None:
     """Raises ValueError if the config file that will be loaded (the last --config) is missing."""
-    path = default
+    path = None
     for i, arg in enumerate(argv):
         if re.fullmatch(r"--?config", arg):
             path = argv[i + 1] if i + 1 < len(argv) else None

@@ -14,7 +14,7 @@ from data_pipelines.batches import BatchMaker
 from data_pipelines.presence import NOBODY, Presence
 from data_pipelines.timelines import Timelines
 from experiments import tasks
-from onelive_jax.config import Config
+from onelive_jax.config import Config, to_json
 
 logger = logging.getLogger(__name__)
 DONE = "done.json"
@@ -114,6 +114,13 @@ def prepare(config: Config, workdir: Path) -> Log:
     presence = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, rooms["room_id"].to_numpy(), NOBODY,
                         watching)
     return Log(log, views, presence, split, lifetimes)
+
+
+def save_config(config: Config, workdir: Path) -> None:
+    """Writes W/config.json, from which later commands on the workdir take their settings."""
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(to_json(config))
+    temporary.replace(workdir / "config.json")
 
 
 def read(config: Config) -> tables.Tables:

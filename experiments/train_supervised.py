@@ -1,6 +1,6 @@
 """The supervised phase: the decoder learns codes and rooms from views.
 
-    python -m experiments.train_supervised --config=experiments/configs/twitch.py --config.data.path=FILE.csv --workdir=W
+    python -m experiments.train_supervised --config=experiments/configs/twitch.py --config.data.path=FILE --workdir=W
 
 Needs the tokenizer of the same workdir. A killed run resumes from its newest checkpoint, bit for bit.
 """
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data_pipelines.loader import training_batches
 from experiments import flags, scoring
-from experiments.prepare import Log, flat, is_done, mark_done, prepare
+from experiments.prepare import Log, flat, is_done, mark_done, prepare, save_config
 from experiments.train_tokenizer import Tokenizer, settings_of, train_tokenizer
 from onelive_jax.config import Config
 from onelive_jax.model.onelive import OneLive
@@ -45,8 +45,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     settings = stage_settings(config)
     model, figures_file = make_model(config, log), workdir / "supervised.json"
     if is_done(folder, settings):
-        figures = json.loads(figures_file.read_text())
-        return model, restore_params(folder, step=figures["chosen_step"]), figures
+        return load_supervised(config, workdir, log)
 
     c = config.training
     maker = log.batch_maker(tokenizer.ids, config)
@@ -117,6 +116,19 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     return model, restore_params(folder, step=chosen), figures
 
 
+def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, dict, dict]:
+    """What `train_supervised` left in a workdir: (model, parameters of the best validation, figures).
+
+    Raises: FileNotFoundError where it has not run to its end; ValueError where it ran with other settings.
+    """
+    folder = workdir / "supervised"
+    if not is_done(folder, stage_settings(config)):
+        raise FileNotFoundError(f"{folder} holds no finished supervised phase: run experiments.train_supervised, or "
+                                f"all stages with experiments.run, on --workdir={workdir}")
+    figures = json.loads((workdir / "supervised.json").read_text())
+    return make_model(config, log), restore_params(folder, step=figures["chosen_step"]), figures
+
+
 def _log(writer: MetricWriter, bar: tqdm, step: int, metrics: dict) -> None:
     writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
     bar.set_postfix(loss=f"{metrics['loss']:.3f}", acc=f"{metrics['acc_all']:.3f}", refresh=False)
@@ -134,6 +146,7 @@ def check_same_run(before: Config, now: Config, folder: Path) -> None:
 
 def main(config: Config, workdir: Path) -> None:
     log = prepare(config, workdir)
+    save_config(config, workdir)
     _, _, figures = train_supervised(config, workdir, log, train_tokenizer(config, workdir, log))
     print(json.dumps(figures, indent=1))
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import flags
-from experiments.prepare import Log, data_settings, flat, is_done, mark_done, prepare
+from experiments.prepare import Log, data_settings, flat, is_done, mark_done, prepare, save_config
 from onelive_jax.config import Config
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
 from onelive_jax.training import checkpoints
@@ -47,8 +47,7 @@ def train_tokenizer(config: Config, workdir: Path, log: Log) -> Tokenizer:
     folder, figures_file = workdir / "tokenizer", workdir / "tokenizer.json"
     settings = settings_of(config)
     if is_done(folder, settings):
-        arrays, meta = checkpoints.load_artifact(folder / "artifact", KIND, VERSION)
-        return Tokenizer(semantic_ids.IdTable.from_arrays(arrays["ids"]), arrays["embedding"], meta["figures"])
+        return load_tokenizer(config, workdir)
     started = time.perf_counter()
     c = config.tokenizer
     training = log.training_views
@@ -62,8 +61,9 @@ def train_tokenizer(config: Config, workdir: Path, log: Log) -> Tokenizer:
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}")
 
-        result = tower_training.train_towers(user_ptr, author, c, log.num_authors, None if content is None else content.values,
-                                     row, seed=config.seed, progress=progress)
+        values = None if content is None else content.values
+        result = tower_training.train_towers(user_ptr, author, c, log.num_authors, values, row, config.seed,
+                                             progress=progress)
     base, moments = embed(result, config, log, content)
     fit_on = base if content is None else np.concatenate([base, moments[content.end_ms <= log.split.p1_ms]])
     books = residual_kmeans.fit(fit_on, c.levels, c.codes, jax.random.key(config.seed), c.kmeans_iterations,
@@ -92,6 +92,19 @@ def train_tokenizer(config: Config, workdir: Path, log: Log) -> Tokenizer:
     figures_file.write_text(json.dumps(figures, indent=1))
     mark_done(folder, settings)
     return Tokenizer(ids, base, figures)
+
+
+def load_tokenizer(config: Config, workdir: Path) -> Tokenizer:
+    """What `train_tokenizer` left in a workdir.
+
+    Raises: FileNotFoundError where it has not run to its end; ValueError where it ran with other settings.
+    """
+    folder = workdir / "tokenizer"
+    if not is_done(folder, settings_of(config)):
+        raise FileNotFoundError(f"{folder} holds no finished tokenizer: run experiments.train_tokenizer, or all stages "
+                                f"with experiments.run, on --workdir={workdir}")
+    arrays, meta = checkpoints.load_artifact(folder / "artifact", KIND, VERSION)
+    return Tokenizer(semantic_ids.IdTable.from_arrays(arrays["ids"]), arrays["embedding"], meta["figures"])
 
 
 @dataclass
@@ -151,7 +164,9 @@ def embed(result: tower_training.TowersResult, config: Config, log: Log, content
 
 
 def main(config: Config, workdir: Path) -> None:
-    tokenizer = train_tokenizer(config, workdir, prepare(config, workdir))
+    log = prepare(config, workdir)
+    save_config(config, workdir)
+    tokenizer = train_tokenizer(config, workdir, log)
     print(json.dumps(tokenizer.figures, indent=1))
 
 

@@ -90,7 +90,7 @@ class ModelConfig:
     identity: bool = setting(True, "identity head: tells authors on air apart beyond their codes")
     identity_loss: float = setting(1.0, "weight of the identity loss over the rooms on air", low=0.0)
     author_items: bool = setting(True, "history items carry the author's own embedding")
-    author_scale: float = setting(1.0, "length of an author's embedding at the start (the tokenizer's, scaled)", low=0.0)
+    author_scale: float = setting(1.0, "length of an author's embedding (the tokenizer's) at the start", low=0.0)
     dropout: float = setting(0.1, "dropout on residual branches", low=0.0, high=0.95)
     activation_dtype: str = setting("float32", "dtype of activations", choices=("float32", "bfloat16"))
 

@@ -4,7 +4,8 @@ Ours, not the paper's. In live streaming most views go to an author the viewer a
 id must be told apart. Codes generalise (new authors); identity remembers (known ones). Both heads are mixtures of
 *generating* and *copying*: logaddexp(generated, copied).
 
-Axes: B batch, W beams, S positions, T history items, L levels, K codes, N rooms, D model width, E author width, F habits.
+Axes: B batch, W beams, S positions, T history items, L levels, K codes, N rooms, D model width, E author width,
+F habits.
 """
 
 import jax

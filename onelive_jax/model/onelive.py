@@ -123,7 +123,7 @@ class OneLive(nn.Module):
             ends = [sum(x.shape[2] for x in by_level[:l]) for l in range(1, self.levels)]
             copies = jnp.split(self.copy_score(jnp.concatenate(by_level, 2), context), ends, axis=2)
         modules = [[] for _ in states]
-        for l in range(self.levels):  # noqa: E741
+        for l in range(self.levels):
             prefix = jnp.broadcast_to(codes_BxL[:, None, None], (*by_level[l].shape[:3], self.levels))
             logits = self.logits(l, by_level[l], context, prefix, copies[l])
             for k in range(logits.shape[2]):

@@ -1,8 +1,8 @@
 """The supervised phase: losses over codes and rooms on air, and the train step.
 
 L = w0·L_main + w1·L_1 + w2·L_2 with L_k = −log p(q_k … q_{L−1} | BOS, q_<, context)  (paper, section b), to which
-(ours) the identity loss −log p(room | rooms on air) is added. p is normalised over the codes on air at that moment, over
-all codes, or over both with a weight each.
+(ours) the identity loss −log p(room | rooms on air) is added. p is normalised over the codes on air at that moment,
+over all codes, or over both with a weight each.
 
 Axes: B batch, L levels, K codes, N rooms on air, A authors.
 """
@@ -107,7 +107,8 @@ def make_train_step(model, tx: optax.GradientTransformation, config) -> Callable
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params),
-                    "learning_rate": schedule(state.step), "on_air": jnp.mean((batch.target_slot >= 0) * 1.0)}
+                    "learning_rate": schedule(state.step),
+                    "on_air": mean((batch.target_slot >= 0) * 1.0, batch.weight)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step

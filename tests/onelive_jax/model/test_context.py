@@ -54,7 +54,7 @@ def test_sets_and_splits_by_hand(sets, split):
     np.testing.assert_allclose(context.items, items, atol=1e-5)
     chex.assert_shape([context.keys, context.values], (sets, BATCH, ITEMS, G, d))
     chex.assert_shape(params["keys_values"], (D, sets * split, G, d))
-    for l in range(sets):  # noqa: E741
+    for l in range(sets):
         def slice_of(i):
             return rms(np.einsum("btd,dgk->btgk", items, params["keys_values"][:, i]))
 

@@ -1,0 +1,336 @@
+"""What the model costs: training examples a second, milliseconds a decode, and what multi-token prediction gains.
+
+    python -m experiments.benchmark --what=train  --report=train.json
+    python -m experiments.benchmark --what=decode --report=decode.json
+
+Prints target, limit and measurement side by side. The targets are for two CPU cores that do nothing else: the report
+carries the machine's load and its matrix-product rate in the same run, so that a figure can be judged elsewhere. Weights
+and requests are random; the time of a step does not depend on them.
+
+Axes: B batch, T history items, L levels, K codes, N rooms on air, D model width.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax.core import meta
+
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, LiveRooms, Request
+from onelive_jax.config import Config, DecodingConfig, ModelConfig
+from onelive_jax.decoding import live_index
+from onelive_jax.decoding.recommend import make_recommender
+from onelive_jax.model.onelive import OneLive
+from onelive_jax.training import partitioning, train_state
+from onelive_jax.training.supervised import make_train_step
+
+_WHAT = flags.DEFINE_enum("what", None, ["train", "decode"], "what is measured", required=True)
+_REPORT = flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
+_REPEATS = flags.DEFINE_integer("repeats", None, "repeats of every measurement; the median is reported", lower_bound=1)
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The problem that is timed; the defaults are those of the targets.
+
+    Attributes:
+      model: 4.5 M parameters with the tables below, 3.1 M of them in decoder blocks, dropout on.
+      history: T. levels, codes: L, K. authors, author_dim: rows and width of the identity table.
+      batch: B of training. contrasted: rooms on air of a training example. rooms: N when decoding.
+      searches: (beams, B, limit in ms of one decode). gains: (layers, least ratio of throughput with to without MTP).
+      gain_search: (beams, B) of that ratio. square: side of the large matrix product.
+    """
+
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(dim=160, num_layers=4, num_heads=4, num_groups=2,
+                                                                   mlp_dim=704))
+    history: int = 20
+    levels: int = 3
+    codes: int = 256
+    authors: int = 12_000
+    author_dim: int = 64
+    batch: int = 64
+    contrasted: int = 128
+    rooms: int = 12_000
+    searches: tuple[tuple[int, int, float], ...] = ((10, 1, 4.0), (10, 16, 20.0), (50, 1, 10.0), (128, 1, 20.0))
+    gains: tuple[tuple[int, float], ...] = ((6, 3.5), (3, 2.0))
+    gain_search: tuple[int, int] = (128, 16)
+    square: int = 1024
+
+
+TRAIN_TARGET = 800.0  # examples a second
+
+
+# Random inputs.
+
+
+def random_request(rng: np.random.Generator, sizes: Sizes, batch: int) -> Request:
+    """NumPy arrays [B, …]; a tenth of the history is padding."""
+    def draw(high, *shape):
+        return rng.integers(0, high, (batch, *shape), dtype=np.int32)
+
+    T = sizes.history
+    history = History(author=draw(sizes.authors, T), codes=draw(sizes.codes, T, sizes.levels), hour=draw(24, T),
+                      day=draw(7, T), week=draw(16, T),
+                      habits=rng.normal(size=(batch, T, len(HABIT_FEATURES))).astype(np.float32),
+                      mask=np.broadcast_to(np.arange(T) >= T // 10, (batch, T)).copy())
+    return Request({"live": history}, hour=draw(24), day=draw(7), week=np.zeros(batch, np.int32))
+
+
+def random_rooms(rng: np.random.Generator, sizes: Sizes, *shape: int) -> LiveRooms:
+    """NumPy arrays [*shape, …], every slot on air."""
+    return LiveRooms(author=rng.integers(0, sizes.authors, shape, dtype=np.int32),
+                     codes=rng.integers(0, sizes.codes, (*shape, sizes.levels), dtype=np.int32),
+                     features=rng.normal(size=(*shape, len(ROOM_FEATURES))).astype(np.float32),
+                     mask=np.ones(shape, bool))
+
+
+def random_batch(rng: np.random.Generator, sizes: Sizes) -> Batch:
+    """A training batch whose targets are on air."""
+    live = random_rooms(rng, sizes, sizes.batch, sizes.contrasted)
+    row, slot = np.arange(sizes.batch), rng.integers(0, sizes.contrasted, sizes.batch, dtype=np.int32)
+    return Batch(random_request(rng, sizes, sizes.batch), live, target_author=live.author[row, slot],
+                 target_codes=live.codes[row, slot], target_slot=slot, weight=np.ones(sizes.batch, np.float32))
+
+
+def make_model(sizes: Sizes, config: ModelConfig) -> OneLive:
+    return OneLive(config, sizes.levels, sizes.codes, sizes.authors, sizes.author_dim)
+
+
+# Counting.
+
+
+def count_parameters(params: Any) -> tuple[int, int]:
+    """(all parameters, those in decoder blocks: the main decoder's and one in each multi-token-prediction module)."""
+    def count(tree):
+        return sum(x.size for x in jax.tree.leaves(tree))
+
+    modules = [value["block"] for name, value in params.items() if name.startswith("mtp")]
+    return count(params), count(params["decoder"]) + count(modules)
+
+
+def training_flops(sizes: Sizes) -> int:
+    """Floating-point operations of one example's step: two a multiply-add of the matrix products that the equations
+    ask for, forward once and backward twice. Look-ups, norms, exponentials and the optimizer are not counted."""
+    c, D, T, L = sizes.model, sizes.model.dim, sizes.history, sizes.levels
+    kv = c.num_groups * (D // c.num_heads)
+    gates = 2 * D * D if c.gate else 0
+    block = 2 * 2 * D * D + gates + 2 * D * kv + 3 * D * c.mlp_dim  # weights that every position meets
+    total = 0
+    for module in range(L if c.mtp else 1):
+        positions, blocks = L - module, c.num_layers if module == 0 else 1
+        total += blocks * positions * (block + 2 * T * D + 2 * positions * D)
+        total += positions * (D * sizes.codes + (2 * D * D if module else 0))
+    habits, time_mlp, author = len(HABIT_FEATURES) * D + D * D, D * D, sizes.author_dim * D
+    total += T * (c.habits * habits + c.item_time * time_mlp + c.author_items * author
+                  + c.context_sets * c.context_split * D * kv)
+    if c.identity:
+        total += D * sizes.author_dim + sizes.author_dim * sizes.authors
+    return 3 * 2 * total
+
+
+def block_limit(layers: int, beams: int, levels: int) -> float:
+    """Block applications without multi-token prediction over those with it: (N + (L−1)·N·W) / (N + (L−1)·W)."""
+    return (layers + (levels - 1) * layers * beams) / (layers + (levels - 1) * beams)
+
+
+# Timing.
+
+
+def time_interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call. The functions take turns, so that a busy moment of the machine hits all of them."""
+    for function in functions.values():
+        function()  # compiles
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def matmul_rates(sizes: Sizes, repeats: int) -> dict[str, dict[str, float]]:
+    """GFLOP/s of float32 matrix products alone: "m x k x n" → {"median": …, "best": …}. The first is the largest."""
+    D, side = sizes.model.dim, sizes.square
+    shapes = [(side, side, side), (sizes.batch * sizes.levels, D, sizes.model.mlp_dim),
+              (sizes.batch * sizes.levels, D, D), (sizes.batch * sizes.history, D, D),
+              (sizes.batch, sizes.author_dim, sizes.authors)]
+    product = jax.jit(jnp.matmul)
+    rates = {}
+    for m, k, n in shapes:
+        a, b = jnp.ones((m, k)), jnp.ones((k, n))
+        seconds = time_interleaved({"": lambda a=a, b=b: product(a, b).block_until_ready()}, repeats)[""]
+        flops = 2 * m * k * n / 1e9
+        rates[f"{m} x {k} x {n}"] = {"median": flops / statistics.median(seconds), "best": flops / min(seconds)}
+    return rates
+
+
+# What is measured.
+
+
+def measure_training(sizes: Sizes, repeats: int = 12, steps: int = 20) -> dict:
+    """Whole steps (batch put on the device, loss, gradient, AdamW), `steps` in a row a repeat."""
+    config = Config(model=sizes.model)
+    config.training.batch_size = sizes.batch
+    model, tx = make_model(sizes, sizes.model), train_state.make_optimizer(config.training)
+    mesh = partitioning.make_mesh(config.mesh)
+    rng = np.random.default_rng(0)
+    batches = [random_batch(rng, sizes) for _ in range(8)]
+    state = train_state.init_state(lambda key: model.init(key, batches[0])["params"], tx, mesh, jax.random.key(0))
+    parameters, in_blocks = count_parameters(state.params)
+    start = time.perf_counter()
+    step = jax.jit(make_train_step(model, tx, config), donate_argnums=0).lower(
+        state, partitioning.put_batch(batches[0], mesh)).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def run() -> None:
+        nonlocal state
+        for i in range(steps):
+            state, metrics = step(state, partitioning.put_batch(batches[i % len(batches)], mesh))
+        jax.block_until_ready((state.params, metrics))
+
+    seconds = [total / steps for total in time_interleaved({"": run}, repeats)[""]]
+    rates = matmul_rates(sizes, 30)
+    examples = [sizes.batch / s for s in seconds]
+    flops = training_flops(sizes)
+    per_second = statistics.median(examples) * flops / 1e9
+    return {
+        "rows": [row("training, examples/s", ">=", TRAIN_TARGET, statistics.median(examples)),
+                 row("parameters", ">=", 4_400_000, parameters),
+                 row("of which in decoder blocks", ">=", 3_000_000, in_blocks)],
+        "step_seconds": seconds,
+        "examples_per_second_best": max(examples),
+        "compile_seconds": compile_seconds,
+        "flops_per_example": flops,
+        "step_gflops_per_second": per_second,
+        "matmul_gflops_per_second": rates,
+        "share_of_matmul_rate": {shape: per_second / rate["median"] for shape, rate in rates.items()},
+    }
+
+
+def measure_decoding(sizes: Sizes, repeats: int = 200) -> dict:
+    """Request arrays on the host in, ranked rooms on the host out; one index of `rooms` rooms shared by all."""
+    rng = np.random.default_rng(0)
+    index = jax.device_put(live_index.from_rooms(random_rooms(rng, sizes, sizes.rooms), sizes.codes))
+    model, params = _initialise(sizes, sizes.model)
+    parameters, in_blocks = count_parameters(params)
+    rows, milliseconds = [], {}
+    for beams, batch, limit in sizes.searches:
+        call = _caller(model, params, index, beams, [random_request(rng, sizes, batch) for _ in range(8)])
+        name = f"beam {beams}, batch {batch}, ms"
+        milliseconds[name] = [s * 1e3 for s in time_interleaved({"": call}, repeats)[""]]
+        rows.append(row(name, "<=", limit, statistics.median(milliseconds[name])))
+    gains = {}
+    beams, batch = sizes.gain_search
+    requests = [random_request(rng, sizes, batch) for _ in range(4)]
+    for layers, least in sizes.gains:
+        pair = {}
+        for name, mtp in (("with", True), ("without", False)):
+            config = replace(sizes.model, num_layers=layers, mtp=mtp)
+            pair[name] = _caller(*_initialise(sizes, config), index, beams, requests)
+        seconds = time_interleaved(pair, max(1, repeats // 10))
+        gains[f"{layers} layers"] = {name: [s * 1e3 for s in values] for name, values in seconds.items()}
+        # The two of a pair ran one after the other: their ratio is less moved by the load than that of two medians.
+        ratio = statistics.median(b / a for a, b in zip(seconds["with"], seconds["without"], strict=True))
+        rows.append(row(f"multi-token prediction, {layers} layers, beam {beams}, batch {batch}: times the throughput",
+                        ">=", least, ratio, block_limit(layers, beams, sizes.levels)))
+    rows += [row("parameters", ">=", 4_400_000, parameters), row("of which in decoder blocks", ">=", 3_000_000, in_blocks)]
+    return {"rows": rows, "milliseconds": milliseconds, "gain_milliseconds": gains}
+
+
+def _initialise(sizes: Sizes, config: ModelConfig) -> tuple[OneLive, Any]:
+    """A model and its random parameters. Without multi-token prediction the main decoder is the same."""
+    model = make_model(sizes, config)
+    example = random_batch(np.random.default_rng(0), replace(sizes, batch=1))
+    return model, jax.jit(lambda key: meta.unbox(model.init(key, example)["params"]))(jax.random.key(0))
+
+
+def _caller(model: OneLive, params: Any, index: live_index.LiveIndex, beams: int,
+            requests: list[Request]) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """A function that answers one of the requests after the other and has the ranking on the host when it returns."""
+    recommend = make_recommender(model, DecodingConfig(beams=beams, capacity=index.capacity))
+    turn = 0
+
+    def call() -> tuple[np.ndarray, np.ndarray]:
+        nonlocal turn
+        turn += 1
+        ranking = recommend(params, requests[turn % len(requests)], index)
+        return jax.device_get((ranking.slot, ranking.score))
+
+    return call
+
+
+# The report.
+
+
+def row(name: str, sense: str, target: float, measured: float, limit: float | None = None) -> dict:
+    """One line of the report. `sense` is ">=" or "<="; `limit` is what no implementation can pass, where known."""
+    met = measured >= target if sense == ">=" else measured <= target
+    return {"name": name, "sense": sense, "target": target, "limit": limit, "measured": measured, "met": met}
+
+
+def environment() -> dict:
+    """Device, versions, date and load: what a figure needs to be compared with another."""
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": str(jax.devices()[0]),
+            "devices": jax.device_count(), "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(),
+            "system": platform.platform(), "python": platform.python_version(), "load_average": os.getloadavg()[0],
+            "versions": {name: metadata.version(name) for name in PACKAGES}}
+
+
+def make_report(what: str, sizes: Sizes, **repeats: int) -> dict:
+    """The report of one command: environment before and after, sizes, rows and every repeat; ready for JSON."""
+    before = environment()
+    measured = (measure_training if what == "train" else measure_decoding)(sizes, **repeats)
+    return {"what": what, "before": before, "after": environment(), "sizes": asdict(sizes), **measured}
+
+
+def as_text(report: dict) -> str:
+    """The rows as a table, then what the figures must be judged by."""
+    lines = [f"{'':<78}{'target':>12}{'limit':>10}{'measured':>12}"]
+    for r in report["rows"]:
+        limit = "" if r["limit"] is None else f"{r['limit']:.2f}×"
+        lines.append(f"{r['name']:<78}{r['sense'] + ' ' + _number(r['target']):>12}{limit:>10}"
+                     f"{_number(r['measured']):>12}{'' if r['met'] else '  missed'}")
+    if report["what"] == "train":
+        lines.append(f"a step takes {statistics.median(report['step_seconds']) * 1e3:.1f} ms and compiles in "
+                     f"{report['compile_seconds']:.1f} s; {report['flops_per_example'] / 1e6:.1f} MFLOP an example: "
+                     f"{report['step_gflops_per_second']:.0f} GFLOP/s")
+        for shape, rate in report["matmul_gflops_per_second"].items():
+            lines.append(f"  matrix product {shape}: {rate['median']:.0f} GFLOP/s; the step reaches "
+                         f"{report['share_of_matmul_rate'][shape]:.0%} of it")
+    lines.append(f"{report['after']['device']}, {report['after']['cores']} cores, load "
+                 f"{report['before']['load_average']:.1f} before, {report['after']['load_average']:.1f} after, "
+                 f"jax {report['after']['versions']['jax']}, {report['after']['date']}")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --name=value")
+    repeats = {} if _REPEATS.value is None else {"repeats": _REPEATS.value}
+    report = make_report(_WHAT.value, Sizes(), **repeats)
+    if _REPORT.value:
+        Path(_REPORT.value).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    print(as_text(report))
+
+
+if __name__ == "__main__":
+    app.run(main)

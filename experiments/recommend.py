@@ -1,0 +1,105 @@
+"""Which rooms now? The best rooms on air for a person at a moment, from a trained workdir.
+
+    python -m experiments.recommend --workdir=W --user=ID --at=ROUND_OR_MS --k=10
+
+--user is the id of the log. --at is a time in milliseconds or, for a log in ten-minute rounds (Twitch), a round;
+without it, the end of the log. Rooms are on air as *other* people's views, or their true lifetimes, show.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags as absl_flags
+
+from data_pipelines.twitch import ROUND_MS
+from experiments import flags
+from experiments.prepare import Log, prepare
+from experiments.train_supervised import load_supervised
+from experiments.train_tokenizer import load_tokenizer
+from onelive_jax.batch import ROOM_FEATURES
+from onelive_jax.config import Config
+from onelive_jax.decoding.live_index import LiveCatalogue
+from onelive_jax.decoding.recommend import make_recommender
+
+LARGEST_ROUND = 10**9  # a larger --at is a time in milliseconds
+
+
+def recommend(config: Config, log: Log, ids, model, params, user: int, time_ms: int, k: int) -> list[dict]:
+    """The k best rooms on air, best first: rank, author, room, score, codes, views (by this person, so far), viewers.
+
+    Raises ValueError where more rooms are on air than config.decoding.capacity.
+    """
+    maker = log.batch_maker(ids, config)
+    users, times = np.array([user], np.int32), np.array([time_ms], np.int64)
+    on_air = maker.on_air(users, times)
+    rooms, _ = maker.live_rooms(on_air, times, max(on_air.author.size, 1))
+    catalogue = LiveCatalogue(config.decoding.capacity, model.levels, model.num_codes, len(ROOM_FEATURES))
+    for i, (author, room) in enumerate(zip(on_air.author.tolist(), on_air.room.tolist(), strict=True)):
+        catalogue.put_on_air(room, author, rooms.codes[0, i], rooms.features[0, i])
+    snapshot = catalogue.snapshot()
+    ranking = make_recommender(model, config.decoding, k=k)(params, maker.request(users, times), snapshot.index)
+    author, slot, score, codes = (np.asarray(x)[0][np.asarray(ranking.valid)[0]]
+                                  for x in (ranking.author, ranking.slot, ranking.score, ranking.codes))
+    room = snapshot.room_ids(slot)
+    seen = log.views.author[log.views.user_ptr[user]:log.views.seen_before(users, times)[0]]
+    viewers = dict(zip(on_air.author.tolist(), on_air.viewers.tolist(), strict=True))
+    tables = log.tables
+    name = lambda table, row: table["source_id"][row] if "source_id" in table.columns else str(row)  # noqa: E731
+    return [{"rank": i + 1, "author": name(tables.authors, int(a)), "room": name(tables.rooms, int(r)),
+             "score": round(float(s), 4), "codes": c.tolist(), "views": int((seen == a).sum()),
+             "viewers": int(viewers[int(a)])}
+            for i, (a, r, s, c) in enumerate(zip(author, room, score, codes, strict=True))]
+
+
+def format_rooms(rooms: list[dict]) -> str:
+    """The rooms as an aligned table."""
+    head = ["rank", "author", "room", "score", "codes", "own views", "viewers"]
+    rows = [[str(r["rank"]), r["author"], r["room"], f"{r['score']:.3f}", "-".join(map(str, r["codes"])),
+             str(r["views"]), str(r["viewers"])] for r in rooms]
+    width = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, width, strict=True)) for row in [head, *rows])
+
+
+def find_user(log: Log, source_id: str) -> int:
+    """Dense index of a user of the log. Raises ValueError for an id that the log does not have."""
+    at = np.flatnonzero((log.tables.users["source_id"] == source_id).to_numpy())
+    if not at.size:
+        some = ", ".join(log.tables.users["source_id"].head(5).to_list())
+        raise ValueError(f"--user={source_id}: the log has no such user; ids look like {some}, …")
+    return int(at[0])
+
+
+def moment(log: Log, config: Config, at: int | None) -> int:
+    """Milliseconds of --at. Raises ValueError for a time outside the log."""
+    first, last = int(log.views.start_ms.min()), log.split.end_ms
+    if at is None:
+        return last - 1
+    rounds = config.data.source == "twitch" and at < LARGEST_ROUND
+    time_ms = at * ROUND_MS if rounds else at
+    if not first <= time_ms <= last:
+        scale, unit = (ROUND_MS, "rounds") if rounds else (1, "milliseconds")
+        raise ValueError(f"--at={at} is outside the log, which runs from {first // scale} to {last // scale} {unit}")
+    return time_ms
+
+
+def main(config: Config, workdir: Path) -> None:
+    values = absl_flags.FLAGS
+    log = prepare(config, workdir)
+    user, time_ms = find_user(log, values.user), moment(log, config, values.at)
+    tokenizer = load_tokenizer(config, workdir)
+    model, params, _ = load_supervised(config, workdir, log)
+    rooms = recommend(config, log, tokenizer.ids, model, params, user, time_ms, values.k)
+    if values.json:
+        print(json.dumps(rooms, indent=1))
+    else:
+        print(format_rooms(rooms) if rooms else "no room is on air at that moment")
+
+
+if __name__ == "__main__":
+    flags.define_config(from_workdir=True)
+    absl_flags.DEFINE_string("user", None, "id of the person, as in the log", required=True)
+    absl_flags.DEFINE_integer("at", None, "when: milliseconds, or a ten-minute round (Twitch); default: the log's end")
+    absl_flags.DEFINE_integer("k", 10, "rooms wanted", lower_bound=1)
+    absl_flags.DEFINE_bool("json", False, "print JSON instead of a table")
+    flags.run(main)

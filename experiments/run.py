@@ -1,0 +1,87 @@
+"""From a log to a trained model, honest numbers and recommendations: all stages in turn.
+
+    python -m experiments.run --config=experiments/configs/twitch.py --config.data.path=FILE.csv --workdir=W [--seed=N]
+
+A finished stage is not repeated; a killed one resumes. Writes W/report.json and W/report.html.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+from experiments import evaluate, flags, scoring
+from experiments.prepare import Log, prepare, save_config
+from experiments.report import write_html
+from experiments.train_supervised import train_supervised
+from experiments.train_tokenizer import Tokenizer, train_tokenizer
+from onelive_jax import evaluation
+from onelive_jax.config import Config
+from onelive_jax.training import metrics
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Trained:
+    """What a finished run holds in memory."""
+
+    log: Log
+    tokenizer: Tokenizer
+    model: object
+    params: dict
+    report: dict
+
+
+def run(config: Config, workdir: Path) -> Trained:
+    """All stages; returns what they made. The report is W/report.json."""
+    log = prepare(config, workdir)
+    save_config(config, workdir)
+    tokenizer = train_tokenizer(config, workdir, log)
+    model, params, figures = train_supervised(config, workdir, log, tokenizer)
+    maker, rank = log.batch_maker(tokenizer.ids, config), scoring.make_ranker(model, config)
+    weights = evaluate.tuned_weights(config, log)
+    results = {protocol: evaluate.evaluate(config, log, rank, params, maker, "test", protocol, weights)
+               for protocol in scoring.PROTOCOLS}
+    report = {
+        "protocols": {protocol: result["onelive"] for protocol, result in results.items()},
+        "heuristics": {name: row for name, row in results["strict"].items() if name != "onelive"},
+        "heuristics_weights": dataclasses.asdict(weights),
+        "training": {"seconds": tokenizer.figures["seconds"] + figures["seconds"],
+                     "examples_per_second": figures["examples_per_second"], "parameters": figures["parameters"],
+                     "step": figures["chosen_step"]},
+        "tokenizer": tokenizer.figures,
+        "data": {name: getattr(log.tables.report, name) for name in ("rows_read", "rows_kept", "dropped", "notes")},
+    }
+    temporary = workdir / "report.json.tmp"
+    temporary.write_text(json.dumps(report, indent=1))
+    temporary.replace(workdir / "report.json")
+    write_html(workdir / "report.html", report, dataclasses.asdict(config), metrics.read(workdir / "supervised"),
+               f"OneLive on {config.name}")
+    return Trained(log, tokenizer, model, params, report)
+
+
+def print_report(trained: Trained, workdir: Path) -> None:
+    """The table of metrics beside the heuristics, and where the report is."""
+    report = trained.report
+    for line in trained.log.tables.report.lines():
+        print(line)
+    print(f"\nTest split, strict protocol ({report['protocols']['strict']['all']['n']} targets; heuristics tuned on "
+          "validation):\n")
+    print(evaluation.format_table({"OneLive": report["protocols"]["strict"]} | report["heuristics"]))
+    liverec = report["protocols"]["liverec"]["all"]
+    print(f"\nliverec protocol: NDCG@10 {liverec['ndcg@10']:.3f}, HR@1 {liverec['hr@1']:.3f}, "
+          f"HR@10 {liverec['hr@10']:.3f} (n = {liverec['n']})")
+    speed = report["training"]["examples_per_second"]
+    print(f"{report['training']['parameters']:,} parameters, trained in {report['training']['seconds']:.0f} s with the "
+          f"tokenizer ({speed:.0f} examples/s)" if speed else "")
+    print(f"report: {workdir / 'report.json'} and {workdir / 'report.html'}")
+
+
+def main(config: Config, workdir: Path) -> None:
+    print_report(run(config, workdir), workdir)
+
+
+if __name__ == "__main__":
+    flags.define_config()
+    flags.run(main)

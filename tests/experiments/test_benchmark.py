@@ -1,0 +1,88 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import benchmark
+from experiments.benchmark import Sizes
+from onelive_jax.config import ModelConfig
+from onelive_jax.decoding import live_index
+
+TINY = Sizes(model=ModelConfig(dim=16, num_layers=2, num_heads=2, num_groups=1, mlp_dim=24), history=4, codes=8,
+             authors=30, author_dim=8, batch=4, contrasted=6, rooms=20, searches=((3, 2, 1e9),), gains=((2, 0.0),),
+             gain_search=(4, 2), square=8)
+
+
+def check_report(report, num_rows):
+    assert json.loads(json.dumps(report)).keys() == report.keys()
+    assert len(report["rows"]) == num_rows
+    for row in report["rows"]:
+        assert row["met"] == (row["measured"] >= row["target"] if row["sense"] == ">=" else
+                              row["measured"] <= row["target"])
+        assert row["name"] in benchmark.as_text(report)
+    assert report["after"]["versions"]["jax"] == jax.__version__
+    assert report["before"]["date"] <= report["after"]["date"]
+
+
+def test_report_of_training():
+    report = benchmark.make_report("train", TINY, repeats=3, steps=2)
+    check_report(report, 3)
+    examples, parameters, in_blocks = (row["measured"] for row in report["rows"])
+    assert len(report["step_seconds"]) == 3
+    assert examples == pytest.approx(TINY.batch / np.median(report["step_seconds"]))
+    assert 0 < in_blocks < parameters
+    assert not report["rows"][1]["met"]  # 4.4 M parameters: not these
+    assert "missed" in benchmark.as_text(report)
+    assert report["share_of_matmul_rate"].keys() == report["matmul_gflops_per_second"].keys()
+    assert all(0 < rate["median"] <= rate["best"] for rate in report["matmul_gflops_per_second"].values())
+
+
+def test_report_of_decoding():
+    report = benchmark.make_report("decode", TINY, repeats=10)
+    check_report(report, 4)
+    assert [len(values) for values in report["milliseconds"].values()] == [10]
+    assert {name: len(values) for name, values in report["gain_milliseconds"]["2 layers"].items()} == {
+        "with": 1, "without": 1}
+    assert report["rows"][1]["limit"] == benchmark.block_limit(2, 4, 3)
+
+
+def test_a_caller_answers_one_request_after_the_other_without_tracing_again():
+    rng = np.random.default_rng(0)
+    index = live_index.from_rooms(benchmark.random_rooms(rng, TINY, TINY.rooms), TINY.codes)
+    model, params = benchmark._initialise(TINY, TINY.model)
+    call = benchmark._caller(model, params, index, 3, [benchmark.random_request(rng, TINY, 2) for _ in range(3)])
+    call()
+    with jax.log_compiles(False), jax.checking_leaks():
+        answers = [call() for _ in range(3)]
+    assert all(slot.shape == (2, 3) and (slot >= 0).all() for slot, _ in answers)
+    assert not np.array_equal(answers[0][1], answers[1][1])
+    np.testing.assert_array_equal(call()[1], answers[0][1])
+
+
+def test_without_multi_token_prediction_the_main_decoder_is_the_same():
+    _, params = benchmark._initialise(TINY, TINY.model)
+    _, plain = benchmark._initialise(TINY, ModelConfig(**{**vars(TINY.model), "mtp": False}))
+    assert set(params) - set(plain) == {"mtp_0", "mtp_1"}
+    jax.tree.map(np.testing.assert_array_equal, params["decoder"], plain["decoder"])
+
+
+def test_parameters_and_limits_of_the_targets():
+    sizes = Sizes()
+    model = benchmark.make_model(sizes, sizes.model)
+    example = benchmark.random_batch(np.random.default_rng(0), sizes)
+    shapes = jax.eval_shape(lambda: benchmark.meta.unbox(model.init(jax.random.key(0), example)["params"]))
+    parameters, in_blocks = benchmark.count_parameters(shapes)
+    assert 4_400_000 <= parameters < 4_700_000
+    assert 3_000_000 <= in_blocks < 3_200_000
+    assert benchmark.block_limit(6, 128, 3) == pytest.approx(5.9, abs=0.05)
+    assert benchmark.block_limit(3, 128, 3) == pytest.approx(3.0, abs=0.05)
+
+
+def test_flops_of_a_model_counted_by_hand():
+    c = ModelConfig(dim=4, num_layers=1, num_heads=1, num_groups=1, mlp_dim=8, gate=False, mtp=False, habits=False,
+                    item_time=False, author_items=False, identity=False)
+    sizes = Sizes(model=c, history=2, levels=1, codes=5)
+    # cross q, out; self q, out, k, v: 6 of 4x4. SwiGLU: 3 of 4x8. Cross logits and mix: 2x4 each; self: 4 each.
+    block = 6 * 16 + 3 * 32 + 2 * 2 * 4 + 2 * 4
+    assert benchmark.training_flops(sizes) == 3 * 2 * (block + 4 * 5 + 2 * 16)
