@@ -51,12 +51,14 @@ class BatchMaker:
         others = self.presence.at(times_ms, users)
         row = np.repeat(np.arange(len(times_ms)), np.diff(on_air.offsets))
         width = int(on_air.author.max(initial=0)) + 1
+        wanted = row * width + on_air.author
         keys = np.repeat(np.arange(len(times_ms)), np.diff(others.offsets)) * width + others.author
-        at = np.searchsorted(keys, row * width + on_air.author)
-        known = (at < keys.size) & (keys[np.minimum(at, keys.size - 1)] == row * width + on_air.author)
-        at = np.where(known, at, 0)
-        on_air.viewers = np.where(known, others.viewers[at], 1).astype(np.int32)
-        on_air.since_ms = np.where(known, others.since_ms[at], times_ms[row] - round(NEW_TO_AIR_HOURS * HOUR_MS))
+        keys = np.append(keys, np.iinfo(np.int64).max)  # nobody's: there may be no other person at all
+        at = np.searchsorted(keys, wanted)
+        known = keys[at] == wanted
+        on_air.viewers = np.where(known, np.append(others.viewers, 1)[at], 1).astype(np.int32)
+        on_air.since_ms = np.where(known, np.append(others.since_ms, 0)[at],
+                                   times_ms[row] - round(NEW_TO_AIR_HOURS * HOUR_MS))
         return on_air
 
     def live_rooms(self, on_air: OnAir, times_ms: np.ndarray, slots: int, target: np.ndarray | None = None,

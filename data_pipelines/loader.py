@@ -8,6 +8,8 @@ import numpy as np
 from data_pipelines.batches import BatchMaker
 from onelive_jax.batch import Batch
 
+ENDLESS = 2**60  # examples
+
 
 def training_batches(maker: BatchMaker, groups: Sequence[np.ndarray], shares: Sequence[float], batch_size: int,
                      seed: int, process: int = 0, processes: int = 1, workers: int = 1) -> grain.DatasetIterator[Batch]:
@@ -38,7 +40,8 @@ def training_batches(maker: BatchMaker, groups: Sequence[np.ndarray], shares: Se
         order = grain.MapDataset.source(np.asarray(group, np.int64)).seed(seed + number).shuffle()
         sources.append(order[process::processes].repeat())
     examples = grain.MapDataset.mix(sources, [share for _, share in filled]) if len(sources) > 1 else sources[0]
-    batches = examples.batch(batch_size, batch_fn=lambda views: np.asarray(views, np.int64))
+    # Grain counts batches in floating point: an endless set in batches of one would overflow.
+    batches = examples[:ENDLESS].batch(batch_size, batch_fn=lambda views: np.asarray(views, np.int64))
     batches = batches.seed(seed).random_map(maker.batch)
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
     return iter(batches.to_iter_dataset(options))

@@ -70,7 +70,8 @@ def histories(views: Timelines, users: np.ndarray, times_ms: np.ndarray, codes_a
         counts as far as it had been watched.
       users: int32 [R]. times_ms: int64 [R].
       codes_at: (author int32 [n], time_ms int64 [n]) → int32 [n, L], the semantic ids at the moments of the views.
-      items: length T of the sequence, newest kept. window: views that are looked at.
+      items: length T of the sequence, newest kept. window: views that are looked at (and those that began together
+        with the oldest of them).
       unit: "authors" (one item a distinct author) or "views".
       utc_offset_hours: local time minus UTC.
 
@@ -79,7 +80,13 @@ def histories(views: Timelines, users: np.ndarray, times_ms: np.ndarray, codes_a
     users, times_ms = np.asarray(users, np.int64), np.asarray(times_ms, np.int64)
     end = views.seen_before(users, times_ms)
     begin = np.maximum(views.user_ptr[users], end - window)
+    # Views that began together are stored by their stops. Both may still be going on, and which of them ends first
+    # nobody knows yet: the window takes all of them or none, and their order here is by author.
+    some = begin < end
+    begin[some] = views.seen_before(users[some], views.start_ms[begin[some]])
     view, row = expand(begin, end - begin)
+    order = np.lexsort((views.author[view], views.start_ms[view], row))
+    view, row = view[order], row[order]
     author, start = views.author[view], views.start_ms[view]
     age = times_ms[row] - start
     watched = np.minimum(views.stop_ms[view], times_ms[row]) - start

@@ -81,7 +81,8 @@ def run(main: Callable[[Config, Path], Any]) -> None:
     """
     def quietly(parsed):
         # orbax and others tell absl's logger of every file they touch; what the project says of itself stays.
-        absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         for package in ("onelive_jax", "data_pipelines", "experiments"):
             logging.getLogger(package).setLevel(logging.INFO)
         try:

@@ -24,7 +24,7 @@ from onelive_jax.config import Config
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.training import partitioning, supervised, train_state
 from onelive_jax.training.checkpoints import Checkpoints, restore_params
-from onelive_jax.training.metrics import MetricWriter, OneStepLate
+from onelive_jax.training.metrics import MetricWriter, OneStepLate, read
 
 logger = logging.getLogger(__name__)
 BEST = "ndcg@10"
@@ -72,9 +72,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                       in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                       out_shardings=(shardings, partitioning.replicated(mesh)))
     validation, rank = scoring.strict_task(log, config, "validation"), scoring.make_ranker(model, config)
-    trained, started = 0, time.perf_counter()
     with Checkpoints(folder, c.keep_checkpoints, BEST) as saved:
-        first = 0
+        first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
             state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))
         else:
@@ -82,38 +81,73 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
             check_same_run(restored.config, config, folder)
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
+            clock.resume(folder, first)
             logger.info("resuming %s from step %d", folder, first)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         with MetricWriter(folder, first) as writer, tqdm(total=c.steps, initial=first, desc="supervised", unit="step",
                                                          disable=None) as bar:
-            late = OneStepLate(functools.partial(_log, writer, bar), c.log_every)
+            late = OneStepLate(functools.partial(_log, writer, bar, clock), c.log_every)
             for step in range(first + 1, c.steps + 1):
                 state, metrics = step_fn(state, partitioning.put_batch(next(batches), mesh))
                 late.push(step, metrics)
-                if step == first + 1:  # what comes before is compiling
+                if step == first + 1:
                     jax.block_until_ready(state.params)
-                    begun, spent = time.perf_counter(), 0.0
+                    clock.start()  # what comes before is compiling
+                else:
+                    clock.steps += 1
                 bar.update(1)
-                judge = step == c.steps or (c.eval_every and step % c.eval_every == 0)
-                if judge or step % c.checkpoint_every == 0:
-                    late.flush()
-                    paused = time.perf_counter()
-                    trained, spent_before = step - first - 1, spent
-                    scores = None
-                    if judge:
-                        scores = scoring.validate(rank, state.params, maker, validation)
-                        writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
-                        bar.write(f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
-                    saved.save(state, batches.get_state(), config, scores)
-                    spent = spent_before + time.perf_counter() - paused
-        seconds = max(time.perf_counter() - begun - spent, 1e-9) if trained else 0.0
+                judged = step == c.steps or (c.eval_every > 0 and step % c.eval_every == 0)
+                if not judged and step % c.checkpoint_every:
+                    continue
+                late.flush()
+                clock.stop()
+                scores = None
+                if judged:
+                    scores = scoring.validate(rank, state.params, maker, validation)
+                    writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
+                    bar.write(f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
+                saved.save(state, batches.get_state(), config, scores)
+                clock.start()
         saved.wait()
         chosen = saved.best_step()
-    figures = {"parameters": parameters, "seconds": time.perf_counter() - started, "chosen_step": chosen,
-               "examples_per_second": trained * c.batch_size / seconds if trained else None}
+    figures = {"parameters": parameters, "seconds": clock.elapsed(), "chosen_step": chosen,
+               "examples_per_second": clock.steps * c.batch_size / clock.stepping if clock.steps else None}
     figures_file.write_text(json.dumps(figures, indent=1))
     mark_done(folder, settings)
     return model, restore_params(folder, step=chosen), figures
+
+
+class Stopwatch:
+    """Seconds of a run over all its resumptions, and of its steps without compiling, validation and checkpoints.
+
+    Attributes:
+      steps, stepping: steps timed in this process and their seconds.
+    """
+
+    def __init__(self):
+        self.steps, self.stepping = 0, 0.0
+        self._begun, self._before, self._since = time.perf_counter(), 0.0, None
+
+    def resume(self, folder: Path, step: int) -> None:
+        """Goes on from what the log of an earlier process says was spent up to `step`."""
+        spent = [line["train/seconds"] for line in read(folder) if "train/seconds" in line and line["step"] <= step]
+        self._before = max(spent, default=0.0)
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self.stepping += time.perf_counter() - self._since
+            self._since = None
+
+    def elapsed(self) -> float:
+        return self._before + time.perf_counter() - self._begun
+
+
+def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, step: int, metrics: dict) -> None:
+    writer.write(step, {f"train/{name}": value for name, value in metrics.items()} | {"train/seconds": clock.elapsed()})
+    bar.set_postfix(loss=f"{metrics['loss']:.3f}", acc=f"{metrics['acc_all']:.3f}", refresh=False)
 
 
 def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, dict, dict]:
@@ -127,11 +161,6 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
                                 f"all stages with experiments.run, on --workdir={workdir}")
     figures = json.loads((workdir / "supervised.json").read_text())
     return make_model(config, log), restore_params(folder, step=figures["chosen_step"]), figures
-
-
-def _log(writer: MetricWriter, bar: tqdm, step: int, metrics: dict) -> None:
-    writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
-    bar.set_postfix(loss=f"{metrics['loss']:.3f}", acc=f"{metrics['acc_all']:.3f}", refresh=False)
 
 
 def check_same_run(before: Config, now: Config, folder: Path) -> None:

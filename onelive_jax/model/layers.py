@@ -198,10 +198,10 @@ class SelfGatedAttention(nn.Module):
         k = _Heads(self.groups, self.head_dim, self.qk_norm, "groups", name="key")(x_BxWxSxD)
         v = _Heads(self.groups, self.head_dim, False, "groups", name="value")(x_BxWxSxD)
         if cache is not None:
-            k = cache.keys.at[:, :, position].set(k[:, :, 0])
-            v = cache.values.at[:, :, position].set(v[:, :, 0])
-            cache = SelfCache(k, v)
-            mask = (jnp.arange(k.shape[2]) <= position)[None]
+            cache = SelfCache(cache.keys.at[:, :, position].set(k[:, :, 0]),
+                              cache.values.at[:, :, position].set(v[:, :, 0]))
+            k, v = cache.keys[:, :, :position + 1], cache.values[:, :, :position + 1]
+            mask = jnp.ones((1, position + 1), bool)
         else:
             mask = jnp.tril(jnp.ones((S, S), bool))
         if k.shape[2] == 1:  # one position attends to itself with weight one

@@ -1,4 +1,4 @@
-"""The whole model: causality, masks, time, one decoding step after another against the teacher-forced pass, switches."""
+"""The whole model: causality, masks, time, decoding against the teacher-forced pass and brute force, switches."""
 
 import chex
 import jax
@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax.core import meta
 
 from onelive_jax.config import ModelConfig
 from onelive_jax.decoding.beam_search import decode
@@ -293,36 +292,35 @@ def test_beam_search_equals_scoring_every_room_on_air(setup):
 # Switches.
 
 
-def test_a_fresh_model_is_finite_and_near_indifferent(with_mtp):
-    params = meta.unbox(jax.jit(with_mtp.model.init)(jax.random.key(0), with_mtp.batch)["params"])
-    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    modules, rooms, authors = with_mtp.call(params, with_mtp.batch)
-    chex.assert_tree_all_finite((params, modules, rooms, authors))
-    chex.assert_shape(rooms, (BATCH, ROOMS))
-    chex.assert_shape(authors, (BATCH, AUTHORS))
-    for logits in jax.tree.leaves(modules):  # no code is ruled out at the start, none is taken for granted
-        p = jax.nn.softmax(logits)
-        assert p.min() > 0.02
-        assert p.max() < 0.9
+def prune(tree: dict, names: set[str], path: str = "") -> dict:
+    """The parameters whose names are among `names`."""
+    kept = {key: prune(value, names, f"{path}{key}/") if isinstance(value, dict) else value
+            for key, value in tree.items() if isinstance(value, dict) or path + key in names}
+    return {key: value for key, value in kept.items() if not isinstance(value, dict) or value}
 
 
 @pytest.mark.parametrize("off", SWITCHES)
 def test_every_switch_can_be_off(off, with_mtp):
+    """A part that is off has no parameters; the loss is finite; with the parameters left, the answer is another."""
     batch, model = with_mtp.batch, small_model(**{off: False})
-    params = random_params(model, batch)  # traces init
+    names, all_names = set(paths(random_params(model, batch))), set(paths(with_mtp.params))
+    params = prune(with_mtp.params, names)
+    assert set(paths(params)) == names  # none by another name
+    words = {"mtp": ("mtp_",), "gate": ("output/gate",), "qk_norm": ("query/norm", "key/norm"), "copy": ("copy_score",),
+             "habits": ("habits",), "identity": ("identity/",), "author_items": ("context_projector/author",),
+             "item_time": ("context_projector/time",), "request_time": ("bos_time",)}[off]
+    assert names < all_names
+    assert all(any(word in name for word in words) for name in all_names - names)
+    assert not [name for name in names if any(word in name for word in words)]
+
     modules, rooms, authors = jax.jit(lambda params: model.apply({"params": params}, batch))(params)
     assert (rooms is None) == (authors is None) == (off == "identity")
     loss, _ = losses(modules, rooms, authors, batch, model.config)
     assert np.isfinite(loss)
     assert loss > 0
-    names, all_names = set(paths(params)), set(paths(with_mtp.params))
-    assert names < all_names  # fewer parameters, and none by another name
-    # What is left out belongs to the switch.
-    words = {"mtp": ("mtp_",), "gate": ("output/gate",), "qk_norm": ("query/norm", "key/norm"), "copy": ("copy_score",),
-             "habits": ("habits",), "identity": ("identity/",), "author_items": ("context_projector/author",),
-             "item_time": ("context_projector/time",), "request_time": ("bos_time",)}[off]
-    assert all(any(word in name for word in words) for name in all_names - names)
-    assert not [name for name in names if any(word in name for word in words)]
+    # Behind a prefix that no item shares nothing is copied; at the first level something always is.
+    moved = float(np.abs(modules[0][0] - with_mtp.call(with_mtp.params, batch)[0][0][0]).max())
+    assert (moved > 1e-3) == (off not in ("mtp", "identity"))
 
 
 def test_both_author_switches_off_leave_no_author_table():
@@ -332,28 +330,10 @@ def test_both_author_switches_off_leave_no_author_table():
     assert small_config().author_items
 
 
-@pytest.mark.parametrize("off", ["gate", "qk_norm", "copy"])
-def test_a_switch_without_inputs_of_its_own_changes_the_answer(off, with_mtp):
-    """With the parameters that are left, the model without the part says something else."""
-    other = small_model(**{off: False})
-    kept = paths(random_params(other, with_mtp.batch))
-
-    def prune(tree, path=()):
-        return {name: prune(value, (*path, name)) if isinstance(value, dict) else value
-                for name, value in tree.items()
-                if any(known.startswith("/".join((*path, name)) + "/") or known == "/".join((*path, name))
-                       for known in kept)}
-
-    modules, _, _ = jax.jit(lambda: other.apply({"params": prune(with_mtp.params)}, with_mtp.batch))()
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), modules, with_mtp.call(with_mtp.params, with_mtp.batch)[0])
-    # Behind a prefix that no item shares nothing is copied; at the first level something always is.
-    assert min([moved[0][0]] if off == "copy" else jax.tree.leaves(moved)) > 1e-3
-
-
 def test_bfloat16_activations_give_float32_logits_near_the_exact_ones(with_mtp):
     half = small_model(activation_dtype="bfloat16")
     got = jax.jit(lambda: half.apply({"params": with_mtp.params}, with_mtp.batch))()
     assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype("float32")}
     want = with_mtp.call(with_mtp.params, with_mtp.batch)
     modules, exact = (np.stack(jax.tree.leaves(x[0])) for x in (got, want))
-    assert 0 < np.abs(modules - exact).max() < 0.3
+    assert 0 < np.abs(modules - exact).mean() < 0.1

@@ -218,6 +218,7 @@ class Run:
                                        jax.random.key(0))
         self.start = start.replace(key=jax.random.key_data(start.key))  # NumPy holds no typed keys
         self.start = jax.tree.map(np.asarray, self.start)
+        self.outputs = jax.jit(lambda params: self.model.apply({"params": params}, BATCH_OF_4))
         self.step = jax.jit(supervised.make_train_step(self.model, tx, self.config), donate_argnums=0)
 
     def state(self, key=None):
@@ -229,6 +230,15 @@ class Run:
 @pytest.fixture(scope="module")
 def run():
     return Run()
+
+
+def test_a_fresh_model_rules_nothing_out_and_takes_nothing_for_granted(run):
+    modules, rooms, authors = run.outputs(run.state().params)
+    chex.assert_tree_all_finite((run.start.params, modules, rooms, authors))
+    for logits in jax.tree.leaves(modules):
+        p = jax.nn.softmax(logits)
+        assert p.min() > 0.02
+        assert p.max() < 0.9
 
 
 def test_the_step_has_these_metrics_and_donates_its_state(run):
@@ -286,7 +296,7 @@ def test_four_examples_are_learned_by_heart(run):
         state, metrics = run.step(state, BATCH_OF_4)
         first = float(metrics["loss"]) if first is None else first
     assert state.step == 150
-    outputs_now = jax.jit(lambda params: run.model.apply({"params": params}, BATCH_OF_4))(state.params)
+    outputs_now = run.outputs(state.params)
     last, metrics = supervised.losses(*outputs_now, BATCH_OF_4, run.config.model)
     assert first > 5.0
     assert last < 0.05 * first

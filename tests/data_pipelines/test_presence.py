@@ -1,0 +1,127 @@
+"""Who is on air, against a search over all intervals. Axes: I intervals, R moments."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.presence import BUCKET_MS, NOBODY, Presence, expand
+
+# Times around the edges of buckets are as frequent as times within them.
+EDGES = [bucket * BUCKET_MS + beside for bucket in range(6) for beside in (-1, 0, 1)]
+TIMES = st.one_of(st.integers(0, 5 * BUCKET_MS), st.sampled_from(EDGES))
+INTERVAL = st.tuples(TIMES, st.integers(0, 3 * BUCKET_MS), st.integers(0, 4), st.integers(0, 9), st.integers(-1, 3))
+MOMENT = st.tuples(TIMES, st.integers(-1, 3))
+
+
+def make(intervals, viewers=None):
+    """Presence of (start, length, author, room, user) tuples."""
+    start, length, author, room, user = np.array(intervals, np.int64).reshape(-1, 5).T
+    return Presence(start, start + length, author, room, user, viewers)
+
+
+def covers(interval, time, user):
+    start, length, _, _, owner = interval
+    return start <= time < start + length and (owner == NOBODY or owner != user)
+
+
+def rooms_of(on_air, moment):
+    part = slice(on_air.offsets[moment], on_air.offsets[moment + 1])
+    return [tuple(row) for row in np.column_stack(
+        [on_air.author[part], on_air.room[part], on_air.viewers[part], on_air.since_ms[part]]).tolist()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(INTERVAL, max_size=25), st.lists(MOMENT, min_size=1, max_size=8))
+def test_the_index_finds_what_a_search_over_all_intervals_finds(intervals, moments):
+    presence = make(intervals)
+    times, users = np.array(moments, np.int64).T
+    moment, interval = presence.covering(times, users)
+    found = sorted(zip(moment.tolist(), interval.tolist(), strict=True))
+    assert (np.diff(moment) >= 0).all()
+    assert found == [(r, i) for r, (time, user) in enumerate(moments)
+                     for i, one in enumerate(intervals) if covers(one, time, user)]
+
+    on_air = presence.at(times, users)
+    assert on_air.offsets.size == len(moments) + 1
+    for r, (time, user) in enumerate(moments):
+        by_author = {}
+        for one in sorted(intervals):
+            if covers(one, time, user):
+                by_author.setdefault(one[2], []).append(one)
+        rooms = rooms_of(on_air, r)
+        assert [(author, count, since) for author, _, count, since in rooms] == [
+            (author, len(shown), shown[0][0]) for author, shown in sorted(by_author.items())]
+        for author, room, _, _ in rooms:  # of the interval that began last; any of several that began together
+            newest = max(one[0] for one in by_author[author])
+            assert room in {one[3] for one in by_author[author] if one[0] == newest}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(INTERVAL.map(lambda i: (*i[:4], NOBODY)), min_size=1, max_size=12), st.lists(INTERVAL, max_size=20),
+       st.lists(MOMENT, min_size=1, max_size=6))
+def test_beside_true_lifetimes_the_viewers_are_other_peoples_views(lifetimes, views, moments):
+    times, users = np.array(moments, np.int64).T
+    on_air = make(lifetimes, viewers=make(views)).at(times, users)
+    for r, (time, user) in enumerate(moments):
+        expected = {one[2] for one in lifetimes if covers(one, time, NOBODY)}
+        rooms = rooms_of(on_air, r)
+        assert [author for author, *_ in rooms] == sorted(expected)
+        for author, _, count, _ in rooms:
+            assert count == sum(covers(one, time, user) for one in views if one[2] == author)
+
+
+@pytest.mark.parametrize("start", [0, 1, BUCKET_MS - 1, BUCKET_MS, 7 * BUCKET_MS + 5, 1_746_316_800_123])
+@pytest.mark.parametrize("length", [1, BUCKET_MS - 1, BUCKET_MS, BUCKET_MS + 1, 3 * BUCKET_MS])
+def test_an_interval_holds_its_start_and_not_its_stop(start, length):
+    presence = make([(start, length, 3, 7, 0)])
+    times = np.array([start - 1, start, start + length - 1, start + length])
+    assert np.diff(presence.at(times, np.full(4, 1)).offsets).tolist() == [0, 1, 1, 0]
+
+
+def test_own_views_are_left_out_only_for_their_own_person():
+    presence = make([(0, 100, 5, 50, 0), (10, 100, 5, 51, 1), (20, 100, 6, 60, 0)])
+    on_air = presence.at(np.full(4, 30), np.array([0, 1, 2, NOBODY]))
+    assert rooms_of(on_air, 0) == [(5, 51, 1, 10)]
+    assert rooms_of(on_air, 1) == [(5, 50, 1, 0), (6, 60, 1, 20)]
+    assert rooms_of(on_air, 2) == [(5, 51, 2, 0), (6, 60, 1, 20)]
+    assert rooms_of(on_air, 3) == rooms_of(on_air, 2)
+
+
+def test_a_lifetime_is_nobodys_view_and_is_never_left_out():
+    rooms = make([(0, 100, 2, 20, NOBODY)], viewers=make([(0, 50, 2, 20, 4)]))
+    on_air = rooms.at(np.full(2, 40), np.array([4, NOBODY]))
+    assert rooms_of(on_air, 0) == [(2, 20, 0, 0)]
+    assert rooms_of(on_air, 1) == [(2, 20, 1, 0)]
+
+
+@pytest.mark.parametrize("intervals", [[], [(5, 0, 1, 1, 0)], [(BUCKET_MS, 0, 1, 1, 0), (9, -9, 1, 1, 0)]])
+def test_without_any_interval_of_a_positive_length_nobody_is_on_air(intervals):
+    times = np.array([0, 5, BUCKET_MS, 10**12])
+    for presence in (make(intervals), make(intervals, viewers=make([]))):
+        on_air = presence.at(times, np.full(4, NOBODY))
+        assert on_air.offsets.tolist() == [0] * 5
+        assert on_air.author.size == on_air.viewers.size == on_air.since_ms.size == 0
+
+
+def test_lifetimes_that_nobody_watches_have_no_viewer():
+    on_air = make([(0, 100, 2, 20, NOBODY)], viewers=make([])).at(np.array([40]), np.array([0]))
+    assert rooms_of(on_air, 0) == [(2, 20, 0, 0)]
+
+
+def test_times_outside_the_log_find_nobody():
+    presence = make([(10 * BUCKET_MS, 10, 1, 1, 0), (12 * BUCKET_MS, 10, 1, 1, 0)])
+    times = np.array([-10**12, -1, 0, 10 * BUCKET_MS - 1, 11 * BUCKET_MS, 13 * BUCKET_MS, 10**15])
+    assert presence.at(times, np.full(7, NOBODY)).author.size == 0
+
+
+def test_no_moment_at_all_is_an_empty_answer():
+    on_air = make([(0, 100, 2, 20, 0)]).at(np.zeros(0, np.int64), np.zeros(0, np.int32))
+    assert on_air.offsets.tolist() == [0]
+    assert on_air.author.size == 0
+
+
+def test_expand():
+    values, owner = expand(np.array([5, 0, 7, 2]), np.array([2, 0, 1, 3]))
+    assert values.tolist() == [5, 6, 7, 2, 3, 4]
+    assert owner.tolist() == [0, 0, 2, 3, 3, 3]
