@@ -9,3 +9,5 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Tests compare numbers, so they run where numbers are the same everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs of a test run for milliseconds; most of the time would go into optimising them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
