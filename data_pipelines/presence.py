@@ -21,7 +21,7 @@ class OnAir:
     Attributes:
       offsets: int64 [R + 1], rooms of moment r are offsets[r] … offsets[r + 1] − 1.
       author, room: int32 [n]. viewers: int32 [n], other people's views that cover the moment (1 if unknown).
-      since_ms: int64 [n], the earliest start among the intervals that cover the moment.
+      since_ms: int64 [n], when the room was first seen on air, by whomever (at the latest at the moment itself).
     """
 
     offsets: np.ndarray
@@ -46,6 +46,8 @@ class Presence:
         self.author, self.room = np.asarray(author, np.int32), np.asarray(room, np.int32)
         self.user = np.broadcast_to(np.asarray(user, np.int32), self.author.shape)
         self.viewers = viewers
+        self.room_start_ms = np.full(int(self.room.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+        np.minimum.at(self.room_start_ms, self.room, self.start_ms)
         self.origin = int(self.start_ms.min()) // BUCKET_MS if self.start_ms.size else 0
         first = self.start_ms // BUCKET_MS - self.origin
         count = np.maximum((self.stop_ms - 1) // BUCKET_MS - self.origin - first + 1, 0)
@@ -86,8 +88,9 @@ class Presence:
         count = np.diff(np.append(first, moment.size))
         last = first + count - 1
         offsets = np.searchsorted(moment[first], np.arange(len(times_ms) + 1))
-        result = OnAir(offsets, author[first], self.room[interval[last]], count.astype(np.int32),
-                       self.start_ms[interval[first]])
+        room = self.room[interval[last]]
+        # The asking person's own view cannot tell on itself here: it begins at the moment, not before.
+        result = OnAir(offsets, author[first], room, count.astype(np.int32), self.room_start_ms[room])
         if self.viewers is not None:
             result.viewers = self.viewers.count(times_ms, users, result)
         return result

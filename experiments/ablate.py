@@ -74,9 +74,9 @@ def run_variant(config: Config, name: str, seed: int, workdir: Path) -> dict[str
         if folder != base and (base / part).exists() and not (folder / part).exists():
             (shutil.copytree if (base / part).is_dir() else shutil.copy)(base / part, folder / part)
     log = prepare(config, folder)
-    save_config(config, folder)
     tokenizer = train_tokenizer(config, folder, log)
     _, _, figures = train_supervised(config, folder, log, tokenizer)
+    save_config(config, folder)
     return validation_of(folder, figures["chosen_step"])
 
 

@@ -67,6 +67,9 @@ def _with_default_config(argv: list[str]) -> list[str]:
         match = re.match(r"--?workdir(?:=(.*))?$", arg)
         if match:
             workdir = match[1] if match[1] is not None else argv[i + 1] if i + 1 < len(argv) else ""
+            if not (Path(workdir) / "config.json").is_file():
+                raise FileNotFoundError(f"{Path(workdir) / 'config.json'} is missing: train first (python -m "
+                                        f"experiments.run --workdir={workdir} --config=…), or name a --config")
             saved = Path(__file__).parent / "configs" / "saved.py"
             return [argv[0], f"--config={saved}:{workdir}", *argv[1:]]
     return argv
@@ -149,6 +152,9 @@ def _sentence(message: str) -> str:
     if match:
         field = {name: f for name, f, _ in fields(Config())}[match[1]]
         return f"--config.{match[1]}={match[2]} is not {_allowed(field)}"
+    match = re.match(r"flag --(\w+)=None: .* must have a value", message)
+    if match:
+        return f"--{match[1]} is missing (see --help)"
     match = re.match(r"Missing value for flag --config\.(.*)", message)
     if match:
         return f"--config.{match[1]} has no value: write --config.{match[1]}=VALUE"

@@ -53,18 +53,21 @@ def scores(views: Timelines, task: Task, p1_ms: int, weights: Weights = Weights(
     "viewers": other people watching now. "popularity": training views. "own_counts": the user's own views so far.
     "own_counts_time": own views, each halved per half-life, + weight × views near the same time of day.
     "own_counts_knn": the last one + weight × Σ over the last views of cosine(candidate, viewed) / (1 + position).
+    "own_counts_knn_unseen": the last one, with broadcasts that the user has already been in behind all others.
     Equal own counts are ordered by popularity; what is still equal is left tied (see onelive_jax/evaluation.py).
     """
     popular_C = _popularity_of_candidates(views, task, p1_ms)
     tie_C = _tie_break(popular_C)
     count_C, decayed_C, same_time_C = own_counts(views, task, weights)
     timed_C = decayed_C + weights.same_time_weight * same_time_C
+    knn_C = timed_C + weights.knn_weight * item_knn(views, task, p1_ms, weights) + tie_C
     return {
         "viewers": task.viewers.astype(np.float64),
         "popularity": popular_C.astype(np.float64),
         "own_counts": count_C + tie_C,
         "own_counts_time": timed_C + tie_C,
-        "own_counts_knn": timed_C + weights.knn_weight * item_knn(views, task, p1_ms, weights) + tie_C,
+        "own_counts_knn": knn_C,
+        "own_counts_knn_unseen": knn_C - (1.0 + knn_C.max(initial=0.0)) * already_seen(views, task),
     }
 
 
@@ -130,6 +133,15 @@ def own_counts(views: Timelines, task: Task, weights: Weights = Weights()) -> tu
         for row, weight in enumerate((np.ones(len(place)), halved, near)):
             result[row] += np.bincount(place, weight, minlength=len(key_C))
     return result[0], result[1], result[2]
+
+
+def already_seen(views: Timelines, task: Task) -> np.ndarray:
+    """bool [C]: the user has a view in this very room that began before the request."""
+    begin_R, end_R = _history(views, task)
+    width = 1 + int(max(views.room.max(initial=0), task.rooms.max(initial=0)))
+    key_C = np.repeat(np.arange(len(task.user)), np.diff(task.offsets)) * width + task.rooms
+    at, request = expand(begin_R, end_R - begin_R)
+    return np.isin(key_C, request * width + views.room[at])
 
 
 def item_knn(views: Timelines, task: Task, p1_ms: int, weights: Weights = Weights()) -> np.ndarray:

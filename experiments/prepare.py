@@ -110,9 +110,8 @@ def prepare(config: Config, workdir: Path) -> Log:
     if not log.rooms_are_true_lifetimes:
         return Log(log, views, watching, split, None)
     rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms))
-    lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in ("author_id", "start_ms", "end_ms")))
-    presence = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, rooms["room_id"].to_numpy(), NOBODY,
-                        watching)
+    lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in ("author_id", "start_ms", "end_ms", "room_id")))
+    presence = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
     return Log(log, views, presence, split, lifetimes)
 
 

@@ -33,6 +33,7 @@ HEURISTICS = {
     "own_counts": "Own view counts",
     "own_counts_time": "Own counts, recency and time of day",
     "own_counts_knn": "Own counts, time and item-kNN",
+    "own_counts_knn_unseen": "The same, broadcasts seen before last",
 }
 HEADINGS = {"hr@1": "HR@1", "hr@10": "HR@10", "hr@64": "HR@64", "hr@128": "HR@128", "ndcg@10": "NDCG@10", "mrr": "MRR"}
 COLUMNS = ("ndcg@10", "hr@1", "hr@10", "hr@64", "hr@128", "mrr")

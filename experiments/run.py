@@ -36,9 +36,9 @@ class Trained:
 def run(config: Config, workdir: Path) -> Trained:
     """All stages; returns what they made. The report is W/report.json."""
     log = prepare(config, workdir)
-    save_config(config, workdir)
     tokenizer = train_tokenizer(config, workdir, log)
     model, params, figures = train_supervised(config, workdir, log, tokenizer)
+    save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with
     maker, rank = log.batch_maker(tokenizer.ids, config), scoring.make_ranker(model, config)
     weights = evaluate.tuned_weights(config, log)
     results = {protocol: evaluate.evaluate(config, log, rank, params, maker, "test", protocol, weights)

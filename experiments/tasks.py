@@ -22,12 +22,13 @@ REPEAT_VIEWS = 16
 class Lifetimes(NamedTuple):
     """True lifetimes of rooms, any order: author int32 [I], start_ms and end_ms int64 [I] (on air: start ≤ t < end).
 
-    A room still on air needs an end: the log's, at the earliest.
+    A room still on air needs an end: the log's, at the earliest. room int32 [I] is the room's number in the views.
     """
 
     author: np.ndarray
     start_ms: np.ndarray
     end_ms: np.ndarray
+    room: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Task:
       repeat: bool [R], the target is among the authors of the last 16 views that began before time_ms.
       offsets: int64 [R + 1], candidates of request r are offsets[r] : offsets[r + 1].
       candidates: int32 [C], authors on air, ascending within a request, none twice.
+      rooms: int32 [C], the room in which that author is on air.
       viewers: int32 [C], *other* people's views of that author at time_ms.
       position: int64 [R], the target's position among its request's candidates.
       dropped: views of the period that are no request, by reason.
@@ -54,6 +56,7 @@ class Task:
     repeat: np.ndarray
     offsets: np.ndarray
     candidates: np.ndarray
+    rooms: np.ndarray
     viewers: np.ndarray
     position: np.ndarray
     dropped: dict[str, int]
@@ -120,8 +123,7 @@ def _task(views: Timelines, view_R: np.ndarray, dropped: dict[str, int], lifetim
     user_R, time_R, target_R = views.users()[view_R], views.start_ms[view_R], views.author[view_R]
     watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
     if lifetimes is not None:
-        no_room = np.zeros(len(lifetimes.author), np.int32)
-        rooms = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, no_room, NOBODY, viewers=watching)
+        rooms = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
         on_air = rooms.at(time_R, user_R)
     elif own_rows_count:
         on_air = watching.at(time_R, np.full(len(view_R), NOBODY))
@@ -140,4 +142,4 @@ def _task(views: Timelines, view_R: np.ndarray, dropped: dict[str, int], lifetim
     return Task(
         user=user_R[kept_R].astype(np.int64), view=view_R[kept_R], time_ms=time_R[kept_R], target=target_R[kept_R],
         repeat=is_repeat(views, view_R[kept_R]), offsets=offsets, candidates=on_air.author[kept_C],
-        viewers=on_air.viewers[kept_C], position=np.flatnonzero(hit_C[kept_C]) - offsets[:-1], dropped=dropped)
+        rooms=on_air.room[kept_C], viewers=on_air.viewers[kept_C], position=np.flatnonzero(hit_C[kept_C]) - offsets[:-1], dropped=dropped)

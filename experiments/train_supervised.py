@@ -72,6 +72,9 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                       in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                       out_shardings=(shardings, partitioning.replicated(mesh)))
     validation, rank = scoring.strict_task(log, config, "validation"), scoring.make_ranker(model, config)
+    if not validation.user.size:
+        raise ValueError(f"the validation period has no target (left out: {validation.dropped}), and training needs some "
+                         "to choose its best step: make config.data.valid_hours longer")
     with Checkpoints(folder, c.keep_checkpoints, BEST) as saved:
         first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
@@ -175,8 +178,8 @@ def check_same_run(before: Config, now: Config, folder: Path) -> None:
 
 def main(config: Config, workdir: Path) -> None:
     log = prepare(config, workdir)
-    save_config(config, workdir)
     _, _, figures = train_supervised(config, workdir, log, train_tokenizer(config, workdir, log))
+    save_config(config, workdir)
     print(json.dumps(figures, indent=1))
 
 

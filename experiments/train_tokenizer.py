@@ -165,8 +165,8 @@ def embed(result: tower_training.TowersResult, config: Config, log: Log, content
 
 def main(config: Config, workdir: Path) -> None:
     log = prepare(config, workdir)
-    save_config(config, workdir)
     tokenizer = train_tokenizer(config, workdir, log)
+    save_config(config, workdir)
     print(json.dumps(tokenizer.figures, indent=1))
 
 

@@ -6,8 +6,4 @@ from onelive_jax.config import Config, from_json
 
 
 def get_config(workdir: str) -> Config:
-    file = Path(workdir) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: train first (python -m experiments.run --workdir={workdir} "
-                                "--config=…), or name a --config")
-    return from_json(file.read_text())
+    return from_json((Path(workdir) / "config.json").read_text())

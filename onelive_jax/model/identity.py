@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from onelive_jax.batch import ROOM_FEATURES, LiveRooms
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, LiveRooms
 from onelive_jax.config import ModelConfig
 from onelive_jax.model.layers import MLP, NEG_INF, Context, normal, rms_normalise, weight, zeros
 
@@ -56,9 +56,10 @@ def copied_codes(score_BxWxSxT: Array, context: Context, prefix_BxWxSxL: Array, 
 
 
 class IdentityHead(nn.Module):
-    """s(room) = logaddexp(u · e_author + b_author, copied) + f(room features).
+    """s(room) = logaddexp(u · e_author + b_author, copied) + w · seen + f(room features).
 
-    `u` is read from the main decoder's first hidden state; `copied` is the copy score of that very author.
+    `u` is read from the main decoder's first hidden state; `copied` is the copy score of that very author; `seen` says
+    that the viewer has been in this very broadcast before.
     """
 
     config: ModelConfig
@@ -69,6 +70,8 @@ class IdentityHead(nn.Module):
         self.copy_score = CopyScore(self.config.habits)
         self.room_mlp = MLP(16, 1, out_scale=0.02)
         self.bias = weight(self, "bias", (self.num_authors,), ("authors",), zeros)
+        if self.config.copy and self.config.habits:
+            self.seen = weight(self, "seen", (), (), zeros)
 
     @nn.compact
     def user(self, hidden_BxD: Array, width: int) -> Array:
@@ -108,5 +111,11 @@ class IdentityHead(nn.Module):
             match = (rooms.author[:, None, :] == context.author[:, :, None]) & context.mask[:, :, None]
             copied = jnp.max(jnp.where(match, total_BxT[:, :, None], NEG_INF), 1)
             score = jnp.logaddexp(generated, copied)
+            if self.config.habits:
+                # The viewer has been in this very broadcast: it began before their last view of its author.
+                gap_BxT = context.habits[..., HABIT_FEATURES.index("log_gap")]
+                age_BxN = rooms.features[..., ROOM_FEATURES.index("log_age")]
+                seen = jnp.any(match & (gap_BxT[:, :, None] <= age_BxN[:, None, :] + 1e-5), 1)
+                score = score + self.seen * seen
         score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
         return jnp.where(rooms.mask, score, NEG_INF)

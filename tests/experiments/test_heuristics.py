@@ -133,7 +133,7 @@ def test_the_answer_itself_is_never_read():
 
 
 def test_an_author_nobody_has_watched_can_be_on_air():
-    rooms = Lifetimes(np.array([2, 17]), np.zeros(2, np.int64), np.full(2, 20 * DAY))
+    rooms = Lifetimes(np.array([2, 17]), np.zeros(2, np.int64), np.full(2, 20 * DAY), np.array([40, 41]))
     task = strict_targets(LOG, NOW, lifetimes=rooms)
     scores = heuristics.scores(LOG, task, P1)
     assert task.candidates.tolist() == [2, 17]
@@ -142,7 +142,8 @@ def test_an_author_nobody_has_watched_can_be_on_air():
 
 def test_evaluate_scores_every_ranker():
     result = heuristics.evaluate(LOG, TASK, P1)
-    assert list(result) == ["viewers", "popularity", "own_counts", "own_counts_time", "own_counts_knn"]
+    assert list(result) == ["viewers", "popularity", "own_counts", "own_counts_time", "own_counts_knn",
+                            "own_counts_knn_unseen"]
     assert result["viewers"]["all"]["hr@1"] == 1
     # Author 0 has as many views in training as the target: half a hit.
     assert result["popularity"]["all"]["hr@1"] == 0.5
@@ -181,3 +182,11 @@ def test_tune_keeps_the_start_where_nothing_is_better():
 def test_tune_needs_targets():
     with pytest.raises(ValueError, match="valid_hours"):
         heuristics.tune(LOG, strict_targets(LOG, 99 * DAY), P1)
+
+
+def test_broadcasts_seen_before_come_last():
+    # In this log a room is its author: the one who asks has been in rooms 0 and 1, and enters 2 only now.
+    assert heuristics.already_seen(LOG, TASK).tolist() == [True, True, False, False]
+    scores = heuristics.scores(LOG, TASK, P1)
+    assert scores["own_counts_knn_unseen"][[0, 1]].max() < scores["own_counts_knn_unseen"][[2, 3]].min()
+    np.testing.assert_allclose(np.diff(scores["own_counts_knn_unseen"][:2]), np.diff(scores["own_counts_knn"][:2]))

@@ -71,7 +71,7 @@ def test_a_users_first_view_is_no_target_even_beside_another_of_the_same_start()
 
 def test_true_lifetimes_decide_who_is_on_air():
     rooms = Lifetimes(author=np.array([3, 1, 2, 4]), start_ms=np.array([100, 95, 0, 121]),
-                      end_ms=np.array([200, 100, 1000, 300]))
+                      end_ms=np.array([200, 100, 1000, 300]), room=np.array([40, 41, 42, 43]))
     task = strict_targets(LOG, 100, lifetimes=rooms)
     # Author 1's room has ended at 100; author 3 is on air though nobody else watches; author 4 begins too late.
     assert task.target.tolist() == [3, 2]
@@ -81,7 +81,7 @@ def test_true_lifetimes_decide_who_is_on_air():
 
 
 def test_protocols_agree_under_true_lifetimes():
-    rooms = Lifetimes(np.arange(4), np.zeros(4, np.int64), np.full(4, 1000))
+    rooms = Lifetimes(np.arange(4), np.zeros(4, np.int64), np.full(4, 1000), np.arange(4) + 40)
     strict, liverec = strict_targets(LOG, 100, lifetimes=rooms), liverec_targets(LOG, 100, lifetimes=rooms)
     shared = np.isin(strict.view, liverec.view)
     assert liverec.view.tolist() == strict.view[shared].tolist()
