@@ -142,4 +142,5 @@ def _task(views: Timelines, view_R: np.ndarray, dropped: dict[str, int], lifetim
     return Task(
         user=user_R[kept_R].astype(np.int64), view=view_R[kept_R], time_ms=time_R[kept_R], target=target_R[kept_R],
         repeat=is_repeat(views, view_R[kept_R]), offsets=offsets, candidates=on_air.author[kept_C],
-        rooms=on_air.room[kept_C], viewers=on_air.viewers[kept_C], position=np.flatnonzero(hit_C[kept_C]) - offsets[:-1], dropped=dropped)
+        rooms=on_air.room[kept_C], viewers=on_air.viewers[kept_C],
+        position=np.flatnonzero(hit_C[kept_C]) - offsets[:-1], dropped=dropped)

@@ -73,8 +73,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                       out_shardings=(shardings, partitioning.replicated(mesh)))
     validation, rank = scoring.strict_task(log, config, "validation"), scoring.make_ranker(model, config)
     if not validation.user.size:
-        raise ValueError(f"the validation period has no target (left out: {validation.dropped}), and training needs some "
-                         "to choose its best step: make config.data.valid_hours longer")
+        raise ValueError(f"the validation period has no target (left out: {validation.dropped}), and training chooses "
+                         "its best step by them: make config.data.valid_hours longer")
     with Checkpoints(folder, c.keep_checkpoints, BEST) as saved:
         first, clock = 0, Stopwatch()
         if saved.latest_step() is None:

@@ -18,6 +18,7 @@ from onelive_jax.model.layers import MLP, NEG_INF, Context, normal, rms_normalis
 
 Array = jax.Array
 COPY_DIM = 32
+SEEN_GAIN = 10.0  # Adam moves a lone scalar by about one learning rate a step: the factor lets it get anywhere
 
 
 class CopyScore(nn.Module):
@@ -104,18 +105,21 @@ class IdentityHead(nn.Module):
         score = generated
         if self.config.copy:
             copy_BxT = self.copy_score(hidden_BxD[:, None, None], context)[:, 0, 0]
-            # Items of one author are summed among the T of the history first: that leaves N x T comparisons and no
-            # exponential for a room, which is what a catalogue of many thousands needs.
+            # What the history says of an author is worked out among its T items first. A room then only looks for one
+            # item of its author: N x T comparisons and nothing more, which a catalogue of many thousands needs.
             same = (context.author[:, :, None] == context.author[:, None, :]) & context.mask[:, None, :]
             total_BxT = jax.nn.logsumexp(jnp.where(same, copy_BxT[:, None, :], NEG_INF), 2)
             match = (rooms.author[:, None, :] == context.author[:, :, None]) & context.mask[:, :, None]
-            copied = jnp.max(jnp.where(match, total_BxT[:, :, None], NEG_INF), 1)
+            item_BxN = jnp.max(jnp.where(match, jnp.arange(match.shape[1], dtype=jnp.int32)[None, :, None], -1), 1)
+            known, item_BxN = item_BxN >= 0, jnp.maximum(item_BxN, 0)
+            copied = jnp.where(known, jnp.take_along_axis(total_BxT, item_BxN, 1), NEG_INF)
             score = jnp.logaddexp(generated, copied)
             if self.config.habits:
                 # The viewer has been in this very broadcast: it began before their last view of its author.
                 gap_BxT = context.habits[..., HABIT_FEATURES.index("log_gap")]
+                last_BxT = jnp.min(jnp.where(same, gap_BxT[:, None, :], jnp.inf), 2)
                 age_BxN = rooms.features[..., ROOM_FEATURES.index("log_age")]
-                seen = jnp.any(match & (gap_BxT[:, :, None] <= age_BxN[:, None, :] + 1e-5), 1)
+                seen = known & (jnp.take_along_axis(last_BxT, item_BxN, 1) <= age_BxN + 1e-5)
                 score = score + self.seen * seen
         score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
         return jnp.where(rooms.mask, score, NEG_INF)
