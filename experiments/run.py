@@ -36,6 +36,8 @@ class Trained:
 def run(config: Config, workdir: Path) -> Trained:
     """All stages; returns what they made. The report is W/report.json."""
     log = prepare(config, workdir)
+    for split, protocol in (("validation", "strict"), *(("test", protocol) for protocol in scoring.PROTOCOLS)):
+        scoring.targets(log, config, split, protocol)  # a period without targets is better told before training
     tokenizer = train_tokenizer(config, workdir, log)
     model, params, figures = train_supervised(config, workdir, log, tokenizer)
     save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with

@@ -33,6 +33,15 @@ def make_task(log: Log, config: Config, split: str, protocol: str) -> tasks.Task
     return make(log.views, low, high, log.lifetimes, config.data.max_targets, config.seed)
 
 
+def targets(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:
+    """As `make_task`. Raises ValueError where the split has no target."""
+    task = make_task(log, config, split, protocol)
+    if not task.user.size:
+        raise ValueError(f"the {split} period has no target under the {protocol} protocol (left out: {task.dropped}); "
+                         f"make config.data.{'valid' if split == 'validation' else 'test'}_hours longer")
+    return task
+
+
 def make_ranker(model: OneLive, config: Config):
     """Jitted (params, requests [R], rooms on air [R, N]) → (slot, score, valid), each [R, N], best first."""
     @jax.jit

@@ -71,10 +71,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     step_fn = jax.jit(supervised.make_train_step(model, tx, config), donate_argnums=0,
                       in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                       out_shardings=(shardings, partitioning.replicated(mesh)))
-    validation, rank = scoring.strict_task(log, config, "validation"), scoring.make_ranker(model, config)
-    if not validation.user.size:
-        raise ValueError(f"the validation period has no target (left out: {validation.dropped}), and training chooses "
-                         "its best step by them: make config.data.valid_hours longer")
+    validation, rank = scoring.targets(log, config, "validation", "strict"), scoring.make_ranker(model, config)
     with Checkpoints(folder, c.keep_checkpoints, BEST) as saved:
         first, clock = 0, Stopwatch()
         if saved.latest_step() is None:

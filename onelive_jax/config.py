@@ -6,6 +6,7 @@ A config file in experiments/configs/ returns a `Config`; any field is overridde
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,15 +175,24 @@ def check_ranges(node: Any, path: str) -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value, name)
             continue
+        many = isinstance(f.default, tuple)
+        if many != isinstance(value, tuple) or not all(_fits(v, f.default[0] if many else f.default)
+                                                       for v in (value if many else (value,))):
+            raise ValueError(f"{name}={value!r} must be of the type of its default, {f.default!r}, and finite")
         if meta.get("choices") and value not in meta["choices"]:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, meta['choices']))}")
-        for v in value if isinstance(value, tuple) else (value,):
-            if isinstance(v, float) and v != v:
-                raise ValueError(f"{name} is not a number")
+        for v in value if many else (value,):
             low, high = meta.get("low"), meta.get("high")
             if (low is not None and v < low) or (high is not None and v > high):
                 raise ValueError(f"{name}={v} is outside {low if low is not None else '-inf'} … "
                                  f"{high if high is not None else 'inf'}")
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Same type (a whole number may stand for a float), and finite."""
+    if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+        return False
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def to_json(config: Config) -> str:

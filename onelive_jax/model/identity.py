@@ -120,6 +120,6 @@ class IdentityHead(nn.Module):
                 last_BxT = jnp.min(jnp.where(same, gap_BxT[:, None, :], jnp.inf), 2)
                 age_BxN = rooms.features[..., ROOM_FEATURES.index("log_age")]
                 seen = known & (jnp.take_along_axis(last_BxT, item_BxN, 1) <= age_BxN + 1e-5)
-                score = score + self.seen * seen
+                score = score + SEEN_GAIN * self.seen * seen
         score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
         return jnp.where(rooms.mask, score, NEG_INF)

@@ -159,5 +159,5 @@ def test_metrics_have_a_line_for_every_step_and_validation(finished):
 def test_without_any_validation_target_training_says_so(finished, make_config, tmp_path):
     config = make_config(data__valid_hours=0.0, data__test_hours=12.0)
     log = prepare.prepare(config, tmp_path)
-    with pytest.raises(ValueError, match=r"no target \(left out: .*config.data.valid_hours longer"):
+    with pytest.raises(ValueError, match=r"validation period has no target .*config.data.valid_hours longer"):
         train_supervised.train_supervised(config, tmp_path, log, finished.trained.tokenizer)

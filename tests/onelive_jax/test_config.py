@@ -137,3 +137,14 @@ def test_two_configs_share_no_state():
     before = copy.deepcopy(two)
     one.model.dim = 2
     assert two == before
+
+
+@pytest.mark.parametrize("section,name,value", [
+    ("training", "steps", "many"), ("training", "learning_rate", float("inf")), ("model", "gate", 1),
+    ("training", "steps", 2.5), ("model", "loss_weights", [1.0, 1.0, 1.0]), ("model", "loss_weights", (1.0, "x", 1.0)),
+])
+def test_a_value_of_another_type_is_refused_by_name(section, name, value):
+    broken = valid()
+    setattr(getattr(broken, section), name, value)
+    with pytest.raises(ValueError, match=f"config.{section}.{name}="):
+        broken.validate()
