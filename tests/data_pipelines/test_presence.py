@@ -50,11 +50,12 @@ def test_the_index_finds_what_a_search_over_all_intervals_finds(intervals, momen
             if covers(one, time, user):
                 by_author.setdefault(one[2], []).append(one)
         rooms = rooms_of(on_air, r)
-        assert [(author, count, since) for author, _, count, since in rooms] == [
-            (author, len(shown), shown[0][0]) for author, shown in sorted(by_author.items())]
-        for author, room, _, _ in rooms:  # of the interval that began last; any of several that began together
+        assert [(author, count) for author, _, count, _ in rooms] == [
+            (author, len(shown)) for author, shown in sorted(by_author.items())]
+        for author, room, _, since in rooms:  # of the interval that began last; any of several that began together
             newest = max(one[0] for one in by_author[author])
             assert room in {one[3] for one in by_author[author] if one[0] == newest}
+            assert since == min(one[0] for one in intervals if one[3] == room)
 
 
 @settings(max_examples=100, deadline=None)
@@ -84,8 +85,23 @@ def test_own_views_are_left_out_only_for_their_own_person():
     on_air = presence.at(np.full(4, 30), np.array([0, 1, 2, NOBODY]))
     assert rooms_of(on_air, 0) == [(5, 51, 1, 10)]
     assert rooms_of(on_air, 1) == [(5, 50, 1, 0), (6, 60, 1, 20)]
-    assert rooms_of(on_air, 2) == [(5, 51, 2, 0), (6, 60, 1, 20)]
+    assert rooms_of(on_air, 2) == [(5, 51, 2, 10), (6, 60, 1, 20)]
     assert rooms_of(on_air, 3) == rooms_of(on_air, 2)
+
+
+def test_a_room_is_on_air_since_anybody_saw_it_first():
+    views = [(0, 10, 5, 50, 0), (40, 60, 5, 50, 1), (20, 30, 5, 50, 2), (45, 60, 5, 51, 1)]
+    on_air = make(views[:3]).at(np.array([42]), np.array([0]))
+    assert rooms_of(on_air, 0) == [(5, 50, 2, 0)]
+    # A new room of the same author begins anew, and what comes later cannot make a room older.
+    on_air = make([*views, (90, 60, 5, 51, 3)]).at(np.array([48]), np.array([0]))
+    assert rooms_of(on_air, 0) == [(5, 51, 3, 45)]
+
+
+def test_a_view_that_begins_at_the_moment_does_not_tell_on_itself():
+    others = [(20, 100, 5, 50, 1), (5, 100, 6, 60, 2)]
+    without, with_it = (make(views).at(np.array([30]), np.array([0])) for views in (others, [*others, (30, 9, 5, 50, 0)]))
+    assert rooms_of(with_it, 0) == rooms_of(without, 0) == [(5, 50, 1, 20), (6, 60, 1, 5)]
 
 
 def test_a_lifetime_is_nobodys_view_and_is_never_left_out():

@@ -306,9 +306,10 @@ def test_every_switch_can_be_off(off, with_mtp):
     names, all_names = set(paths(random_params(model, batch))), set(paths(with_mtp.params))
     params = prune(with_mtp.params, names)
     assert set(paths(params)) == names  # none by another name
-    words = {"mtp": ("mtp_",), "gate": ("output/gate",), "qk_norm": ("query/norm", "key/norm"), "copy": ("copy_score",),
-             "habits": ("habits",), "identity": ("identity/",), "author_items": ("context_projector/author",),
-             "item_time": ("context_projector/time",), "request_time": ("bos_time",)}[off]
+    words = {"mtp": ("mtp_",), "gate": ("output/gate",), "qk_norm": ("query/norm", "key/norm"),
+             "copy": ("copy_score", "identity/seen"), "habits": ("habits", "identity/seen"), "identity": ("identity/",),
+             "author_items": ("context_projector/author",), "item_time": ("context_projector/time",),
+             "request_time": ("bos_time",)}[off]
     assert names < all_names
     assert all(any(word in name for word in words) for name in all_names - names)
     assert not [name for name in names if any(word in name for word in words)]
