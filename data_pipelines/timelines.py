@@ -42,6 +42,11 @@ class Timelines:
         """int32 [V], the user of each view."""
         return np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(self.user_ptr))
 
+    def where(self, keep: np.ndarray) -> "Timelines":
+        """Only the views for which `keep` bool [V] is True; all users stay, some perhaps without a view."""
+        ptr = np.concatenate([[0], np.cumsum(keep)])[self.user_ptr].astype(np.int64)
+        return Timelines(ptr, self.author[keep], self.room[keep], self.start_ms[keep], self.stop_ms[keep])
+
     def seen_before(self, users: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
         """int64 [R]: end of the views of each user that started strictly before the moment (an index into V)."""
         low, high = self.user_ptr[users].copy(), self.user_ptr[np.asarray(users) + 1].copy()

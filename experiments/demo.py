@@ -11,6 +11,7 @@ from experiments import flags
 from experiments.recommend import format_rooms, moment, recommend
 from experiments.run import Trained, print_report, run
 from onelive_jax.config import Config
+from onelive_jax.decoding.recommend import make_recommender
 
 PEOPLE, ROOMS = 3, 5
 
@@ -20,8 +21,9 @@ def show_people(trained: Trained, config: Config) -> None:
     log = trained.log
     evening = moment(log, config, log.split.end_ms - 3 * 3_600_000)
     busiest = np.argsort(-np.diff(log.views.user_ptr), kind="stable")[:PEOPLE]
+    rank = make_recommender(trained.model, config.decoding, ROOMS)
     for user in busiest.tolist():
-        rooms = recommend(config, log, trained.tokenizer.ids, trained.model, trained.params, user, evening, ROOMS)
+        rooms = recommend(config, log, trained.tokenizer.ids, rank, trained.params, user, evening)
         print(f"\nThe {ROOMS} best rooms for person {log.tables.users['source_id'][user]}, three hours before the end "
               "of the log:\n")
         print(format_rooms(rooms))

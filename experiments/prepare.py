@@ -44,6 +44,11 @@ class Log:
         """int64, views that end before the validation period: all that anything may be learned from."""
         return np.flatnonzero(self.views.stop_ms <= self.split.p1_ms)
 
+    def training_part(self) -> "Log":
+        """The log as training may see it: no history, no room on air and no example comes from any other view."""
+        views = self.views.where(self.views.stop_ms <= self.split.p1_ms)
+        return dataclasses.replace(self, views=views, presence=who_is_on_air(views, self.lifetimes))
+
     def batch_maker(self, ids, config: Config) -> BatchMaker:
         return BatchMaker(self.views, self.presence, ids, config.data)
 
@@ -106,13 +111,20 @@ def prepare(config: Config, workdir: Path) -> Log:
     arrays = builder.load_timelines(workdir / "examples")
     views = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms")))
     split = tables.split_times(log, config.data.valid_hours, config.data.test_hours)
+    lifetimes = None
+    if log.rooms_are_true_lifetimes:
+        rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms))
+        columns = ("author_id", "start_ms", "end_ms", "room_id")
+        lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in columns))
+    return Log(log, views, who_is_on_air(views, lifetimes), split, lifetimes)
+
+
+def who_is_on_air(views: Timelines, lifetimes: tasks.Lifetimes | None) -> Presence:
+    """From true lifetimes, or, where there are none, from the views themselves."""
     watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
-    if not log.rooms_are_true_lifetimes:
-        return Log(log, views, watching, split, None)
-    rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms))
-    lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in ("author_id", "start_ms", "end_ms", "room_id")))
-    presence = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
-    return Log(log, views, presence, split, lifetimes)
+    if lifetimes is None:
+        return watching
+    return Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
 
 
 def save_config(config: Config, workdir: Path) -> None:

@@ -20,25 +20,27 @@ from experiments.train_tokenizer import load_tokenizer
 from onelive_jax.batch import ROOM_FEATURES
 from onelive_jax.config import Config
 from onelive_jax.decoding.live_index import LiveCatalogue
-from onelive_jax.decoding.recommend import make_recommender
+from onelive_jax.decoding.recommend import Recommender, make_recommender
 
 LARGEST_ROUND = 10**9  # a larger --at is a time in milliseconds
 
 
-def recommend(config: Config, log: Log, ids, model, params, user: int, time_ms: int, k: int) -> list[dict]:
+def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: int, time_ms: int) -> list[dict]:
     """The k best rooms on air, best first: rank, author, room, score, codes, views (by this person, so far), viewers.
 
+    `rank` is a `make_recommender(model, config.decoding, k)`, made once and used for many requests.
     Raises ValueError where more rooms are on air than config.decoding.capacity.
     """
     maker = log.batch_maker(ids, config)
     users, times = np.array([user], np.int32), np.array([time_ms], np.int64)
     on_air = maker.on_air(users, times)
     rooms, _ = maker.live_rooms(on_air, times, max(on_air.author.size, 1))
-    catalogue = LiveCatalogue(config.decoding.capacity, model.levels, model.num_codes, len(ROOM_FEATURES))
+    catalogue = LiveCatalogue(config.decoding.capacity, config.tokenizer.levels, config.tokenizer.codes,
+                              len(ROOM_FEATURES))
     for i, (author, room) in enumerate(zip(on_air.author.tolist(), on_air.room.tolist(), strict=True)):
         catalogue.put_on_air(room, author, rooms.codes[0, i], rooms.features[0, i])
     snapshot = catalogue.snapshot()
-    ranking = make_recommender(model, config.decoding, k=k)(params, maker.request(users, times), snapshot.index)
+    ranking = rank(params, maker.request(users, times), snapshot.index)
     author, slot, score, codes = (np.asarray(x)[0][np.asarray(ranking.valid)[0]]
                                   for x in (ranking.author, ranking.slot, ranking.score, ranking.codes))
     room = snapshot.room_ids(slot)
@@ -89,7 +91,8 @@ def main(config: Config, workdir: Path) -> None:
     user, time_ms = find_user(log, values.user), moment(log, config, values.at)
     tokenizer = load_tokenizer(config, workdir)
     model, params, _ = load_supervised(config, workdir, log)
-    rooms = recommend(config, log, tokenizer.ids, model, params, user, time_ms, values.k)
+    rank = make_recommender(model, config.decoding, values.k)
+    rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms)
     if values.json:
         print(json.dumps(rooms, indent=1))
     else:

@@ -48,8 +48,9 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
         return load_supervised(config, workdir, log)
 
     c = config.training
-    maker = log.batch_maker(tokenizer.ids, config)
-    views = log.training_views
+    training = log.training_part()
+    maker = training.batch_maker(tokenizer.ids, config)
+    views = training.training_views
     shown = maker.shown_by_others(views)
     logger.info("%d of %d training views are of a room that others show on air; the live losses read only those",
                 shown.sum(), shown.size)
@@ -72,6 +73,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                       in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                       out_shardings=(shardings, partitioning.replicated(mesh)))
     validation, rank = scoring.targets(log, config, "validation", "strict"), scoring.make_ranker(model, config)
+    judge = log.batch_maker(tokenizer.ids, config)
     with Checkpoints(folder, c.keep_checkpoints, BEST) as saved:
         first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
@@ -103,7 +105,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                 clock.stop()
                 scores = None
                 if judged:
-                    scores = scoring.validate(rank, state.params, maker, validation)
+                    scores = scoring.validate(rank, state.params, judge, validation)
                     writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
                     bar.write(f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
                 saved.save(state, batches.get_state(), config, scores)

@@ -25,7 +25,7 @@ HABIT_FEATURES = (
     "same_hour",          # log(1 + views near this hour of the day)
     "same_weekday_hour",  # log(1 + views near this hour of the week)
     "share",              # share of all the viewer's views so far that went to this author
-    "log_position",       # log(1 + other authors seen since)
+    "log_position",       # log(1 + newer items of the sequence)
 )
 
 # What a live index knows about a room at the moment of the request. `viewers` never counts the person who asks.

@@ -147,8 +147,8 @@ def _truncate(path: Path, resume_step: int) -> None:
     kept = [line for line, record in zip(lines, records, strict=True) if resume_step and record["step"] <= resume_step]
     removed = len(lines) - len(kept)
     if removed or cut_short:
-        logger.warning("%s: removed %d lines of steps after %d and %d unfinished last line", path, removed,
-                       resume_step, cut_short)
+        logger.warning("%s: going on from step %d, so %d later lines are removed%s", path, resume_step, removed,
+                       " and an unfinished one" if cut_short else "")
         new = path.with_suffix(".tmp")
         new.write_text("".join(line + "\n" for line in kept), "utf-8")
         os.replace(new, path)

@@ -211,3 +211,13 @@ def test_nothing_comes_from_the_future(unit, seed):
         np.testing.assert_array_equal(getattr(deleted, name), getattr(past, name), err_msg=name)
     # The same check notices what begins one millisecond before the request.
     assert not np.array_equal(ask([*before, (0, 8, now - 1, now + 9)]).habits, past.habits)
+
+
+def test_where_keeps_some_views_and_every_user():
+    views = Timelines(user_ptr=np.array([0, 2, 2, 3]), author=np.array([5, 6, 7], np.int32),
+                      room=np.array([1, 2, 3], np.int32), start_ms=np.array([10, 20, 30]),
+                      stop_ms=np.array([11, 21, 31]))
+    kept = views.where(np.array([False, True, False]))
+    assert kept.user_ptr.tolist() == [0, 1, 1, 1]
+    assert (kept.author.tolist(), kept.room.tolist()) == ([6], [2])
+    assert (kept.start_ms.tolist(), kept.stop_ms.tolist()) == ([20], [21])

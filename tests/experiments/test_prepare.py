@@ -157,8 +157,12 @@ def test_what_happens_after_p1_changes_neither_codes_nor_batches(kind, request, 
     tokenizer = train_tokenizer.train_tokenizer(config, workdir, log)
     batches, groups = first_batches(monkeypatch, config, workdir, log, tokenizer)
     read = np.concatenate(groups)
-    np.testing.assert_array_equal(np.sort(read), log.training_views)
-    assert log.views.stop_ms[read].max() <= p1
+    part = log.training_part()
+    np.testing.assert_array_equal(np.sort(read), np.arange(part.views.author.size))
+    np.testing.assert_array_equal(part.views.author, log.views.author[log.training_views])
+    assert part.views.stop_ms.max() <= p1
+    if kind == "views_only":
+        assert part.presence.stop_ms.max() <= p1
     for how in ("removed", "other rooms", "other times"):
         other_config, other_workdir, other = prepared(changed_after(log.tables, p1, how))
         assert other.split == log.split

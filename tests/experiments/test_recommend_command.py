@@ -39,7 +39,8 @@ def ask(finished, compiled, monkeypatch):
     def ask(user: int, time_ms: int, k: int = ALL_ROOMS, config=None):
         t = finished.trained
         config = config or finished.config
-        return recommend.recommend(config, t.log, t.tokenizer.ids, t.model, t.params, user, time_ms, k)
+        rank = recommend.make_recommender(t.model, config.decoding, k)
+        return recommend.recommend(config, t.log, t.tokenizer.ids, rank, t.params, user, time_ms)
     return ask
 
 

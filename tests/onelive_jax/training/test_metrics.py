@@ -33,7 +33,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path, caplog):
         writer.write(5, {"loss": 50.0})
     assert steps(tmp_path) == [1, 2, 3, 4, 5]
     assert metrics.read(tmp_path)[-1]["loss"] == 50.0
-    assert "removed 2 lines of steps after 4" in caplog.text
+    assert "going on from step 4, so 2 later lines are removed" in caplog.text
 
 
 def test_a_line_cut_short_by_a_crash_is_removed_and_told(tmp_path, caplog):
@@ -41,7 +41,7 @@ def test_a_line_cut_short_by_a_crash_is_removed_and_told(tmp_path, caplog):
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
     with caplog.at_level(logging.WARNING), metrics.MetricWriter(tmp_path, resume_step=1):
         assert steps(tmp_path) == [1]
-    assert "1 unfinished last line" in caplog.text
+    assert "and an unfinished one" in caplog.text
 
 
 def test_a_new_run_starts_anew(tmp_path, caplog):
@@ -50,7 +50,7 @@ def test_a_new_run_starts_anew(tmp_path, caplog):
         writer.write(3, {"loss": 1.0})
     with caplog.at_level(logging.WARNING), metrics.MetricWriter(tmp_path):
         assert steps(tmp_path) == []
-    assert "removed 2 lines" in caplog.text
+    assert "2 later lines are removed" in caplog.text
 
 
 @pytest.mark.parametrize("line", ["not json", '{"loss": 1.0}', "[1]"])
