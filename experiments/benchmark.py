@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from absl import logging as absl_logging
 from flax.core import meta
 
 from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, LiveRooms, Request
@@ -335,6 +336,7 @@ def _number(value: float) -> str:
 
 
 def main(argv: list[str]) -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)  # jax tells of every backend that is not there
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --name=value")
     repeats = {} if _REPEATS.value is None else {"repeats": _REPEATS.value}

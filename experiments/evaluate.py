@@ -18,11 +18,28 @@ from onelive_jax.config import Config
 
 
 def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str,
-             weights: heuristics.Weights) -> dict[str, dict]:
-    """Metrics of "onelive" and of every heuristic on a split under a protocol, by name."""
+             weights: heuristics.Weights) -> tuple[dict[str, dict], dict[str, dict]]:
+    """A split under a protocol.
+
+    Returns: (metrics of "onelive" and of every heuristic, by name; how much NDCG@10 of "onelive" is above each
+    heuristic's, request by request, with its interval: `evaluation.difference`).
+    """
     task = scoring.targets(log, config, split, protocol)
-    ours = scoring.evaluate_task(rank, params, maker, task, own_rows=protocol == "liverec")
-    return {"onelive": ours} | heuristics.evaluate(log.views, task, log.split.p1_ms, weights)
+    scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec")}
+    scores |= heuristics.scores(log.views, task, log.split.p1_ms, weights)
+    ranks = {name: evaluation.ranks_csr(score, task.offsets, task.position) for name, score in scores.items()}
+    ours = ranks["onelive"]
+    return ({name: evaluation.metrics(rank_R, task.repeat) for name, rank_R in ranks.items()},
+            {name: evaluation.difference(ours, rank_R) for name, rank_R in ranks.items() if name != "onelive"})
+
+
+def format_differences(differences: dict[str, dict]) -> str:
+    """One line a heuristic: NDCG@10 above it, request by request, with the paired interval."""
+    lines = ["NDCG@10 above each heuristic, request by request (95 % interval):"]
+    for name, row in differences.items():
+        low, high = row["interval"]
+        lines.append(f"  {name:24}{row['difference']:+.3f}  ({low:+.3f} … {high:+.3f})")
+    return "\n".join(lines)
 
 
 def tuned_weights(config: Config, log: Log) -> heuristics.Weights:
@@ -37,10 +54,11 @@ def main(config: Config, workdir: Path) -> None:
     tokenizer = load_tokenizer(config, workdir)
     model, params, _ = load_supervised(config, workdir, log)
     maker = log.batch_maker(tokenizer.ids, config)
-    rows = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split, values.protocol,
-                    tuned_weights(config, log))
+    rows, differences = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
+                                 values.protocol, tuned_weights(config, log))
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
     print(evaluation.format_table(rows))
+    print("\n" + format_differences(differences))
 
 
 if __name__ == "__main__":

@@ -45,9 +45,11 @@ def run(config: Config, workdir: Path) -> Trained:
     weights = evaluate.tuned_weights(config, log)
     results = {protocol: evaluate.evaluate(config, log, rank, params, maker, "test", protocol, weights)
                for protocol in scoring.PROTOCOLS}
+    strict, differences = results["strict"]
     report = {
-        "protocols": {protocol: result["onelive"] for protocol, result in results.items()},
-        "heuristics": {name: row for name, row in results["strict"].items() if name != "onelive"},
+        "protocols": {protocol: rows["onelive"] for protocol, (rows, _) in results.items()},
+        "heuristics": {name: row for name, row in strict.items() if name != "onelive"},
+        "against_heuristics": differences,
         "heuristics_weights": dataclasses.asdict(weights),
         "training": {"seconds": tokenizer.figures["seconds"] + figures["seconds"],
                      "examples_per_second": figures["examples_per_second"], "parameters": figures["parameters"],
@@ -71,6 +73,7 @@ def print_report(trained: Trained, workdir: Path) -> None:
     print(f"\nTest split, strict protocol ({report['protocols']['strict']['all']['n']} targets; heuristics tuned on "
           "validation):\n")
     print(evaluation.format_table({"OneLive": report["protocols"]["strict"]} | report["heuristics"]))
+    print("\n" + evaluate.format_differences(report["against_heuristics"]))
     liverec = report["protocols"]["liverec"]["all"]
     print(f"\nliverec protocol: NDCG@10 {liverec['ndcg@10']:.3f}, HR@1 {liverec['hr@1']:.3f}, "
           f"HR@10 {liverec['hr@10']:.3f} (n = {liverec['n']})")

@@ -115,7 +115,7 @@ def test_twitch_goes_through_in_both_forms(twitch, rounds, form):
 
 def test_both_forms_of_one_log_give_the_same_figures(twitch):
     (_, _, first), (_, _, second) = twitch.values()
-    for part in ("protocols", "heuristics", "heuristics_weights"):
+    for part in ("protocols", "heuristics", "heuristics_weights", "against_heuristics"):
         assert first.report[part] == second.report[part], part
 
 
