@@ -3,8 +3,9 @@
     python -m experiments.ablate --config=experiments/configs/twitch.py --config.data.path=FILE.csv --workdir=W \
         [--variants=full,no_gate,…] [--seeds=0,1,2]
 
-All variants of a seed share one tokenizer unless they change it. Each variant is a run of its own under
-W/SEED/VARIANT, so a killed ablation resumes; the table is also W/ablation.json. The test period is never touched.
+All variants of a seed share one tokenizer unless they change it (--seeds counts, not --seed). Each variant is a run of
+its own under W/SEED/VARIANT, so a killed ablation resumes; the table is also W/ablation.json. The test period is never
+touched.
 """
 
 import copy
@@ -35,13 +36,15 @@ VARIANTS: dict[str, dict[str, object]] = {
     "no_full_softmax": {"model.full_softmax": 0.0},
     "no_copy": {"model.copy": False},
     "no_habits": {"model.habits": False},
+    "no_seen": {"model.seen": False},
+    "no_room_features": {"model.room_features": False},
     "history_of_views": {"data.history_unit": "views"},
     "no_author_items": {"model.author_items": False},
     "codes_only": {"model.identity": False},
     "identity_only": {"decoding.identity_weight": 1000.0},
     "paper_only": {"model.identity": False, "model.author_items": False, "model.copy": False, "model.habits": False,
                    "data.history_unit": "views", "model.live_softmax": 0.0, "model.full_softmax": 1.0},
-    "random_author_start": {"model.author_scale": 0.0},
+    "zero_author_start": {"model.author_scale": 0.0},
     "codes_256": {"tokenizer.codes": 256},
 }
 FIGURES = ("ndcg@10", "ndcg@10_repeat", "ndcg@10_new", "hr@1", "hr@10")
@@ -66,9 +69,11 @@ def validation_of(workdir: Path, step: int) -> dict[str, float]:
 
 def run_variant(config: Config, name: str, seed: int, workdir: Path) -> dict[str, float]:
     """Trains a variant (or finds it trained) and returns its validation figures."""
+    base = workdir / str(seed) / "full"
+    full = changed(config, {}, seed)
+    train_tokenizer(full, base, prepare(full, base))
     config, folder = changed(config, VARIANTS[name], seed), workdir / str(seed) / name
     folder.mkdir(parents=True, exist_ok=True)
-    base = workdir / str(seed) / "full"
     shares_tokenizer = not any(setting.startswith("tokenizer.") for setting in VARIANTS[name])
     for part in ("data", "examples", *(("tokenizer", "tokenizer.json") if shares_tokenizer else ())):
         if folder != base and (base / part).exists() and not (folder / part).exists():
@@ -98,10 +103,11 @@ def main(config: Config, workdir: Path) -> None:
     unknown = set(values.variants) - VARIANTS.keys()
     if unknown:
         raise ValueError(f"--variants={','.join(sorted(unknown))}: not known; there are {', '.join(VARIANTS)}")
-    results: dict[str, list[dict[str, float]]] = {}
+    table = workdir / "ablation.json"
+    results: dict[str, list[dict[str, float]]] = json.loads(table.read_text()) if table.is_file() else {}
     for name in values.variants or VARIANTS:
         results[name] = [run_variant(config, name, int(seed), workdir) for seed in values.seeds]
-        (workdir / "ablation.json").write_text(json.dumps(results, indent=1))
+        table.write_text(json.dumps(results, indent=1))
         print(format_variants({name: results[name]}), flush=True)
     print("\n" + format_variants(results))
 

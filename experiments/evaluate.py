@@ -18,11 +18,12 @@ from onelive_jax.config import Config
 
 
 def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str,
-             weights: heuristics.Weights) -> tuple[dict[str, dict], dict[str, dict]]:
+             weights: heuristics.Weights) -> tuple[dict[str, dict], dict[str, dict], dict[str, int]]:
     """A split under a protocol.
 
     Returns: (metrics of "onelive" and of every heuristic, by name; how much NDCG@10 of "onelive" is above each
-    heuristic's, request by request, with its interval: `evaluation.difference`).
+    heuristic's, request by request, with its interval: `evaluation.difference`; views of the period that are no target,
+    by reason).
     """
     task = scoring.targets(log, config, split, protocol)
     scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec")}
@@ -30,7 +31,13 @@ def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol
     ranks = {name: evaluation.ranks_csr(score, task.offsets, task.position) for name, score in scores.items()}
     ours = ranks["onelive"]
     return ({name: evaluation.metrics(rank_R, task.repeat) for name, rank_R in ranks.items()},
-            {name: evaluation.difference(ours, rank_R) for name, rank_R in ranks.items() if name != "onelive"})
+            {name: evaluation.difference(ours, rank_R) for name, rank_R in ranks.items() if name != "onelive"},
+            task.dropped)
+
+
+def format_dropped(dropped: dict[str, int]) -> str:
+    """One line: which views of the period are no target, and why."""
+    return "not targets: " + (", ".join(f"{n:,} ({reason})" for reason, n in dropped.items() if n) or "none")
 
 
 def format_differences(differences: dict[str, dict]) -> str:
@@ -54,11 +61,11 @@ def main(config: Config, workdir: Path) -> None:
     tokenizer = load_tokenizer(config, workdir)
     model, params, _ = load_supervised(config, workdir, log)
     maker = log.batch_maker(tokenizer.ids, config)
-    rows, differences = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
-                                 values.protocol, tuned_weights(config, log))
+    rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
+                                          values.protocol, tuned_weights(config, log))
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
     print(evaluation.format_table(rows))
-    print("\n" + format_differences(differences))
+    print("\n" + format_dropped(dropped) + "\n\n" + format_differences(differences))
 
 
 if __name__ == "__main__":

@@ -143,7 +143,9 @@ def _parse(argv: list[str], values: flags.FlagValues) -> tuple[Config, Path]:
     _tidy(config, "config", values["config"].config_filename)
     if values.seed is not None:
         config.seed = values.seed
-    return config.validate(), Path(values.workdir)
+    if config.data.path:  # one log has one name, wherever a command is started
+        config.data.path = str(Path(config.data.path).expanduser().resolve())
+    return config.validate(), Path(values.workdir).expanduser()
 
 
 def _sentence(message: str) -> str:

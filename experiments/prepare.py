@@ -18,6 +18,7 @@ from onelive_jax.config import Config, to_json
 
 logger = logging.getLogger(__name__)
 DONE = "done.json"
+SOURCE = "source.json"
 
 
 @dataclass
@@ -100,12 +101,15 @@ def prepare(config: Config, workdir: Path) -> Log:
     folder = workdir / "data"
     settings = data_settings(config)
     if is_done(folder, settings):
+        check_unchanged(config, folder)
         log = tables.load(folder)
     else:
         log = read(config)
         for line in log.report.lines():
             logger.info("%s", line)
         tables.save(log, folder)
+        if Path(config.data.path).is_file():
+            (folder / SOURCE).write_text(json.dumps({"bytes": Path(config.data.path).stat().st_size}))
         mark_done(folder, settings)
     builder.build(log, workdir / "examples")
     arrays = builder.load_timelines(workdir / "examples")
@@ -125,6 +129,16 @@ def who_is_on_air(views: Timelines, lifetimes: tasks.Lifetimes | None) -> Presen
     if lifetimes is None:
         return watching
     return Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
+
+
+def check_unchanged(config: Config, folder: Path) -> None:
+    """Raises ValueError where the log's file is no longer the one that was read. A file that is gone is no matter."""
+    file, record = Path(config.data.path), folder / SOURCE
+    if record.is_file() and file.is_file():
+        before, now = json.loads(record.read_text())["bytes"], file.stat().st_size
+        if before != now:
+            raise ValueError(f"{file} has {now:,} bytes now and had {before:,} when {folder} was made from it: choose "
+                             f"another --workdir for the new log, or delete {folder} and the stages after it")
 
 
 def save_config(config: Config, workdir: Path) -> None:

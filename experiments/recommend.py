@@ -22,8 +22,6 @@ from onelive_jax.config import Config
 from onelive_jax.decoding.live_index import LiveCatalogue
 from onelive_jax.decoding.recommend import Recommender, make_recommender
 
-LARGEST_ROUND = 10**9  # a larger --at is a time in milliseconds
-
 
 def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: int, time_ms: int) -> list[dict]:
     """The k best rooms on air, best first: rank, author, room, score, codes, views (by this person, so far), viewers.
@@ -77,11 +75,12 @@ def moment(log: Log, config: Config, at: int | None) -> int:
     first, last = int(log.views.start_ms.min()), log.split.end_ms
     if at is None:
         return last - 1
-    rounds = config.data.source == "twitch" and at < LARGEST_ROUND
+    rounds = config.data.source == "twitch" and at <= last // ROUND_MS
     time_ms = at * ROUND_MS if rounds else at
+    # A log in rounds is days long: a number past its last round can only be milliseconds.
     if not first <= time_ms <= last:
-        scale, unit = (ROUND_MS, "rounds") if rounds else (1, "milliseconds")
-        raise ValueError(f"--at={at} is outside the log, which runs from {first // scale} to {last // scale} {unit}")
+        in_rounds = f", or {first // ROUND_MS} to {last // ROUND_MS} rounds" if config.data.source == "twitch" else ""
+        raise ValueError(f"--at={at} is outside the log, which runs from {first} to {last} milliseconds{in_rounds}")
     return time_ms
 
 

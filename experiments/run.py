@@ -45,11 +45,12 @@ def run(config: Config, workdir: Path) -> Trained:
     weights = evaluate.tuned_weights(config, log)
     results = {protocol: evaluate.evaluate(config, log, rank, params, maker, "test", protocol, weights)
                for protocol in scoring.PROTOCOLS}
-    strict, differences = results["strict"]
+    strict, differences, _ = results["strict"]
     report = {
-        "protocols": {protocol: rows["onelive"] for protocol, (rows, _) in results.items()},
+        "protocols": {protocol: rows["onelive"] for protocol, (rows, _, _) in results.items()},
         "heuristics": {name: row for name, row in strict.items() if name != "onelive"},
         "against_heuristics": differences,
+        "not_targets": {protocol: dropped for protocol, (_, _, dropped) in results.items()},
         "heuristics_weights": dataclasses.asdict(weights),
         "training": {"seconds": tokenizer.figures["seconds"] + figures["seconds"],
                      "examples_per_second": figures["examples_per_second"], "parameters": figures["parameters"],
@@ -73,13 +74,14 @@ def print_report(trained: Trained, workdir: Path) -> None:
     print(f"\nTest split, strict protocol ({report['protocols']['strict']['all']['n']} targets; heuristics tuned on "
           "validation):\n")
     print(evaluation.format_table({"OneLive": report["protocols"]["strict"]} | report["heuristics"]))
+    print("\n" + evaluate.format_dropped(report["not_targets"]["strict"]))
     print("\n" + evaluate.format_differences(report["against_heuristics"]))
     liverec = report["protocols"]["liverec"]["all"]
     print(f"\nliverec protocol: NDCG@10 {liverec['ndcg@10']:.3f}, HR@1 {liverec['hr@1']:.3f}, "
           f"HR@10 {liverec['hr@10']:.3f} (n = {liverec['n']})")
-    speed = report["training"]["examples_per_second"]
+    speed = report["training"]["examples_per_second"]  # None where a resumed run had no step left
     print(f"{report['training']['parameters']:,} parameters, trained in {report['training']['seconds']:.0f} s with the "
-          f"tokenizer ({speed:.0f} examples/s)" if speed else "")
+          "tokenizer" + (f" ({speed:.0f} examples/s)" if speed else ""))
     print(f"report: {workdir / 'report.json'} and {workdir / 'report.html'}")
 
 

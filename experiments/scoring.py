@@ -20,17 +20,13 @@ PROTOCOLS = ("strict", "liverec")
 SPLITS = ("validation", "test")
 
 
-def strict_task(log: Log, config: Config, split: str) -> tasks.Task:
-    return make_task(log, config, split, "strict")
-
-
 def make_task(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:
     """The targets of a split under a protocol. Raises ValueError for a name that is neither."""
     if split not in SPLITS or protocol not in PROTOCOLS:
         raise ValueError(f"split={split!r} must be one of {SPLITS} and protocol={protocol!r} one of {PROTOCOLS}")
     low, high = (log.split.p1_ms, log.split.p2_ms) if split == "validation" else (log.split.p2_ms, None)
     make = tasks.strict_targets if protocol == "strict" else tasks.liverec_targets
-    return make(log.views, low, high, log.lifetimes, config.data.max_targets, config.seed)
+    return make(log.views, low, high, log.lifetimes, config.data.max_targets)
 
 
 def targets(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:

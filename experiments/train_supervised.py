@@ -2,7 +2,7 @@
 
     python -m experiments.train_supervised --config=experiments/configs/twitch.py --config.data.path=FILE --workdir=W
 
-Needs the tokenizer of the same workdir. A killed run resumes from its newest checkpoint, bit for bit.
+Trains the tokenizer first where the workdir has none. A killed run resumes from its newest checkpoint, bit for bit.
 """
 
 import functools

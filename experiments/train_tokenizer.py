@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import flags
-from experiments.prepare import Log, data_settings, flat, is_done, mark_done, prepare, save_config
+from experiments.prepare import DONE, Log, data_settings, flat, is_done, mark_done, prepare, save_config
 from onelive_jax.config import Config
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
 from onelive_jax.training import checkpoints
@@ -55,6 +55,9 @@ def train_tokenizer(config: Config, workdir: Path, log: Log) -> Tokenizer:
     user_ptr = np.searchsorted(user, np.arange(log.views.num_users + 1))
     author = log.views.author[training]
     content = author_content(log)
+    if content is None and log.num_authors < c.codes:
+        raise ValueError(f"the log has {log.num_authors} authors, fewer than config.tokenizer.codes={c.codes}: "
+                         f"set --config.tokenizer.codes to {log.num_authors} or less")
     row = None if content is None else content.row_at(author, log.views.start_ms[training])
     with tqdm(total=c.steps, desc="towers", unit="step", disable=None) as bar:
         def progress(step: int, loss: float) -> None:
@@ -166,7 +169,8 @@ def embed(result: tower_training.TowersResult, config: Config, log: Log, content
 def main(config: Config, workdir: Path) -> None:
     log = prepare(config, workdir)
     tokenizer = train_tokenizer(config, workdir, log)
-    save_config(config, workdir)
+    if not (workdir / "supervised" / DONE).is_file():  # a finished run keeps the settings it was made with
+        save_config(config, workdir)
     print(json.dumps(tokenizer.figures, indent=1))
 
 

@@ -78,7 +78,7 @@ class ModelConfig:
     mlp_dim: int = setting(128, "hidden width of the SwiGLU feed-forward", low=1, high=262144)
     context_sets: int = setting(1, "distinct key/value sets L_kv shared by the blocks", low=1, high=256)
     context_split: int = setting(1, "S_kv: 1, values are the keys; 2, values of their own", low=1, high=2)
-    qk_norm: bool = setting(True, "RMS-normalise queries and keys per head")
+    qk_norm: bool = setting(True, "RMS-normalise queries and keys per head (the context's shared keys always are)")
     gate: bool = setting(True, "elementwise sigmoid gate on the attention output")
     item_time: bool = setting(True, "time embedding on every history item")
     request_time: bool = setting(True, "time embedding on [BOS]")
@@ -88,6 +88,8 @@ class ModelConfig:
     full_softmax: float = setting(0.25, "weight of the code loss normalised over all codes", low=0.0)
     copy: bool = setting(True, "codes and authors of the history can be copied (repeat consumption)")
     habits: bool = setting(True, "history items carry the viewer's habit features")
+    seen: bool = setting(True, "the identity head knows of broadcasts that the viewer has been in (needs copy, habits)")
+    room_features: bool = setting(True, "the identity head reads viewers and age of a room")
     identity: bool = setting(True, "identity head: tells authors on air apart beyond their codes")
     identity_loss: float = setting(1.0, "weight of the identity loss over the rooms on air", low=0.0)
     author_items: bool = setting(True, "history items carry the author's own embedding")
@@ -162,6 +164,10 @@ class Config:
         if self.training.warmup_steps >= self.training.steps:
             raise ValueError(f"config.training.warmup_steps={self.training.warmup_steps} must be below "
                              f"config.training.steps={self.training.steps}")
+        m = self.model
+        if not (m.live_softmax or m.full_softmax or (m.identity and m.identity_loss)):
+            raise ValueError("config.model.live_softmax, config.model.full_softmax and the identity loss are all off: "
+                             "there is nothing to learn")
         if self.data.source != "simulated" and not self.data.path:
             raise ValueError(f"config.data.path is empty: source={self.data.source!r} needs the path of a log "
                              "(--config.data.path=FILE)")

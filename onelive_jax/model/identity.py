@@ -69,9 +69,10 @@ class IdentityHead(nn.Module):
     def setup(self):
         # Read by `user`, `rooms` and `everyone`, so declared once here.
         self.copy_score = CopyScore(self.config.habits)
-        self.room_mlp = MLP(16, 1, out_scale=0.02)
+        if self.config.room_features:
+            self.room_mlp = MLP(16, 1, out_scale=0.02)
         self.bias = weight(self, "bias", (self.num_authors,), ("authors",), zeros)
-        if self.config.copy and self.config.habits:
+        if self.config.copy and self.config.habits and self.config.seen:
             self.seen = weight(self, "seen", (), (), zeros)
 
     @nn.compact
@@ -114,12 +115,13 @@ class IdentityHead(nn.Module):
             known, item_BxN = item_BxN >= 0, jnp.maximum(item_BxN, 0)
             copied = jnp.where(known, jnp.take_along_axis(total_BxT, item_BxN, 1), NEG_INF)
             score = jnp.logaddexp(generated, copied)
-            if self.config.habits:
+            if self.config.habits and self.config.seen:
                 # The viewer has been in this very broadcast: it began before their last view of its author.
                 gap_BxT = context.habits[..., HABIT_FEATURES.index("log_gap")]
                 last_BxT = jnp.min(jnp.where(same, gap_BxT[:, None, :], jnp.inf), 2)
                 age_BxN = rooms.features[..., ROOM_FEATURES.index("log_age")]
                 seen = known & (jnp.take_along_axis(last_BxT, item_BxN, 1) <= age_BxN + 1e-5)
                 score = score + SEEN_GAIN * self.seen * seen
-        score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
+        if self.config.room_features:
+            score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
         return jnp.where(rooms.mask, score, NEG_INF)

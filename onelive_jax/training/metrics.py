@@ -112,8 +112,8 @@ def check_finite(step: int, metrics: Mapping[str, float | None]) -> None:
         rest = ", ".join(f"{name} = {value:.6g}" for name, value in metrics.items()
                          if value is not None and name not in bad)
         raise FloatingPointError(
-            f"step {step}: {found} (the others: {rest or 'none'}). The run stops here; resume from the last checkpoint "
-            "with a lower config.training.learning_rate or config.training.clip_norm, or a longer warm-up")
+            f"step {step}: {found} (the others: {rest or 'none'}). The run stops here; start again in another "
+            "workdir with a lower config.training.learning_rate or config.training.clip_norm, or a longer warm-up")
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:

@@ -238,3 +238,17 @@ def test_the_saved_config_is_the_config(make_config, tmp_path):
     assert (tmp_path / "config.json").read_text() == to_json(config)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_log_that_changed_under_its_name_is_told(make_config, source, tmp_path, monkeypatch):
+    config, file = make_config(), tmp_path / "log.csv"
+    config.data.source, config.data.path = "twitch", str(file)
+    monkeypatch.setattr(prepare, "read", lambda config: source)
+    file.write_text("as it was")
+    prepare.prepare(config, tmp_path / "w")
+    prepare.prepare(config, tmp_path / "w")
+    file.write_text("as it is now, longer")
+    with pytest.raises(ValueError, match=r"log\.csv has 20 bytes now and had 9 when"):
+        prepare.prepare(config, tmp_path / "w")
+    file.unlink()  # what was read is kept: the file itself is not needed again
+    prepare.prepare(config, tmp_path / "w")

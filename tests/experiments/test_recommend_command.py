@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from experiments import evaluate, recommend, scoring
+from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import make_recommender
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +100,7 @@ def test_the_ranking_is_the_one_that_evaluation_scores(ask, finished):
     """Serving, with one catalogue in slots of its own, and evaluation, one catalogue a request, agree."""
     t = finished.trained
     maker = t.log.batch_maker(t.tokenizer.ids, finished.config)
-    task = scoring.strict_task(t.log, finished.config, "test")
+    task = scoring.make_task(t.log, finished.config, "test", "strict")
     scores = scoring.score(scoring.make_ranker(t.model, finished.config), t.params, maker, task)
     for r in range(0, task.user.size, 20):
         part = slice(task.offsets[r], task.offsets[r + 1])
@@ -209,3 +210,20 @@ def test_the_command_line(finished, evening, ask, tmp_path):
         assert "Traceback" not in err
         assert err.startswith("experiments.")
         assert err.count("\n") == 1, err
+
+
+def test_a_short_log_in_rounds_takes_milliseconds_too():
+    rounds = 600_000
+    log = SimpleNamespace(views=SimpleNamespace(start_ms=np.array([2 * rounds])),
+                          split=SimpleNamespace(end_ms=9 * rounds))
+    config = Config()
+    assert recommend.moment(log, config, None) == 9 * rounds - 1
+    assert recommend.moment(log, config, 5) == 5 * rounds
+    assert recommend.moment(log, config, 5 * rounds) == 5 * rounds  # milliseconds, although the log is short
+    for outside in (1, 10, 10 * rounds):
+        with pytest.raises(ValueError, match="from 1200000 to 5400000 milliseconds, or 2 to 9 rounds"):
+            recommend.moment(log, config, outside)
+    config.data.source = "canonical"
+    assert recommend.moment(log, config, 3 * rounds) == 3 * rounds
+    with pytest.raises(ValueError, match="from 1200000 to 5400000 milliseconds$"):
+        recommend.moment(log, config, 5)

@@ -15,7 +15,8 @@ from onelive_jax.model.layers import Context
 from onelive_jax.model.onelive import OneLive
 
 BATCH, ITEMS, LEVELS, CODES, ROOMS, AUTHORS, AUTHOR_DIM = 4, 5, 3, 6, 7, 11, 8
-SWITCHES = ("mtp", "gate", "qk_norm", "copy", "habits", "identity", "author_items", "item_time", "request_time")
+SWITCHES = ("mtp", "gate", "qk_norm", "copy", "habits", "identity", "author_items", "item_time", "request_time",
+            "seen", "room_features")
 
 
 def codes_of_authors(levels: int = LEVELS, codes: int = CODES, authors: int = AUTHORS) -> np.ndarray:

@@ -148,3 +148,12 @@ def test_a_value_of_another_type_is_refused_by_name(section, name, value):
     setattr(getattr(broken, section), name, value)
     with pytest.raises(ValueError, match=f"config.{section}.{name}="):
         broken.validate()
+
+
+def test_a_run_that_could_learn_nothing_is_refused():
+    idle = valid()
+    idle.model.live_softmax = idle.model.full_softmax = 0.0
+    assert idle.validate() is idle  # the identity loss is left
+    idle.model.identity = False
+    with pytest.raises(ValueError, match="nothing to learn"):
+        idle.validate()

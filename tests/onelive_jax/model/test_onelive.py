@@ -309,7 +309,7 @@ def test_every_switch_can_be_off(off, with_mtp):
     words = {"mtp": ("mtp_",), "gate": ("output/gate",), "qk_norm": ("query/norm", "key/norm"),
              "copy": ("copy_score", "identity/seen"), "habits": ("habits", "identity/seen"), "identity": ("identity/",),
              "author_items": ("context_projector/author",), "item_time": ("context_projector/time",),
-             "request_time": ("bos_time",)}[off]
+             "request_time": ("bos_time",), "seen": ("identity/seen",), "room_features": ("identity/room_mlp",)}[off]
     assert names < all_names
     assert all(any(word in name for word in words) for name in all_names - names)
     assert not [name for name in names if any(word in name for word in words)]
@@ -321,7 +321,7 @@ def test_every_switch_can_be_off(off, with_mtp):
     assert loss > 0
     # Behind a prefix that no item shares nothing is copied; at the first level something always is.
     moved = float(np.abs(modules[0][0] - with_mtp.call(with_mtp.params, batch)[0][0][0]).max())
-    assert (moved > 1e-3) == (off not in ("mtp", "identity"))
+    assert (moved > 1e-3) == (off not in ("mtp", "identity", "seen", "room_features"))
 
 
 def test_both_author_switches_off_leave_no_author_table():
