@@ -71,12 +71,6 @@ def scores(views: Timelines, task: Task, p1_ms: int, weights: Weights = Weights(
     }
 
 
-def evaluate(views: Timelines, task: Task, p1_ms: int, weights: Weights = Weights()) -> dict[str, dict]:
-    """`evaluation.metrics` of every heuristic."""
-    return {name: evaluation.metrics(evaluation.ranks_csr(score_C, task.offsets, task.position), task.repeat)
-            for name, score_C in scores(views, task, p1_ms, weights).items()}
-
-
 def tune(views: Timelines, validation: Task, p1_ms: int, half_life_hours: Sequence[float] = (168, 336, 672, 1344),
          same_time_weight: Sequence[float] = (0.0, 0.25, 0.5, 1.0),
          knn_weight: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0), start: Weights = Weights()) -> Weights:

@@ -45,8 +45,9 @@ def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: in
     seen = log.views.author[log.views.user_ptr[user]:log.views.seen_before(users, times)[0]]
     viewers = dict(zip(on_air.author.tolist(), on_air.viewers.tolist(), strict=True))
     tables = log.tables
-    name = lambda table, row: table["source_id"][row] if "source_id" in table.columns else str(row)  # noqa: E731
-    return [{"rank": i + 1, "author": name(tables.authors, int(a)), "room": name(tables.rooms, int(r)),
+    # A source need not name its rooms; authors always have an id of their own.
+    room_names = tables.rooms["source_id"] if "source_id" in tables.rooms.columns else tables.rooms["room_id"]
+    return [{"rank": i + 1, "author": tables.authors["source_id"][int(a)], "room": str(room_names[int(r)]),
              "score": round(float(s), 4), "codes": c.tolist(), "views": int((seen == a).sum()),
              "viewers": int(viewers[int(a)])}
             for i, (a, r, s, c) in enumerate(zip(author, room, score, codes, strict=True))]
