@@ -21,13 +21,15 @@ ROOMS = {
     "room_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "end_ms": pl.Int64, "category": pl.Int32,
     "title_embedding": pl.Int32,
 }
+LOGGED = {"position": pl.Int32, "propensity": pl.Float32}  # of interactions, where the platform logs them
 SEGMENTS = {"room_id": pl.Int32, "end_ms": pl.Int64}  # and `embedding`, whose width is the source's
+TITLES = {"title_id": pl.Int32}  # and `embedding`
 AUTHORS = {"author_id": pl.Int32, "source_id": pl.String}
 USERS = {"user_id": pl.Int32, "source_id": pl.String}
 VIDEOS = {"user_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "watch_ms": pl.Int64}
 
 REQUIRED = ("interactions", "rooms", "authors", "users")
-OPTIONAL = ("segments", "videos")
+OPTIONAL = ("segments", "videos", "titles")
 HOUR_MS = 3_600_000
 # Later than any real clock in milliseconds (year 33658) and far from overflow when a duration is added.
 LATEST_MS = 10**15
@@ -71,6 +73,7 @@ class Tables:
       segments: room_id, end_ms (time of the END of a window), embedding (array of float32, one width for all), sorted
         by (room_id, end_ms); None where the source has no content.
       videos: short-video views of the same people, or None.
+      titles: title_id and embedding (as in segments), which rooms.title_embedding points to; or None.
       report: what was read and what was left out.
       rooms_are_true_lifetimes: False where a room's life is only a lower bound (first to last seen).
     """
@@ -82,6 +85,7 @@ class Tables:
     report: ReadReport
     segments: pl.DataFrame | None = None
     videos: pl.DataFrame | None = None
+    titles: pl.DataFrame | None = None
     rooms_are_true_lifetimes: bool = False
 
 
@@ -160,8 +164,24 @@ def validate(tables: Tables) -> Tables:
     _check_sorted("interactions", log.with_columns(watch_end=pl.col("start_ms") + pl.col("watch_ms")),
                   ("user_id", "start_ms", "watch_end", "room_id"), strict=False)
 
+    for column in LOGGED:
+        if column in log.columns:
+            _check_schema("interactions", log, {column: LOGGED[column]})
+    if "position" in log.columns:
+        _check_rows("interactions", "position", log, pl.col("position") >= -1, "must be -1 (unknown) or more")
+    if "propensity" in log.columns:
+        _check_rows("interactions", "propensity", log, pl.col("propensity").is_between(0, 1, closed="right"),
+                    "a probability must be above 0 and at most 1")
+
     if tables.segments is not None:
         _check_segments(tables.segments, n_rooms)
+    if tables.titles is not None:
+        _check_schema("titles", tables.titles, TITLES)
+        dense = pl.col("title_id") == pl.int_range(pl.len(), dtype=pl.Int32)
+        _check_rows("titles", "title_id", tables.titles, dense, "ids must be 0, 1, 2, … in the order of the rows")
+        _check_embedding("titles", tables.titles)
+        _check_rows("rooms", "title_embedding", rooms, pl.col("title_embedding") < len(tables.titles),
+                    f"must be a row of titles (there are {len(tables.titles)}) or -1")
     if tables.videos is not None:
         _check_schema("videos", tables.videos, VIDEOS)
         _check_range("videos", "user_id", tables.videos, 0, n_users - 1, "a row of users")
@@ -259,23 +279,30 @@ def _check_sorted(name: str, frame: pl.DataFrame, keys: tuple[str, ...], strict:
 
 def _check_segments(segments: pl.DataFrame, n_rooms: int) -> None:
     _check_schema("segments", segments, SEGMENTS)
-    if "embedding" not in segments.columns:
-        raise ValueError("segments lacks the column 'embedding'; it needs room_id, end_ms, embedding")
-    dtype = segments.schema["embedding"]
-    if not isinstance(dtype, (pl.Array, pl.List)) or dtype.inner != pl.Float32:
-        raise ValueError(f"segments.embedding has type {dtype}, an array or list of Float32 is needed: cast it")
-    _check_rows("segments", "embedding", segments, pl.col("embedding").is_not_null(), "must not be null")
     _check_range("segments", "room_id", segments, 0, n_rooms - 1, "a row of rooms")
     _check_range("segments", "end_ms", segments, 0, LATEST_MS, "milliseconds")
+    _check_embedding("segments", segments)
     _check_sorted("segments", segments, ("room_id", "end_ms"), strict=True)
-    vectors = segments.select("room_id", pl.col("embedding").cast(pl.List(pl.Float32)))
-    if not len(vectors):
+
+
+def _check_embedding(name: str, frame: pl.DataFrame) -> None:
+    if "embedding" not in frame.columns:
+        raise ValueError(f"{name} lacks the column 'embedding'; it needs {', '.join(frame.columns)}, embedding")
+    dtype = frame.schema["embedding"]
+    if not isinstance(dtype, (pl.Array, pl.List)) or dtype.inner != pl.Float32:
+        raise ValueError(f"{name}.embedding has type {dtype}, an array or list of Float32 is needed: cast it")
+    _check_rows(name, "embedding", frame, pl.col("embedding").is_not_null(), "must not be null")
+    if not len(frame):
         return
-    width = len(vectors["embedding"][0])
-    _check_rows("segments", "embedding", vectors, (pl.col("embedding").list.len() == width) & (width > 0),
-                f"every embedding must have the width of the first, {width} (and at least 1)")
-    values = vectors["embedding"].explode()
+    vectors = frame["embedding"]
+    if isinstance(dtype, pl.Array):
+        width = dtype.size
+    else:
+        width = len(vectors[0])
+        _check_rows(name, "embedding", frame, (pl.col("embedding").list.len() == width) & (width > 0),
+                    f"every embedding must have the width of the first, {width} (and at least 1)")
+    values = vectors.explode()
     finite = values.is_finite().fill_null(False)
     if not finite.all():
         row = finite.not_().arg_true()[0] // width
-        raise ValueError(f"segments.embedding, row {row} (counted from 0): holds a value that is null or not finite")
+        raise ValueError(f"{name}.embedding, row {row} (counted from 0): holds a value that is null or not finite")

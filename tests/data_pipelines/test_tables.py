@@ -20,7 +20,7 @@ def small(**changes) -> Tables:
                           (0, 1, 1, 2 * HOUR, HOUR, True, 0, 2, 1, 0, 3.5, False),
                           (0, 2, 0, 5 * HOUR, 0, False, 0, 0, 0, 0, 0.0, False),
                           (1, 2, 0, 6 * HOUR, 4 * HOUR, True, 0, 0, 0, 1, 0.0, True)),
-        rooms=rows(ROOMS, (0, 0, 0, HOUR, -1, -1), (1, 1, HOUR, 4 * HOUR, 2, 7), (2, 0, 5 * HOUR, None, -1, -1)),
+        rooms=rows(ROOMS, (0, 0, 0, HOUR, -1, -1), (1, 1, HOUR, 4 * HOUR, 2, 1), (2, 0, 5 * HOUR, None, -1, -1)),
         authors=rows(AUTHORS, (0, "a"), (1, "b")),
         users=rows(USERS, (0, "u"), (1, "v")),
         report=ReadReport("test", 5, 4, {"repeated row": 1}, {"blank line": 2}),
@@ -28,6 +28,8 @@ def small(**changes) -> Tables:
                                "embedding": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]},
                               schema={"room_id": pl.Int32, "end_ms": pl.Int64, "embedding": pl.Array(pl.Float32, 2)}),
         videos=rows(VIDEOS, (0, 1, 5, 1000), (1, 0, 3, 0)),
+        titles=pl.DataFrame({"title_id": [0, 1], "embedding": [[1.0], [2.0]]},
+                            schema={"title_id": pl.Int32, "embedding": pl.Array(pl.Float32, 1)}),
         rooms_are_true_lifetimes=True,
     )
     for name, frame in changes.items():
@@ -108,6 +110,28 @@ def test_segments_must_be_sorted_without_repeats_and_finite():
         tables_lib.validate(small(segments=segments.cast({"embedding": pl.Array(pl.Float64, 2)})))
     with pytest.raises(ValueError, match="segments lacks the column 'embedding'"):
         tables_lib.validate(small(segments=segments.drop("embedding")))
+
+
+def test_titles_must_be_there_for_the_rooms_that_point_to_them():
+    with pytest.raises(ValueError, match=r"rooms.title_embedding, row 1 .* \(there are 1\)"):
+        tables_lib.validate(small(titles=small().titles[:1]))
+    with pytest.raises(ValueError, match="titles.title_id, row 0"):
+        tables_lib.validate(small(titles=small().titles[1:]))
+    with pytest.raises(ValueError, match="titles.embedding, row 1 .* not finite"):
+        tables_lib.validate(small(titles=put(small().titles, "embedding", 1, [float("nan")])))
+
+
+def test_positions_and_propensities_of_the_logging_policy_are_checked():
+    log = small().interactions.with_columns(position=pl.Series([0, 1, 2, -1], dtype=pl.Int32),
+                                            propensity=pl.Series([0.5, 1.0, 0.1, 0.2], dtype=pl.Float32))
+    tables_lib.validate(small(interactions=log))
+    with pytest.raises(ValueError, match="interactions.position, row 1"):
+        tables_lib.validate(small(interactions=put(log, "position", 1, -2)))
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match="interactions.propensity, row 2 .* at most 1"):
+            tables_lib.validate(small(interactions=put(log, "propensity", 2, wrong)))
+    with pytest.raises(ValueError, match="interactions.position has type Int64"):
+        tables_lib.validate(small(interactions=log.cast({"position": pl.Int64})))
 
 
 def test_missing_column_and_wrong_type_are_named():
