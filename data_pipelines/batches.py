@@ -3,7 +3,9 @@
 Axes: R requests, T history items, L code levels, N rooms on air.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,7 +14,9 @@ from data_pipelines.timelines import Timelines, clock, histories
 from onelive_jax.batch import Batch, LiveRooms, Request
 from onelive_jax.config import DataConfig
 
-CHUNK = 8192
+CHUNK = 1_000_000
+# A room is drawn, not every one looked at, where more than this many times the wanted number is on air.
+DRAW_FROM = 4
 NEW_TO_AIR_HOURS = 1.0  # age given to a room that nobody but the asking person was seen in
 
 
@@ -24,20 +28,45 @@ class BatchMaker:
       views: all watched views. presence: who is on air when.
       ids: an object with codes_at(author [n], time_ms [n]) → int32 [n, L].
       config: how long a history is, and of what.
+      others: what further sequences are made of: "gift" (the views with a gift) and "video" (short videos).
+
+    Raises: ValueError where the config asks for a sequence that the log does not have.
     """
 
     views: Timelines
     presence: Presence
     ids: object
     config: DataConfig
+    others: Mapping[str, Timelines] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in self.config.sequences:
+            if name != "live" and name not in self.others:
+                raise ValueError(f"config.data.sequences asks for {name!r}, which this log does not have (it has "
+                                 f"{', '.join(('live', *self.others))}): leave it out")
+
+    @functools.cached_property
+    def codes(self) -> dict[str, np.ndarray]:
+        """int32 [V, L] of each sequence: what a view's author was called when it began. Looked up once, not a batch."""
+        def of(views: Timelines) -> np.ndarray:
+            parts = [self.ids.codes_at(views.author[low:low + CHUNK], views.start_ms[low:low + CHUNK])
+                     for low in range(0, max(views.author.size, 1), CHUNK)]
+            return np.ascontiguousarray(np.concatenate(parts), np.int32)
+
+        return {name: of(self.timelines(name)) for name in self.config.sequences}
+
+    def timelines(self, sequence: str) -> Timelines:
+        return self.views if sequence == "live" else self.others[sequence]
 
     def request(self, users: np.ndarray, times_ms: np.ndarray) -> Request:
         """Requests of `users` int32 [R] at `times_ms` int64 [R]."""
         c = self.config
-        history = histories(self.views, users, times_ms, self.ids.codes_at, items=c.history_items,
-                            window=c.history_window, unit=c.history_unit, utc_offset_hours=c.utc_offset_hours)
+        effective_ms = {"live": round(1000 * c.effective_view_seconds), "video": round(1000 * c.effective_view_seconds)}
+        made = {name: histories(self.timelines(name), self.codes[name], users, times_ms, items=c.history_items,
+                                window=c.history_window, unit=c.history_unit, utc_offset_hours=c.utc_offset_hours,
+                                effective_ms=effective_ms.get(name, 0)) for name in c.sequences}
         hour, day = clock(times_ms, c.utc_offset_hours)
-        return Request({"live": history}, hour, day, np.zeros_like(hour))
+        return Request(made, hour, day, np.zeros_like(hour))
 
     def on_air(self, users: np.ndarray, times_ms: np.ndarray, own_rows: bool = False) -> OnAir:
         """Authors on air at each moment as others (or, with `own_rows`, everybody) show them, authors ascending.
@@ -105,19 +134,18 @@ class BatchMaker:
         """A training batch of the views `view` int64 [B] (indices into the views)."""
         users, times = self._user(view), self.views.start_ms[view]
         target = self.views.author[view]
-        rooms, slot = self.live_rooms(self.on_air(users, times), times, self.config.live_slots, target, rng)
+        slots = self.config.live_slots
+        if self.presence.largest_load > DRAW_FROM * slots:
+            on_air = self.presence.draw(times, users, slots, target, rng)
+        else:
+            on_air = self.on_air(users, times)
+        rooms, slot = self.live_rooms(on_air, times, slots, target, rng)
         return Batch(self.request(users, times), rooms, target, self.ids.codes_at(target, times), slot,
                      np.ones(view.size, np.float32))
 
     def shown_by_others(self, view: np.ndarray) -> np.ndarray:
         """bool [n]: views whose author others (or a true lifetime) show to be on air when the view starts."""
-        shown = np.zeros(view.size, bool)
-        for low in range(0, view.size, CHUNK):
-            part = view[low:low + CHUNK]
-            on_air = self.on_air(self._user(part), self.views.start_ms[part])
-            row = np.repeat(np.arange(part.size), np.diff(on_air.offsets))
-            shown[low + row[on_air.author == self.views.author[part][row]]] = True
-        return shown
+        return self.presence.shows(self.views.author[view], self.views.start_ms[view], self._user(view))
 
     def _user(self, view: np.ndarray) -> np.ndarray:
         return (np.searchsorted(self.views.user_ptr, view, side="right") - 1).astype(np.int32)

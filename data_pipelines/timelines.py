@@ -4,19 +4,14 @@ A history item is, by default, a *distinct author*: the last view of that author
 habit with them. Sixty views of one streamer are one item with a count, so a short sequence remembers for a long time.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.presence import HOUR_MS, expand
+from data_pipelines.presence import HOUR_MS
+from data_pipelines.slicing import DAY_MS, EPOCH_WEEKDAY, slice_histories
 from onelive_jax.batch import HABIT_FEATURES, History
-
-DAY_MS = 24 * HOUR_MS
-WEEK_MS = 7 * DAY_MS
-# 1970-01-01 was a Thursday: with Monday as day 0, the epoch is day 3.
-EPOCH_WEEKDAY = 3
-MAX_WEEKS = 15
-HOUR_KERNEL_HOURS = 1.5
 
 
 @dataclass
@@ -42,10 +37,24 @@ class Timelines:
         """int32 [V], the user of each view."""
         return np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(self.user_ptr))
 
+    @functools.cached_property
+    def start_order(self) -> np.ndarray:
+        """int64 [V], views by (user, start, author)."""
+        return np.lexsort((self.author, self.start_ms, self.users()))
+
     def where(self, keep: np.ndarray) -> "Timelines":
         """Only the views for which `keep` bool [V] is True; all users stay, some perhaps without a view."""
         ptr = np.concatenate([[0], np.cumsum(keep)])[self.user_ptr].astype(np.int64)
         return Timelines(ptr, self.author[keep], self.room[keep], self.start_ms[keep], self.stop_ms[keep])
+
+    def until(self, time_ms: int) -> "Timelines":
+        """Only the views that were over by `time_ms`."""
+        return self.where(self.stop_ms <= time_ms)
+
+    def sorted_by(self, start_ms: np.ndarray, stop_ms: np.ndarray) -> "Timelines":
+        """The same views with other times, int64 [V], in their order."""
+        order = np.lexsort((self.room, stop_ms, start_ms, self.users()))
+        return Timelines(self.user_ptr, self.author[order], self.room[order], start_ms[order], stop_ms[order])
 
     def seen_before(self, users: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
         """int64 [R]: end of the views of each user that started strictly before the moment (an index into V)."""
@@ -66,90 +75,32 @@ def clock(times_ms: np.ndarray, utc_offset_hours: float) -> tuple[np.ndarray, np
     return hour.astype(np.int32), day.astype(np.int32)
 
 
-def histories(views: Timelines, users: np.ndarray, times_ms: np.ndarray, codes_at, *, items: int, window: int,
-              unit: str, utc_offset_hours: float) -> History:
+def histories(views: Timelines, codes_VxL: np.ndarray, users: np.ndarray, times_ms: np.ndarray, *, items: int,
+              window: int, unit: str, utc_offset_hours: float, effective_ms: int = 0) -> History:
     """The history of R requests.
 
     Args:
       views: all watched views; only those that started strictly before the request are seen, and a view still going on
         counts as far as it had been watched.
+      codes_VxL: int32 [V, L], the semantic id of each view's author at the moment of the view.
       users: int32 [R]. times_ms: int64 [R].
-      codes_at: (author int32 [n], time_ms int64 [n]) → int32 [n, L], the semantic ids at the moments of the views.
       items: length T of the sequence, newest kept. window: views that are looked at (and those that began together
         with the oldest of them).
       unit: "authors" (one item a distinct author) or "views".
       utc_offset_hours: local time minus UTC.
+      effective_ms: a view that had not been watched that long when the request came is passed over.
 
-    Returns: a `History` of NumPy arrays, right-aligned.
+    Returns: a `History` of NumPy arrays, right-aligned. What is known of a habit is summed over the window.
     """
-    users, times_ms = np.asarray(users, np.int64), np.asarray(times_ms, np.int64)
-    end = views.seen_before(users, times_ms)
-    begin = np.maximum(views.user_ptr[users], end - window)
-    # Views that began together are stored by their stops. Both may still be going on, and which of them ends first
-    # nobody knows yet: the window takes all of them or none, and their order here is by author.
-    some = begin < end
-    begin[some] = views.seen_before(users[some], views.start_ms[begin[some]])
-    view, row = expand(begin, end - begin)
-    order = np.lexsort((views.author[view], views.start_ms[view], row))
-    view, row = view[order], row[order]
-    author, start = views.author[view], views.start_ms[view]
-    age = times_ms[row] - start
-    watched = np.minimum(views.stop_ms[view], times_ms[row]) - start
-
-    # One habit for each (request, author): sums over that author's views before the request.
-    width = int(views.author.max(initial=0)) + 1
-    _, habit = np.unique(row * width + author, return_inverse=True)
-    total = lambda weight: np.bincount(habit, weights=weight, minlength=1)  # noqa: E731
-    count = total(np.ones(view.size))
-    newest = np.zeros(count.size, np.int64)
-    newest[habit] = np.arange(view.size)  # views ascend in time, and the last write stays
-    if unit == "authors":
-        item = np.sort(newest[np.unique(habit)])
-    else:
-        item = np.arange(view.size)
-    item_row = row[item]
-    # Keep the newest `items` of each row and find their places, the newest rightmost.
-    after = np.cumsum(np.bincount(item_row, minlength=users.size))[item_row] - np.arange(item.size) - 1
-    kept = after < items
-    item, item_row, after = item[kept], item_row[kept], after[kept]
-    slot = items - 1 - after
-
-    hours = 1.0 / HOUR_MS
-    phase_day, phase_week = age % DAY_MS, age % WEEK_MS
-    circle = lambda phase, period: np.minimum(phase, period - phase) * hours  # noqa: E731
-    kernel = lambda phase, period: np.exp(-0.5 * (circle(phase, period) / HOUR_KERNEL_HOURS) ** 2)  # noqa: E731
-    decay = lambda days: np.exp2(-age / (days * DAY_MS))  # noqa: E731
-    sums = {
-        "log_views": count,
-        "log_watch": total(watched * hours),
-        "recent_day": total(decay(1)),
-        "recent_week": total(decay(7)),
-        "recent_month": total(decay(28)),
-        "same_hour": total(kernel(phase_day, DAY_MS)),
-        "same_weekday_hour": total(kernel(phase_week, WEEK_MS)),
-    }
-    h = habit[item]
-    features = {name: np.log1p(value[h]) for name, value in sums.items()}
-    features["log_gap"] = np.log1p(age[newest[h]] * hours)
-    features["share"] = count[h] / np.maximum(end - begin, 1)[item_row]
-    features["log_position"] = np.log1p(after)
-
-    num, T = users.size, items
-    place = lambda value, dtype, *tail: _place(value, (num, T, *tail), dtype, item_row, slot)  # noqa: E731
-    hour, day = clock(start[item], utc_offset_hours)
-    codes = codes_at(author[item], start[item])
-    return History(
-        author=place(author[item], np.int32),
-        codes=place(codes, np.int32, codes.shape[-1]),
-        hour=place(hour, np.int32),
-        day=place(day, np.int32),
-        week=place(np.minimum(age[item] // WEEK_MS, MAX_WEEKS), np.int32),
-        habits=place(np.stack([features[name] for name in HABIT_FEATURES], -1), np.float32, len(HABIT_FEATURES)),
-        mask=place(np.ones(item.size, bool), bool),
+    rows, levels = len(users), codes_VxL.shape[1]
+    history = History(
+        author=np.zeros((rows, items), np.int32), codes=np.zeros((rows, items, levels), np.int32),
+        hour=np.zeros((rows, items), np.int32), day=np.zeros((rows, items), np.int32),
+        week=np.zeros((rows, items), np.int32), habits=np.zeros((rows, items, len(HABIT_FEATURES)), np.float32),
+        mask=np.zeros((rows, items), bool),
     )
-
-
-def _place(value, shape, dtype, row, slot):
-    out = np.zeros(shape, dtype)
-    out[row, slot] = value
-    return out
+    slice_histories(views.user_ptr, views.start_order, views.author, views.start_ms, views.stop_ms, codes_VxL,
+                    np.asarray(users, np.int64), np.asarray(times_ms, np.int64), window, unit == "authors",
+                    effective_ms, round(utc_offset_hours * HOUR_MS), history.author, history.codes, history.hour, history.day,
+                    history.week, history.habits, history.mask)
+    return history

@@ -27,6 +27,7 @@ class Log:
 
     Attributes:
       tables: the canonical tables. views: all watched views. presence: who is on air when.
+      others: the further sequences that the log can make: "gift", "video" (data_pipelines/batches.py).
       split: the times p1, p2 and the end. lifetimes: true room lifetimes, or None where views are all there is.
     """
 
@@ -35,6 +36,7 @@ class Log:
     presence: Presence
     split: tables.Split
     lifetimes: tasks.Lifetimes | None
+    others: dict[str, Timelines] = dataclasses.field(default_factory=dict)
 
     @property
     def num_authors(self) -> int:
@@ -47,11 +49,13 @@ class Log:
 
     def training_part(self) -> "Log":
         """The log as training may see it: no history, no room on air and no example comes from any other view."""
-        views = self.views.where(self.views.stop_ms <= self.split.p1_ms)
-        return dataclasses.replace(self, views=views, presence=who_is_on_air(views, self.lifetimes))
+        views, others = self.views.until(self.split.p1_ms), {}
+        for name, other in self.others.items():
+            others[name] = other.until(self.split.p1_ms)
+        return dataclasses.replace(self, views=views, presence=who_is_on_air(views, self.lifetimes), others=others)
 
     def batch_maker(self, ids, config: Config) -> BatchMaker:
-        return BatchMaker(self.views, self.presence, ids, config.data)
+        return BatchMaker(self.views, self.presence, ids, config.data, self.others)
 
 
 def is_done(folder: Path, settings: dict) -> bool:
@@ -120,7 +124,25 @@ def prepare(config: Config, workdir: Path) -> Log:
         rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms))
         columns = ("author_id", "start_ms", "end_ms", "room_id")
         lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in columns))
-    return Log(log, views, who_is_on_air(views, lifetimes), split, lifetimes)
+    return Log(log, views, who_is_on_air(views, lifetimes), split, lifetimes, other_sequences(log, arrays))
+
+
+def other_sequences(log: tables.Tables, arrays: dict[str, np.ndarray]) -> dict[str, Timelines]:
+    """Timelines of gifts (where there is any) and of short videos (where the log has them)."""
+    result = {}
+    given = arrays["gift_value"] > 0
+    if given.any():
+        gifts = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms"))).where(given)
+        # The moment of the gift is not logged: that there was one is known for certain when the view is over.
+        result["gift"] = gifts.sorted_by(gifts.stop_ms, gifts.stop_ms)
+    if log.videos is not None:
+        videos = log.videos
+        start = videos["start_ms"].to_numpy()
+        ptr = np.searchsorted(videos["user_id"].to_numpy(), np.arange(len(log.users) + 1))
+        author = videos["author_id"].to_numpy()
+        result["video"] = Timelines(ptr, author, np.full(author.size, -1, np.int32), start,
+                                    start + videos["watch_ms"].to_numpy())
+    return result
 
 
 def who_is_on_air(views: Timelines, lifetimes: tasks.Lifetimes | None) -> Presence:

@@ -127,7 +127,8 @@ def _task(views: Timelines, view_R: np.ndarray, dropped: dict[str, int], lifetim
         on_air = rooms.at(time_R, user_R)
     elif own_rows_count:
         on_air = watching.at(time_R, np.full(len(view_R), NOBODY))
-        on_air.viewers = watching.count(time_R, user_R, on_air)
+        row = np.repeat(np.arange(len(view_R)), np.diff(on_air.offsets))
+        on_air.viewers = watching.count(time_R[row], user_R[row], on_air.author)
     else:
         on_air = watching.at(time_R, user_R)
 

@@ -142,3 +142,52 @@ def test_expand():
     values, owner = expand(np.array([5, 0, 7, 2]), np.array([2, 0, 1, 3]))
     assert values.tolist() == [5, 6, 7, 2, 3, 4]
     assert owner.tolist() == [0, 0, 2, 3, 3, 3]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(INTERVAL, max_size=25), st.lists(MOMENT, min_size=1, max_size=6), st.integers(0, 4),
+       st.integers(1, 6), st.integers(0, 99))
+def test_a_draw_is_a_part_of_what_is_on_air_and_keeps_the_target(intervals, moments, target, slots, seed):
+    presence = make(intervals)
+    times, users = np.array(moments, np.int64).T
+    targets = np.full(times.size, target)
+    drawn = presence.draw(times, users, slots, targets, np.random.default_rng(seed))
+    everything = presence.at(times, users)
+    shown = presence.shows(targets, times, users)
+    for r in range(times.size):
+        whole = {author: row for author, *row in rooms_of(everything, r)}
+        part = {author: row for author, *row in rooms_of(drawn, r)}
+        assert list(part) == sorted(part)
+        assert len(part) == min(len(whole), slots)
+        assert shown[r] == (target in whole) == (target in part)
+        for author, (room, viewers, _) in part.items():
+            assert viewers == whole[author][1]
+            if author == target:  # of rooms that began together either may stand for the author
+                start = max(one[0] for one in intervals if one[2] == target and covers(one, times[r], users[r]))
+                assert any(one[0] == start and one[3] == room for one in intervals if one[2] == target)
+
+
+def test_every_author_on_air_is_drawn_as_often_as_another():
+    presence = make([(0, 100, author, author, NOBODY) for author in range(40)])
+    times = np.full(4000, 50)
+    drawn = presence.draw(times, np.zeros(4000), 10, np.full(4000, 7), np.random.default_rng(0))
+    counts = np.bincount(drawn.author, minlength=40)
+    assert counts[7] == 4000
+    expected = 4000 * 9 / 39
+    np.testing.assert_allclose(np.delete(counts, 7), expected, atol=5 * np.sqrt(expected))
+    again = presence.draw(times, np.zeros(4000), 10, np.full(4000, 7), np.random.default_rng(0))
+    np.testing.assert_array_equal(again.author, drawn.author)
+
+
+def test_a_large_query_is_answered_in_parts_as_a_small_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    start = rng.integers(0, 10**7, 300)
+    presence = Presence(start, start + rng.integers(1, 10**6, 300), rng.integers(20, size=300), np.arange(300),
+                        rng.integers(9, size=300))
+    times, users = rng.integers(0, 10**7, 50), rng.integers(9, size=50)
+    whole = presence.at(times, users)
+    monkeypatch.setattr("data_pipelines.presence.AT_ONCE", 40)
+    parts = presence.at(times, users)
+    for name in ("offsets", "author", "room", "viewers", "since_ms"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
+    assert whole.author.size > 200

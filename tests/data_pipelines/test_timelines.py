@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.presence import HOUR_MS
-from data_pipelines.timelines import DAY_MS, MAX_WEEKS, WEEK_MS, Timelines, clock, histories
+from data_pipelines.slicing import DAY_MS, MAX_WEEKS, WEEK_MS
+from data_pipelines.timelines import Timelines, clock, histories
 from onelive_jax.batch import HABIT_FEATURES
 
 MONDAY_MS = 4 * DAY_MS  # 1970-01-05, 00:00 UTC
@@ -26,7 +27,12 @@ def codes_at(author, time_ms):
 
 
 def history(views, user, time_ms, **changes):
-    return histories(views, np.array([user]), np.array([time_ms]), codes_at, **(SETTINGS | changes))
+    return many(views, np.array([user]), np.array([time_ms]), **changes)
+
+
+def many(views, users, times_ms, **changes):
+    codes = codes_at(views.author, views.start_ms)
+    return histories(views, codes, users, times_ms, **(SETTINGS | changes))
 
 
 def habit(made, slot, name):
@@ -103,7 +109,7 @@ def test_habit_features_by_hand():
     }
     assert set(expected) == set(HABIT_FEATURES)
     for name, value in expected.items():
-        assert habit(made, slot, name) == pytest.approx(value, rel=1e-5), name
+        assert habit(made, slot, name) == pytest.approx(value, rel=1e-5, abs=1e-7), name
 
 
 def test_hours_of_day_and_week_are_circles():
@@ -144,13 +150,13 @@ def test_of_views_that_began_together_the_order_does_not_tell_which_will_last():
 
 
 def test_people_without_history_have_an_empty_mask_and_zeros():
-    made = histories(VIEWS, np.array([2, 0, 1]), np.array([at(30), at(0), at(1)]), codes_at, **SETTINGS)
+    made = many(VIEWS, np.array([2, 0, 1]), np.array([at(30), at(0), at(1)]))
     assert not made.mask.any()
     for values in (made.author, made.codes, made.hour, made.day, made.week, made.habits):
         assert not values.any()
     nobody = timelines(users=2)
     assert not history(nobody, 1, at(5)).mask.any()
-    assert histories(VIEWS, np.zeros(0, np.int64), np.zeros(0, np.int64), codes_at, **SETTINGS).mask.shape == (0, 6)
+    assert many(VIEWS, np.zeros(0, np.int64), np.zeros(0, np.int64)).mask.shape == (0, 6)
 
 
 def test_a_log_of_one_person():
@@ -161,7 +167,7 @@ def test_a_log_of_one_person():
 
 def test_requests_of_a_batch_do_not_see_each_other():
     users, times = np.array([0, 1, 0, 2, 1]), np.array([at(30), at(30), at(21), at(30), at(2)])
-    together = histories(VIEWS, users, times, codes_at, **SETTINGS)
+    together = many(VIEWS, users, times)
     for r, (user, time) in enumerate(zip(users, times, strict=True)):
         alone = history(VIEWS, user, time)
         for name in FIELDS:
@@ -196,8 +202,8 @@ def test_nothing_comes_from_the_future(unit, seed):
         rng.integers(4, size=120), rng.integers(9, size=120), rng.integers(40, size=120) * HOUR_MS,
         rng.integers(1, 9, size=120) * HOUR_MS, strict=True)]
     now = 20 * HOUR_MS
-    ask = lambda log: histories(timelines(*log, users=4), np.arange(4), np.full(4, now), codes_at, items=5,  # noqa: E731
-                                window=12, unit=unit, utc_offset_hours=0.0)
+    ask = lambda log: many(timelines(*log, users=4), np.arange(4), np.full(4, now), items=5,  # noqa: E731
+                           window=12, unit=unit)
     before = [view for view in views if view[2] < now]
     changed = [(user, author, start, stop if stop <= now else now + int(rng.integers(1, 10**9)))
                for user, author, start, stop in before]
@@ -221,3 +227,20 @@ def test_where_keeps_some_views_and_every_user():
     assert kept.user_ptr.tolist() == [0, 1, 1, 1]
     assert (kept.author.tolist(), kept.room.tolist()) == ([6], [2])
     assert (kept.start_ms.tolist(), kept.stop_ms.tolist()) == ([20], [21])
+
+
+@pytest.mark.parametrize("unit", ["authors", "views"])
+def test_a_view_counts_once_it_had_been_watched_long_enough(unit):
+    views = timelines(*hours((0, 1, 0, 0.1), (0, 2, 1, 9), (0, 3, 2, 2.5)), users=1)
+    short = dict(effective_ms=HOUR_MS // 2, unit=unit)
+    assert history(views, 0, at(5), **short).author[0, -2:].tolist() == [2, 3]
+    assert history(views, 0, at(1.4), **short).mask.sum() == 0  # nobody knows yet that it will go on
+    assert history(views, 0, at(1.5), **short).author[0, -1] == 2
+
+
+def test_until_and_sorted_by():
+    views = timelines(*hours((0, 1, 0, 9), (0, 2, 1, 2), (1, 3, 5, 6)), users=2)
+    assert views.until(at(8)).author.tolist() == [2, 3]
+    by_stop = views.sorted_by(views.stop_ms, views.stop_ms)
+    assert by_stop.author.tolist() == [2, 1, 3]
+    assert (by_stop.start_ms == by_stop.stop_ms).all()

@@ -1,0 +1,179 @@
+"""Compiled loops over intervals [start, stop): who covers a moment, how many, and a draw of them.
+
+Intervals are grouped by a key (the author, or the person whose view it is) and sorted by start within a group;
+`latest` is the running maximum of the stops of a group, so that a search backwards ends as soon as nothing before it
+can still be going on. Compiled on first use and kept beside this file (numba's cache).
+
+Axes: I intervals, R moments, n (moment, author) pairs.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+NOBODY = -1
+
+
+class Grouped(NamedTuple):
+    """Intervals by key. ptr int64 [keys + 1]; interval, start_ms, latest int64 [I], sorted by (key, start); stop_ms
+    int64 [I], sorted by (key, stop): as many had stopped by a moment as lie before it."""
+
+    ptr: np.ndarray
+    interval: np.ndarray
+    start_ms: np.ndarray
+    latest: np.ndarray
+    stop_ms: np.ndarray
+
+
+def group_by(key: np.ndarray, start_ms: np.ndarray, stop_ms: np.ndarray, num_keys: int) -> Grouped:
+    """Groups intervals by `key` int [I], 0 … num_keys − 1."""
+    order = np.lexsort((start_ms, key))
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(key, minlength=num_keys))]).astype(np.int64)
+    latest = stop_ms[order].copy()
+    _running_maximum(ptr, latest)
+    return Grouped(ptr, order.astype(np.int64), start_ms[order], latest, stop_ms[np.lexsort((stop_ms, key))])
+
+
+@numba.njit(nogil=True, cache=True)
+def bucket_index(first, count, num_buckets):
+    """Intervals by the buckets that they touch: interval i touches first[i] … first[i] + count[i] − 1.
+
+    Returns: ptr int64 [buckets + 1], interval int32 [ptr[-1]], ascending within a bucket.
+    """
+    ptr = np.zeros(num_buckets + 1, np.int64)
+    for i in range(first.size):
+        for bucket in range(first[i], first[i] + count[i]):
+            ptr[bucket + 1] += 1
+    for bucket in range(num_buckets):
+        ptr[bucket + 1] += ptr[bucket]
+    out, place = np.empty(ptr[num_buckets], np.int32), ptr[:-1].copy()
+    for i in range(first.size):
+        for bucket in range(first[i], first[i] + count[i]):
+            out[place[bucket]] = i
+            place[bucket] += 1
+    return ptr, out
+
+
+@numba.njit(nogil=True, cache=True)
+def lower_bound(values, low, high, wanted):
+    """First index in [low, high) whose value is not below `wanted`; `high` if there is none."""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(nogil=True, cache=True)
+def _running_maximum(ptr, values):
+    for key in range(ptr.size - 1):
+        for i in range(ptr[key] + 1, ptr[key + 1]):
+            values[i] = max(values[i], values[i - 1])
+
+
+@numba.njit(nogil=True, cache=True)
+def newest_covering(groups, key, time_ms, stop_ms, owner, user):
+    """The interval of `key` that began last and covers the moment, not owned by `user`; −1 if there is none.
+
+    stop_ms, owner: [I], of every interval, in the order of the log. Nobody's intervals count for everybody.
+    """
+    if key < 0 or key >= groups.ptr.size - 1:
+        return -1
+    first = groups.ptr[key]
+    position = lower_bound(groups.start_ms, first, groups.ptr[key + 1], time_ms + 1) - 1
+    while position >= first and groups.latest[position] > time_ms:
+        interval = groups.interval[position]
+        if stop_ms[interval] > time_ms and (owner[interval] == NOBODY or owner[interval] != user):
+            return interval
+        position -= 1
+    return -1
+
+
+@numba.njit(nogil=True, cache=True)
+def newest_of_each(groups, keys, times_ms, stop_ms, owner, users, out):
+    """`newest_covering` for n (key, moment, user) at once."""
+    for i in range(keys.size):
+        out[i] = newest_covering(groups, keys[i], times_ms[i], stop_ms, owner, users[i])
+
+
+@numba.njit(nogil=True, cache=True)
+def count_covering(groups, by_user, keys, times_ms, author, stop_ms, users, out):
+    """How many intervals of each key cover the moment, those of the asking user left out (int32 [n])."""
+    for i in range(keys.size):
+        key, now, user = keys[i], times_ms[i], users[i]
+        if key < 0 or key >= groups.ptr.size - 1:
+            out[i] = 0
+            continue
+        first, last = groups.ptr[key], groups.ptr[key + 1]
+        begun = lower_bound(groups.start_ms, first, last, now + 1) - first
+        ended = lower_bound(groups.stop_ms, first, last, now + 1) - first
+        count = begun - ended
+        if count > 0 and user >= 0 and user < by_user.ptr.size - 1:
+            own = by_user.ptr[user]
+            position = lower_bound(by_user.start_ms, own, by_user.ptr[user + 1], now + 1) - 1
+            while position >= own and by_user.latest[position] > now:
+                interval = by_user.interval[position]
+                if author[interval] == key and stop_ms[interval] > now:
+                    count -= 1
+                position -= 1
+        out[i] = count
+
+
+@numba.njit(nogil=True, cache=True)
+def draw(bucket_ptr, bucket_interval, buckets, groups, start_ms, stop_ms, author, owner, times_ms, users, targets,
+         seeds, slots, out):
+    """Up to `slots` intervals on air at each moment, drawn without replacement, one an author: out int64 [R, slots].
+
+    The target's own interval (its author's newest that others show) comes first, if it is on air. `out` comes filled
+    with −1. seeds uint64 [R] decide the draw of a row, whatever the other rows are.
+    """
+    largest = 1
+    for row in range(times_ms.size):
+        if buckets[row] >= 0:
+            largest = max(largest, bucket_ptr[buckets[row] + 1] - bucket_ptr[buckets[row]])
+    place = np.arange(largest)  # a permutation, put back after every row
+    swapped = np.empty(largest, np.int64)
+    size = 4
+    while size < 4 * slots:
+        size *= 2
+    table_author = np.empty(size, np.int64)
+    table_row = np.full(size, -1, np.int64)
+    for row in range(times_ms.size):
+        if buckets[row] < 0:
+            continue
+        now, user, state = times_ms[row], users[row], seeds[row]
+        low = bucket_ptr[buckets[row]]
+        count = bucket_ptr[buckets[row] + 1] - low
+        kept, drawn = 0, 0
+        wanted = newest_covering(groups, targets[row], now, stop_ms, owner, user)
+        while kept < slots and (wanted >= 0 or drawn < count):
+            if wanted >= 0:
+                interval, wanted = wanted, -1
+            else:
+                state += np.uint64(0x9E3779B97F4A7C15)  # splitmix64
+                mixed = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                mixed = mixed ^ (mixed >> np.uint64(31))
+                other = drawn + np.int64(mixed >> np.uint64(11)) % (count - drawn)
+                place[drawn], place[other] = place[other], place[drawn]
+                swapped[drawn] = other
+                interval = bucket_interval[low + place[drawn]]
+                drawn += 1
+                own = owner[interval] != NOBODY and owner[interval] == user
+                if own or start_ms[interval] > now or stop_ms[interval] <= now:
+                    continue
+            who = author[interval]
+            slot = (who * 2654435761) & (size - 1)
+            while table_row[slot] == row and table_author[slot] != who:
+                slot = (slot + 1) & (size - 1)
+            if table_row[slot] == row:
+                continue
+            table_row[slot], table_author[slot] = row, who
+            out[row, kept] = interval
+            kept += 1
+        for back in range(drawn - 1, -1, -1):
+            other = swapped[back]
+            place[back], place[other] = place[other], place[back]
