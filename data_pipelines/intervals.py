@@ -68,6 +68,15 @@ def lower_bound(values, low, high, wanted):
 
 
 @numba.njit(nogil=True, cache=True)
+def first_not_below(ptr, values, keys, wanted):
+    """int64 [n]: for each key, the first index of its part ptr[key] … of `values` that is not below `wanted`."""
+    out = np.empty(keys.size, np.int64)
+    for i in range(keys.size):
+        out[i] = lower_bound(values, ptr[keys[i]], ptr[keys[i] + 1], wanted[i])
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
 def _running_maximum(ptr, values):
     for key in range(ptr.size - 1):
         for i in range(ptr[key] + 1, ptr[key + 1]):

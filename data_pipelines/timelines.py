@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipelines.intervals import first_not_below
 from data_pipelines.presence import HOUR_MS
 from data_pipelines.slicing import DAY_MS, EPOCH_WEEKDAY, slice_histories
 from onelive_jax.batch import HABIT_FEATURES, History
@@ -58,13 +59,8 @@ class Timelines:
 
     def seen_before(self, users: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
         """int64 [R]: end of the views of each user that started strictly before the moment (an index into V)."""
-        low, high = self.user_ptr[users].copy(), self.user_ptr[np.asarray(users) + 1].copy()
-        while (open_ := low < high).any():  # bisection, all requests at once
-            middle = (low + high) // 2
-            earlier = open_ & (self.start_ms[np.minimum(middle, self.start_ms.size - 1)] < times_ms)
-            low = np.where(earlier, middle + 1, low)
-            high = np.where(open_ & ~earlier, middle, high)
-        return low
+        return first_not_below(self.user_ptr, self.start_ms, np.asarray(users, np.int64),
+                               np.asarray(times_ms, np.int64))
 
 
 def clock(times_ms: np.ndarray, utc_offset_hours: float) -> tuple[np.ndarray, np.ndarray]:

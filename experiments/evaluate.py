@@ -30,7 +30,8 @@ def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol
     scores |= heuristics.scores(log.views, task, log.split.p1_ms, weights)
     ranks = {name: evaluation.ranks_csr(score, task.offsets, task.position) for name, score in scores.items()}
     ours = ranks["onelive"]
-    return ({name: evaluation.metrics(rank_R, task.repeat) for name, rank_R in ranks.items()},
+    groups = {name: values[task.view] > 0 for name, values in log.outcomes.items()}
+    return ({name: evaluation.metrics(rank_R, task.repeat, groups=groups) for name, rank_R in ranks.items()},
             {name: evaluation.difference(ours, rank_R) for name, rank_R in ranks.items() if name != "onelive"},
             task.dropped)
 
@@ -65,6 +66,7 @@ def main(config: Config, workdir: Path) -> None:
                                           values.protocol, tuned_weights(config, log))
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
     print(evaluation.format_table(rows))
+    print("\n" + evaluation.format_objectives(rows))
     print("\n" + format_dropped(dropped) + "\n\n" + format_differences(differences))
 
 

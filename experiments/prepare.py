@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data_pipelines import builder, tables, twitch
+from data_pipelines import builder, tables
 from data_pipelines.batches import BatchMaker
+from data_pipelines.prepare import read_source
 from data_pipelines.presence import NOBODY, Presence
 from data_pipelines.timelines import Timelines
 from experiments import tasks
@@ -27,6 +28,8 @@ class Log:
 
     Attributes:
       tables: the canonical tables. views: all watched views. presence: who is on air when.
+      outcomes: objective → float32 [V], what came of each watched view, for the objectives that the log has beside the
+        click itself: "long_view", "like", "comment", "follow", "share" (0 or 1 each) and "gift" (0 or 1).
       others: the further sequences that the log can make: "gift", "video" (data_pipelines/batches.py).
       split: the times p1, p2 and the end. lifetimes: true room lifetimes, or None where views are all there is.
     """
@@ -37,6 +40,7 @@ class Log:
     split: tables.Split
     lifetimes: tasks.Lifetimes | None
     others: dict[str, Timelines] = dataclasses.field(default_factory=dict)
+    outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def num_authors(self) -> int:
@@ -52,7 +56,9 @@ class Log:
         views, others = self.views.until(self.split.p1_ms), {}
         for name, other in self.others.items():
             others[name] = other.until(self.split.p1_ms)
-        return dataclasses.replace(self, views=views, presence=who_is_on_air(views, self.lifetimes), others=others)
+        outcomes = {name: values[self.views.stop_ms <= self.split.p1_ms] for name, values in self.outcomes.items()}
+        return dataclasses.replace(self, views=views, presence=who_is_on_air(views, self.lifetimes), others=others,
+                                   outcomes=outcomes)
 
     def batch_maker(self, ids, config: Config) -> BatchMaker:
         return BatchMaker(self.views, self.presence, ids, config.data, self.others)
@@ -112,8 +118,8 @@ def prepare(config: Config, workdir: Path) -> Log:
         for line in log.report.lines():
             logger.info("%s", line)
         tables.save(log, folder)
-        if Path(config.data.path).is_file():
-            (folder / SOURCE).write_text(json.dumps({"bytes": Path(config.data.path).stat().st_size}))
+        if config.data.path:
+            (folder / SOURCE).write_text(json.dumps({"bytes": _bytes(Path(config.data.path))}))
         mark_done(folder, settings)
     builder.build(log, workdir / "examples")
     arrays = builder.load_timelines(workdir / "examples")
@@ -124,7 +130,16 @@ def prepare(config: Config, workdir: Path) -> Log:
         rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms))
         columns = ("author_id", "start_ms", "end_ms", "room_id")
         lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in columns))
-    return Log(log, views, who_is_on_air(views, lifetimes), split, lifetimes, other_sequences(log, arrays))
+    return Log(log, views, who_is_on_air(views, lifetimes), split, lifetimes, other_sequences(log, arrays),
+               outcomes_of(arrays, config.data.long_view_seconds))
+
+
+def outcomes_of(arrays: dict[str, np.ndarray], long_view_seconds: float) -> dict[str, np.ndarray]:
+    """See `Log.outcomes`; an objective that no view has is left out, and so are long views if every view is one."""
+    result = {"long_view": arrays["stop_ms"] - arrays["start_ms"] >= 1000 * long_view_seconds}
+    result |= {name: arrays[name] > 0 for name in ("like", "comment", "follow", "share")}
+    result["gift"] = arrays["gift_value"] > 0
+    return {name: values.astype(np.float32) for name, values in result.items() if values.any() and not values.all()}
 
 
 def other_sequences(log: tables.Tables, arrays: dict[str, np.ndarray]) -> dict[str, Timelines]:
@@ -154,13 +169,18 @@ def who_is_on_air(views: Timelines, lifetimes: tasks.Lifetimes | None) -> Presen
 
 
 def check_unchanged(config: Config, folder: Path) -> None:
-    """Raises ValueError where the log's file is no longer the one that was read. A file that is gone is no matter."""
+    """Raises ValueError where the log is no longer the one that was read. A log that is gone is no matter."""
     file, record = Path(config.data.path), folder / SOURCE
-    if record.is_file() and file.is_file():
-        before, now = json.loads(record.read_text())["bytes"], file.stat().st_size
+    if record.is_file() and file.exists():
+        before, now = json.loads(record.read_text())["bytes"], _bytes(file)
         if before != now:
             raise ValueError(f"{file} has {now:,} bytes now and had {before:,} when {folder} was made from it: choose "
                              f"another --workdir for the new log, or delete {folder} and the stages after it")
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
 def save_config(config: Config, workdir: Path) -> None:
@@ -171,11 +191,5 @@ def save_config(config: Config, workdir: Path) -> None:
 
 
 def read(config: Config) -> tables.Tables:
-    """The canonical tables of a source."""
-    if config.data.source == "simulated":
-        from data_pipelines import simulator
-
-        return simulator.simulate(config.simulator)
-    if config.data.source == "canonical":
-        return tables.load(Path(config.data.path))
-    return twitch.read_twitch(config.data.path)
+    """The canonical tables of the log of `config.data`."""
+    return read_source(config.data.source, config.data.path, simulator_config=config.simulator)

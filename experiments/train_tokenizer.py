@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from data_pipelines.content import ROWS_AT_ONCE, Content, author_content
 from experiments import flags
 from experiments.prepare import DONE, Log, data_settings, flat, is_done, mark_done, prepare, save_config
 from onelive_jax.config import Config
@@ -21,6 +22,7 @@ from onelive_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
 KIND, VERSION = "onelive-tokenizer", 1
+FIT_MOMENTS = 2_000_000
 
 
 @dataclass
@@ -54,29 +56,35 @@ def train_tokenizer(config: Config, workdir: Path, log: Log) -> Tokenizer:
     user = log.views.users()[training]
     user_ptr = np.searchsorted(user, np.arange(log.views.num_users + 1))
     author = log.views.author[training]
-    content = author_content(log)
+    content = author_content(log.tables, log.split.p1_ms)
     if content is None and log.num_authors < c.codes:
         raise ValueError(f"the log has {log.num_authors} authors, fewer than config.tokenizer.codes={c.codes}: "
                          f"set --config.tokenizer.codes to {log.num_authors} or less")
-    row = None if content is None else content.row_at(author, log.views.start_ms[training])
+    values = row = None
+    if content is not None:
+        # Only the moments that some view reads, each once.
+        rows, row = np.unique(content.row_at(author, log.views.start_ms[training]), return_inverse=True)
+        values, row = content.values(rows), np.where(rows[row] < 0, -1, row)
     with tqdm(total=c.steps, desc="towers", unit="step", disable=None) as bar:
         def progress(step: int, loss: float) -> None:
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}")
 
-        values = None if content is None else content.values
         result = tower_training.train_towers(user_ptr, author, c, log.num_authors, values, row, config.seed,
                                              progress=progress)
-    base, moments = embed(result, config, log, content)
-    fit_on = base if content is None else np.concatenate([base, moments[content.end_ms <= log.split.p1_ms]])
+    base = fit_on = embed(result, config, log, content)
+    if content is not None:
+        sample = training_sample(content, log.split.p1_ms, config.seed)
+        fit_on = np.concatenate([base, embed_moments(result, config, content, sample)])
     books = residual_kmeans.fit(fit_on, c.levels, c.codes, jax.random.key(config.seed), c.kmeans_iterations,
                                 c.kmeans_init)
     base_codes = np.asarray(residual_kmeans.encode(books, base))
     if content is None:
         ids = semantic_ids.IdTable.static(base_codes)
     else:
-        ids = semantic_ids.IdTable.dynamic(base_codes, content.author, content.end_ms,
-                                           np.asarray(residual_kmeans.encode(books, moments)))
+        parts = [np.asarray(residual_kmeans.encode(books, embed_moments(result, config, content, rows)))
+                 for rows in np.array_split(np.arange(content.author.size), -(-content.author.size // ROWS_AT_ONCE))]
+        ids = semantic_ids.IdTable.dynamic(base_codes, content.author, content.from_ms, np.concatenate(parts))
     norms = np.asarray(residual_kmeans.residual_norms(books, fit_on))
     sid, shared = semantic_ids.collision_rates(base_codes)
     figures = {
@@ -110,60 +118,33 @@ def load_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     return Tokenizer(semantic_ids.IdTable.from_arrays(arrays["ids"]), arrays["embedding"], meta["figures"])
 
 
-@dataclass
-class Content:
-    """Segments as the towers read them, sorted by (author, end_ms).
-
-    Attributes:
-      author: int32 [S]. end_ms: int64 [S]. values: float32 [S, 2C], concat(x_30s, x_pool); x_pool is the mean over the
-        author's segments up to this one.
-    """
-
-    author: np.ndarray
-    end_ms: np.ndarray
-    values: np.ndarray
-
-    def row_at(self, author: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
-        """int64 [n]: the last segment of each author that ended by the time; −1 where there is none."""
-        times = np.unique(self.end_ms)
-        rank = lambda t: np.searchsorted(times, t, side="right")  # noqa: E731
-        width = times.size + 1
-        keys = self.author.astype(np.int64) * width + rank(self.end_ms)
-        row = np.searchsorted(keys, np.asarray(author, np.int64) * width + rank(times_ms), side="right") - 1
-        return np.where((row >= 0) & (self.author[np.maximum(row, 0)] == author), row, -1)
-
-
-def author_content(log: Log) -> Content | None:
-    """The segments of a log by author, or None where the log has no content."""
-    segments = log.tables.segments
-    if segments is None or not len(segments):
-        return None
-    author = log.tables.rooms["author_id"].to_numpy()[segments["room_id"].to_numpy()]
-    end = segments["end_ms"].to_numpy()
-    now = segments["embedding"].to_numpy().astype(np.float32)
-    order = np.lexsort((end, author))
-    author, end, now = author[order], end[order], now[order]
-    first = np.searchsorted(author, author)  # where each author's segments begin
-    total = np.concatenate([np.zeros((1, now.shape[1])), np.cumsum(now, 0, dtype=np.float64)])
-    count = np.arange(1, author.size + 1) - first
-    pool = (total[1:] - total[first]) / count[:, None]
-    return Content(author, end, np.concatenate([now, pool.astype(np.float32)], 1))
-
-
-def embed(result: tower_training.TowersResult, config: Config, log: Log, content: Content | None):
-    """(float32 [A, D] of authors outside any content of the moment, float32 [S, D] of segments or None).
+def embed(result: tower_training.TowersResult, config: Config, log: Log, content: Content | None) -> np.ndarray:
+    """float32 [A, D], every author outside any content of the moment.
 
     An author's standing embedding reads the content pooled over the training period, where there is any.
     """
     c = config.tokenizer
     if content is None:
-        return towers.author_embeddings(result.params, c, result.author_views), None
+        return towers.author_embeddings(result.params, c, result.author_views)
     everyone = np.arange(log.num_authors, dtype=np.int32)
     row = content.row_at(everyone, np.full(log.num_authors, log.split.p1_ms))
-    width = content.values.shape[1] // 2
-    pooled = np.tile(content.values[np.maximum(row, 0), width:], 2)
-    base = towers.author_embeddings(result.params, c, result.author_views, everyone, pooled, row >= 0)
-    return base, towers.author_embeddings(result.params, c, result.author_views, content.author, content.values)
+    pooled = np.tile(content.values(row)[:, content.width:], 2)
+    return towers.author_embeddings(result.params, c, result.author_views, everyone, pooled, row >= 0)
+
+
+def embed_moments(result: tower_training.TowersResult, config: Config, content: Content, rows: np.ndarray) -> np.ndarray:
+    """float32 [n, D], authors at the moments `rows` int [n] of the content."""
+    return towers.author_embeddings(result.params, config.tokenizer, result.author_views, content.author[rows],
+                                    content.values(rows))
+
+
+def training_sample(content: Content, until_ms: int, seed: int) -> np.ndarray:
+    """int64, the moments that codebooks are fitted on: those known by the end of training, at most `FIT_MOMENTS`."""
+    rows = np.flatnonzero(content.from_ms <= until_ms)
+    if rows.size > FIT_MOMENTS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, FIT_MOMENTS, replace=False))
+        logger.info("codebooks are fitted on %d of the moments of the training period, drawn at random", FIT_MOMENTS)
+    return rows
 
 
 def main(config: Config, workdir: Path) -> None:

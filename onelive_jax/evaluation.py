@@ -150,13 +150,15 @@ def bootstrap_interval(values_R: np.ndarray, resamples: int = 1000, seed: int = 
     return [float(low), float(high)]
 
 
-def metrics(ranks_R: np.ndarray, repeat_R: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
-    """Mean figures over all, repeat and new targets.
+def metrics(ranks_R: np.ndarray, repeat_R: np.ndarray, resamples: int = 1000, seed: int = 0,
+            groups: Mapping[str, np.ndarray] | None = None) -> dict[str, dict]:
+    """Mean figures over all, repeat and new targets, and over any further groups.
 
     Args:
       ranks_R: [R, 2] from `ranks` or `ranks_csr`, or [R] places without ties.
       repeat_R: bool [R], True where the target's author is among the user's last views.
       resamples, seed: of the bootstrap.
+      groups: name → bool [R], e.g. the targets that were liked.
 
     Returns:
       {"all" | "repeat" | "new": {"n", "hr@1", "hr@10", "hr@64", "hr@128", "ndcg@10", "mrr",
@@ -169,7 +171,8 @@ def metrics(ranks_R: np.ndarray, repeat_R: np.ndarray, resamples: int = 1000, se
         raise ValueError(f"repeat must be bool of shape {by_request['mrr'].shape}, got {repeat_R.dtype} of shape "
                          f"{repeat_R.shape}")
     result = {}
-    for group, chosen in zip(GROUPS, (np.ones_like(repeat_R), repeat_R, ~repeat_R), strict=True):
+    chosen_of = dict(zip(GROUPS, (np.ones_like(repeat_R), repeat_R, ~repeat_R), strict=True)) | dict(groups or {})
+    for group, chosen in chosen_of.items():
         n = int(chosen.sum())
         figures: dict = {"n": n, **{name: float(by_request[name][chosen].mean()) if n else None for name in FIGURES}}
         figures[INTERVAL] = bootstrap_interval(by_request["ndcg@10"][chosen], resamples, seed) if n else None
@@ -225,6 +228,26 @@ def format_table(rows: Mapping[str, Mapping[str, Mapping]]) -> str:
     for name, *cells in table:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def format_objectives(rows: Mapping[str, Mapping[str, Mapping]]) -> str:
+    """Plain text table of NDCG@10 and HR@10 over the targets of each objective; "" where there is none.
+
+    Args:
+      rows: as in `format_table`; the groups beside all, repeat and new.
+    """
+    names = [name for name in next(iter(rows.values())) if name not in GROUPS]
+    if not names:
+        return ""
+    count = {name: next(iter(rows.values()))[name]["n"] for name in names}
+    head = ["NDCG@10 / HR@10 of views with", *(f"{name} (n={count[name]:,})" for name in names)]
+    width = max(len(head[0]), *map(len, rows))
+    lines = ["  ".join([head[0].ljust(width), *head[1:]])]
+    for ranker, groups in rows.items():
+        cells = [f"{_figure(groups[name]['ndcg@10'])} / {_figure(groups[name]['hr@10'])}".rjust(len(title))
+                 for name, title in zip(names, head[1:], strict=True)]
+        lines.append("  ".join([ranker.ljust(width), *cells]))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

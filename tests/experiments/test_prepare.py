@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from data_pipelines import simulator, tables
+from data_pipelines.content import author_content
 from data_pipelines.presence import HOUR_MS
 from experiments import prepare, train_supervised, train_tokenizer
 from onelive_jax.config import to_json
@@ -44,7 +45,8 @@ def with_content(prepared, source):
 @pytest.fixture(scope="module")
 def views_only(prepared, source):
     """The same log as Twitch would tell it: no lifetimes, no content."""
-    return prepared(dataclasses.replace(source, rooms_are_true_lifetimes=False, segments=None, videos=None))
+    return prepared(dataclasses.replace(source, rooms_are_true_lifetimes=False, segments=None, videos=None,
+                                        titles=None))
 
 
 def changed_after(log: tables.Tables, p1: int, how: str) -> tables.Tables:
@@ -65,7 +67,8 @@ def changed_after(log: tables.Tables, p1: int, how: str) -> tables.Tables:
         after = after.with_columns(pl.Series("room_id", room, pl.Int32),
                                    log.rooms["author_id"].gather(room).alias("author_id"))
     if how == "other times":
-        after = after.with_columns(pl.lit(p1).alias("start_ms"), (pl.col("watch_ms") // 3 + 1).alias("watch_ms"))
+        watch = pl.when(pl.col("click")).then(pl.col("watch_ms") // 3 + 1).otherwise(0)
+        after = after.with_columns(pl.lit(p1).alias("start_ms"), watch.alias("watch_ms"))
     interactions = tables.sort_interactions(pl.concat([before, after]).drop("row"))
     assert not interactions.equals(log.interactions)
     segments = log.segments
@@ -119,7 +122,7 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
     seen = {}
 
     def train_towers(user_ptr, author, c, num_authors, content, row, seed, **kwargs):
-        seen.update(user_ptr=user_ptr, author=author, row=row)
+        seen.update(user_ptr=user_ptr, author=author, content=content, row=row)
         return original(user_ptr, author, c, num_authors, content, row, seed, **kwargs)
 
     def fit(values, *args):
@@ -135,19 +138,22 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
     np.testing.assert_array_equal(seen["author"], log.views.author[training])
     np.testing.assert_array_equal(np.diff(seen["user_ptr"]),
                                   np.bincount(log.views.users()[training], minlength=log.views.num_users))
-    content = train_tokenizer.author_content(log)
+    content = author_content(log.tables, log.split.p1_ms)
     if kind == "views_only":
         assert content is None
         assert seen["row"] is None
         assert seen["fit"] == log.num_authors
         return
-    row, starts = seen["row"], log.views.start_ms[training]
+    starts = log.views.start_ms[training]
+    row = content.row_at(seen["author"], starts)
     known = row >= 0
     assert known.mean() > 0.5
-    assert (content.end_ms[row[known]] <= starts[known]).all()  # content that had been shown when the view began
+    assert (content.from_ms[row[known]] <= starts[known]).all()  # content that had been shown when the view began
     assert (content.author[row[known]] == seen["author"][known]).all()
-    assert seen["fit"] == log.num_authors + (content.end_ms <= log.split.p1_ms).sum() < (
-        log.num_authors + content.end_ms.size)
+    np.testing.assert_array_equal(seen["row"] >= 0, known)
+    np.testing.assert_array_equal(seen["content"][seen["row"][known]], content.values(row[known]))
+    assert seen["fit"] == log.num_authors + (content.from_ms <= log.split.p1_ms).sum() < (
+        log.num_authors + content.from_ms.size)
 
 
 @pytest.mark.parametrize("kind", ["with_content", "views_only"])

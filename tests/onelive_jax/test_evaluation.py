@@ -175,3 +175,16 @@ def test_table_is_aligned_and_shows_empty_groups():
     assert lines[2].split()[-2:] == ["-", "2/2/0"]
     assert lines[3].startswith("a longer name  ")
     assert lines[3].split()[-3:] == ["1.000", "0.000", "2/1/1"]
+
+
+def test_groups_of_objectives_have_figures_and_a_table_of_their_own():
+    places, repeat = np.array([1, 20, 2, 30]), np.array([True, False, True, False])
+    groups = {"like": np.array([True, True, False, False]), "gift": np.zeros(4, bool)}
+    result = evaluation.metrics(places, repeat, groups=groups)
+    assert result["like"]["n"] == 2
+    assert result["like"]["hr@10"] == 0.5
+    assert result["gift"]["n"] == 0
+    text = evaluation.format_objectives({"ours": result, "theirs": result})
+    assert "like (n=2)" in text
+    assert text.splitlines()[2].split()[1:] == ["0.500", "/", "0.500", "-", "/", "-"]
+    assert evaluation.format_objectives({"ours": evaluation.metrics(places, repeat)}) == ""
