@@ -37,7 +37,9 @@ LATEST_MS = 10**15
 
 @dataclass
 class ReadReport:
-    """What a reader made of its source; `rows_read == rows_kept + sum(dropped.values())`.
+    """What a reader made of its source.
+
+    `rows_read == rows_kept + sum(merged.values()) + sum(dropped.values())`.
 
     Attributes:
       source: file, folder or simulator that was read.
@@ -45,6 +47,7 @@ class ReadReport:
       rows_kept: rows of interactions in the tables.
       dropped: reason → rows left out.
       notes: observation → rows; these rows were kept.
+      merged: reason → rows that became part of another row (a comment of the view in which it was written).
     """
 
     source: str
@@ -52,10 +55,12 @@ class ReadReport:
     rows_kept: int
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    merged: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Sentences to print."""
         result = [f"{self.source}: {self.rows_read:,} rows read, {self.rows_kept:,} kept"]
+        result += [f"merged {count:,}: {reason}" for reason, count in self.merged.items() if count]
         result += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items() if count]
         result += [f"noted {count:,}: {reason}" for reason, count in self.notes.items() if count]
         return result

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from data_pipelines.csv_files import RECORD, line_of_record, open_text
 from data_pipelines.tables import ROOMS, ReadReport, Tables, sort_interactions, validate
 
 ROUND_MS = 600_000
@@ -80,9 +81,9 @@ def read_twitch(path: str | Path) -> Tables:
 
 
 def _read_cells(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Text cells of the five columns and their 1-based line numbers; blank lines are left out and counted."""
+    """Text cells of the five columns and the number of each record (RECORD); blank lines are left out and counted."""
     try:
-        with _open_text(path) as lines:
+        with open_text(path) as lines:
             first = next(csv.reader(lines), None)
     except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
@@ -97,7 +98,7 @@ def _read_cells(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
     except pl.exceptions.PolarsError as error:
         raise ValueError(_bad_width(path, len(first)) or f"{path}: not a CSV file ({error})") from error
     frame = frame.rename(dict(zip(frame.columns, names, strict=True)))
-    frame = frame.with_columns(pl.all().str.strip_chars()).with_row_index("line", offset=1)[skip:]
+    frame = frame.with_columns(pl.all().str.strip_chars()).with_row_index(RECORD)[skip:]
     blank = pl.all_horizontal(pl.col(names).is_null() | (pl.col(names) == ""))
     rows = frame.filter(~blank)
     if not len(rows):
@@ -108,13 +109,13 @@ def _read_cells(path: Path) -> tuple[pl.DataFrame, dict[str, int]]:
     for name in COLUMNS:
         empty = rows.filter(pl.col(name).is_null() | (pl.col(name) == ""))
         if len(empty):
-            line = empty["line"][0]
+            line = line_of_record(path, empty[RECORD][0])
             raise ValueError(f"{path}, line {line}: {name} is empty; every row needs a value there ({len(empty)} such "
                              "rows). Fill it in or remove the row")
     for name in names:
         if name not in COLUMNS:
             notes[f"value of the column {name!r}, which is not used"] = len(rows)
-    return rows.select("line", *COLUMNS), notes
+    return rows.select(RECORD, *COLUMNS), notes
 
 
 def _column_names(path: Path, first: list[str]) -> tuple[list[str], int]:
@@ -146,7 +147,7 @@ def _parse_times(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
                            "seconds or milliseconds, divide by 600 or 600,000")):
             rows = numbers.select(bad.fill_null(False)).to_series().arg_true()
             if len(rows):
-                line, value = frame["line"][rows[0]], frame[name][rows[0]]
+                line, value = line_of_record(path, frame[RECORD][rows[0]]), frame[name][rows[0]]
                 hint = f". If this line is a header, name its columns {', '.join(COLUMNS)}" if line == 1 else ""
                 raise ValueError(f"{path}, line {line}: {name} = {value!r} {what} ({len(rows)} such rows){hint}")
     return numbers
@@ -182,22 +183,16 @@ def _overlapping(log: pl.DataFrame) -> int:
     return int(log.select((pl.col("start_ms") < earlier).fill_null(False).sum()).item())
 
 
-def _open_text(path: Path):
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    opener = gzip.open if packed else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
-
-
 def _bad_width(path: Path, width: int) -> str | None:
     """A sentence about the first line whose number of cells differs from the first line's; None if there is none."""
     try:
-        with _open_text(path) as lines:
-            reader = csv.reader(lines)
+        with open_text(path) as lines:
+            reader, line = csv.reader(lines), 1
             for cells in reader:
                 if len(cells) != width and any(cell.strip() for cell in cells):
-                    return (f"{path}, line {reader.line_num}: {len(cells)} cells, but line 1 has {width}. Every row "
+                    return (f"{path}, line {line}: {len(cells)} cells, but line 1 has {width}. Every row "
                             "needs the same columns; a comma inside a value must be quoted")
+                line = reader.line_num + 1
     except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error) as error:
         return f"{path}: not a CSV file in UTF-8 ({error})"
     return None

@@ -24,7 +24,8 @@ def group(cls):
 class DataConfig:
     """Where the logs are, how they are split, what a request sees."""
 
-    source: str = setting("twitch", "reader of the log", choices=("twitch", "canonical", "simulated"))
+    source: str = setting("twitch", "reader of the log", choices=("twitch", "canonical", "simulated", "kuailive",
+                                                                   "kuailive_m3"))
     path: str = setting("", "file or folder of the log (not used by source=simulated)")
     valid_hours: float = setting(250 / 6, "length of the validation period before the test period", low=0.0)
     test_hours: float = setting(250 / 6, "length of the test period at the end of the log", low=0.0)
@@ -33,6 +34,11 @@ class DataConfig:
     history_window: int = setting(256, "views before a request that a sequence is built from", low=1, high=65536)
     history_unit: str = setting("authors", "an item is the last view of a distinct author, or every view",
                                 choices=("authors", "views"))
+    sequences: tuple[str, ...] = setting(("live",), "history sequences, in the order in which the context concatenates "
+                                         "them", choices=("live", "gift", "video"))
+    effective_view_seconds: float = setting(0.0, "live and video views watched for less than this when the request "
+                                            "comes are left out of histories", low=0.0)
+    long_view_seconds: float = setting(600.0, "a view of at least this is a long view", low=0.0)
     on_air_share: float = setting(0.5, "share of a batch whose room others show on air (the live losses read only "
                                   "those); the rest is drawn from the other views", low=0.01, high=0.99)
     max_targets: int = setting(20_000, "targets of an evaluation; more are sampled, and the report says so", low=1)
@@ -47,6 +53,8 @@ class SimulatorConfig:
     authors: int = setting(150, "streamers", low=2, high=10_000_000)
     days: int = setting(14, "length of the log", low=3, high=3650)
     seed: int = setting(0, "the world; independent of the training seed", low=0)
+    play_days: int = setting(2, "days after the log that can be played; their rooms exist", low=0, high=365)
+    segment_seconds: int = setting(30, "time between content segments, a multiple of 30", low=30, high=86_400)
 
 
 @dataclass
@@ -65,6 +73,15 @@ class TokenizerConfig:
     temperature: float = setting(0.1, "starting InfoNCE temperature (learned)", low=1e-3, high=10.0)
     kmeans_iterations: int = setting(25, "Lloyd iterations of a level", low=1, high=10_000)
     kmeans_init: str = setting("k-means++", "start of a level", choices=("k-means++", "sample"))
+    kmeans_mode: str = setting("lloyd", "centroids move once a pass, or after every mini-batch",
+                               choices=("lloyd", "minibatch"))
+    kmeans_batch: int = setting(65536, "points of a mini-batch (kmeans_mode=minibatch)", low=1)
+    kmeans_warm_iterations: int = setting(0, "Lloyd iterations on an eighth of the points before those on all", low=0)
+    kmeans_balance: float = setting(0.0, "most points of a code, times N / K, at least 1; 0: no bound", low=0.0)
+    refresh_iterations: int = setting(2, "passes over newer data when codebooks are refreshed", low=0)
+    refresh_step: float = setting(0.5, "share of the way to its mean that a refresh moves a code", low=1e-3, high=1.0)
+    refresh_margin: float = setting(0.05, "a code is kept while it is worse than the nearest by at most this share "
+                                    "of squared distance", low=0.0)
 
 
 @dataclass
@@ -96,6 +113,12 @@ class ModelConfig:
     author_scale: float = setting(1.0, "length of an author's embedding (the tokenizer's) at the start", low=0.0)
     dropout: float = setting(0.1, "dropout on residual branches", low=0.0, high=0.95)
     activation_dtype: str = setting("float32", "dtype of activations", choices=("float32", "bfloat16"))
+    scan_layers: bool = setting(False, "the main decoder's blocks are one loop over stacked parameters: compiled once "
+                                "however many they are")
+    remat: str = setting("none", "what the backward pass computes again: nothing; all but products with weights; "
+                         "whole blocks", choices=("none", "dots", "full"))
+    attention: str = setting("auto", "kernel of attention; auto: einsum on a CPU, jax.nn.dot_product_attention "
+                             "elsewhere", choices=("auto", "einsum", "dot_product", "cudnn"))
 
 
 @dataclass
@@ -122,8 +145,67 @@ class TrainingConfig:
     b2: float = setting(0.98, "AdamW second-moment decay", low=0.0, high=0.99999)
     log_every: int = setting(50, "steps between metric lines", low=1)
     eval_every: int = setting(1000, "steps between validations (0: only at the end)", low=0)
+    accumulate: int = setting(1, "microbatches whose gradients make one step (batch_size is their sum)", low=1)
+    profile_at: int = setting(0, "first step of a profiler trace, written under the workdir (0: none)", low=0)
+    profile_steps: int = setting(5, "steps of the profiler trace", low=1)
     checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best", low=1)
+
+
+@dataclass
+class RewardConfig:
+    """The reward model (Pantheon): a ranking model with a head per objective and an ensemble head."""
+
+    dim: int = setting(64, "model width", low=2, high=65536)
+    num_heads: int = setting(4, "attention heads over the history, a divisor of dim", low=1, high=512)
+    mlp_dim: int = setting(128, "hidden width of the layer that all objectives share", low=1, high=262144)
+    tower_dim: int = setting(32, "width of an objective's own hidden state", low=1, high=65536)
+    dropout: float = setting(0.1, "dropout", low=0.0, high=0.95)
+    candidates: int = setting(8, "candidate rooms of a training request (C)", low=2, high=4096)
+    steps: int = setting(2000, "optimizer steps", low=1)
+    batch_size: int = setting(64, "requests of a step, over all devices", low=1)
+    learning_rate: float = setting(1e-3, "peak rate", low=0.0, high=1.0)
+    warmup_steps: int = setting(100, "linear warm-up", low=0)
+    weight_decay: float = setting(0.05, "AdamW weight decay", low=0.0, high=10.0)
+    ensemble_loss: float = setting(1.0, "weight of the ensemble head's loss", low=0.0)
+    rate_decay: float = setting(0.99, "decay of the running base rate of each objective", low=0.0, high=0.99999)
+    ippo_every: int = setting(200, "steps between updates of the ensemble's objective weights", low=1)
+    ippo_rate: float = setting(10.0, "how fast a lagging objective gains weight: factor exp(rate x AUC it lags)",
+                               low=0.0)
+    ippo_limit: float = setting(8.0, "largest factor between an objective's weight and an equal share", low=1.0)
+    watch_cap: float = setting(120.0, "minutes of watching that count as 1 on the log scale", low=1e-3)
+    log_every: int = setting(50, "steps between metric lines", low=1)
+    checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
+
+
+@dataclass
+class AlignmentConfig:
+    """Policy optimization beside the supervised loss (paper, section c)."""
+
+    loss: str = setting("grpo", "policy loss", choices=("grpo", "ecpo", "gbpo", "dpo", "reinforce"))
+    reward: str = setting("model", "reward: the reward model's score, logged feedback, or a mix",
+                          choices=("model", "feedback", "mix"))
+    mix: float = setting(0.5, "reward=mix: share of the logged feedback where it is known", low=0.0, high=1.0)
+    share: float = setting(0.01, "share of the requests that get a policy term", low=0.0, high=1.0)
+    rows: int = setting(8, "least requests of a policy term; a smaller share runs it in fewer steps", low=1)
+    group_size: int = setting(16, "candidates of a request (G)", low=2, high=65536)
+    sampler: str = setting("beam", "candidates: the best by beam search, drawn without replacement (Gumbel top-k), or "
+                           "the rooms that were shown (needs logged feedback)", choices=("beam", "gumbel", "logged"))
+    beams: int = setting(16, "beam width of proposals; at least group_size is used", low=1, high=65536)
+    temperature: float = setting(1.0, "sampler=gumbel: scale of the noise", low=0.0)
+    weight: float = setting(1.0, "weight of the policy term beside the supervised loss", low=0.0)
+    supervised: float = setting(1.0, "weight of the supervised loss", low=0.0)
+    clip: float = setting(0.2, "epsilon of GRPO and ECPO", low=0.0, high=1.0)
+    delta: float = setting(0.1, "delta of ECPO", low=0.0)
+    kl: float = setting(0.01, "weight of the divergence from the reference", low=0.0)
+    beta: float = setting(0.1, "beta of DPO", low=0.0)
+    sync_every: int = setting(100, "steps between copies of the policy to the reference", low=1)
+    steps: int = setting(1000, "optimizer steps", low=1)
+    learning_rate: float = setting(1e-4, "peak rate", low=0.0, high=1.0)
+    warmup_steps: int = setting(20, "linear warm-up", low=0)
+    eval_every: int = setting(200, "steps between validations (0: only at the end)", low=0)
+    checkpoint_every: int = setting(200, "steps between checkpoints", low=1)
+    log_every: int = setting(20, "steps between metric lines", low=1)
 
 
 @dataclass
@@ -147,6 +229,8 @@ class Config:
     model: ModelConfig = group(ModelConfig)
     decoding: DecodingConfig = group(DecodingConfig)
     training: TrainingConfig = group(TrainingConfig)
+    reward: RewardConfig = group(RewardConfig)
+    alignment: AlignmentConfig = group(AlignmentConfig)
     mesh: MeshConfig = group(MeshConfig)
 
     def validate(self) -> "Config":
@@ -161,9 +245,24 @@ class Config:
         if len(self.model.loss_weights) != self.tokenizer.levels:
             raise ValueError(f"config.model.loss_weights has {len(self.model.loss_weights)} weights, one is needed for "
                              f"each of config.tokenizer.levels={self.tokenizer.levels}")
+        if not self.data.sequences or len(set(self.data.sequences)) < len(self.data.sequences):
+            raise ValueError(f"config.data.sequences={self.data.sequences} must name one sequence or more, none twice")
         if self.training.warmup_steps >= self.training.steps:
             raise ValueError(f"config.training.warmup_steps={self.training.warmup_steps} must be below "
                              f"config.training.steps={self.training.steps}")
+        if self.training.batch_size % self.training.accumulate:
+            raise ValueError(f"config.training.accumulate={self.training.accumulate} must divide "
+                             f"config.training.batch_size={self.training.batch_size}")
+        for name, phase in (("reward", self.reward), ("alignment", self.alignment)):
+            if phase.warmup_steps >= phase.steps:
+                raise ValueError(f"config.{name}.warmup_steps={phase.warmup_steps} must be below "
+                                 f"config.{name}.steps={phase.steps}")
+        if self.reward.dim % self.reward.num_heads:
+            raise ValueError(f"config.reward.num_heads={self.reward.num_heads} must divide "
+                             f"config.reward.dim={self.reward.dim}")
+        if self.alignment.sampler == "logged" and self.alignment.reward == "model":
+            raise ValueError("config.alignment.sampler='logged' learns from rooms that were shown: set "
+                             "config.alignment.reward to 'feedback' or 'mix'")
         m = self.model
         if not (m.live_softmax or m.full_softmax or (m.identity and m.identity_loss)):
             raise ValueError("config.model.live_softmax, config.model.full_softmax and the identity loss are all off: "
@@ -185,9 +284,9 @@ def check_ranges(node: Any, path: str) -> None:
         if many != isinstance(value, tuple) or not all(_fits(v, f.default[0] if many else f.default)
                                                        for v in (value if many else (value,))):
             raise ValueError(f"{name}={value!r} must be of the type of its default, {f.default!r}, and finite")
-        if meta.get("choices") and value not in meta["choices"]:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, meta['choices']))}")
         for v in value if many else (value,):
+            if meta.get("choices") and v not in meta["choices"]:
+                raise ValueError(f"{name}={v!r} is not one of {', '.join(map(repr, meta['choices']))}")
             low, high = meta.get("low"), meta.get("high")
             if (low is not None and v < low) or (high is not None and v > high):
                 raise ValueError(f"{name}={v} is outside {low if low is not None else '-inf'} … "

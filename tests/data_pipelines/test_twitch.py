@@ -166,3 +166,13 @@ def test_tables_of_a_log_survive_saving(write, tmp_path):
     assert back.rooms.equals(tables.rooms)
     assert back.rooms.schema["source_id"] == pl.String
     assert back.report == tables.report
+
+
+def test_lines_are_those_of_an_editor_where_a_cell_holds_line_breaks(write):
+    titled = HEADER + ",title"
+    rows = ['1,7,bob,0,1,1,"two\nlines"', "2,7,bob,0,1,1,one"]
+    assert len(read_twitch(write(titled, *rows)).interactions) == 2
+    for bad, said in (("3,7,bob,x,1,1,", "line 5: start_time = 'x'"), ("3,7,,0,1,1,", "line 5: streamer_name is empty"),
+                      ("3,7,bob,0,1,1", "line 5: 6 cells")):
+        with pytest.raises(ValueError, match=said):
+            read_twitch(write(titled, *rows, bad))

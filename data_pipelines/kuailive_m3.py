@@ -1,0 +1,316 @@
+"""Reader of KuaiLive-M3 (Hugging Face imgkkk2004/KuaiLive-M3): live views, rooms, their content and short videos.
+
+live_interaction.csv and live_room_meta.parquet are needed; the content (live_emb_128_ts/), the short-video history
+(photo_play.parquet) and the lists of people (user_id_set.csv, author_profile.csv) are used where they are there. The
+files may lie side by side or in live/ and short_video/, as the publisher packs them. Times are milliseconds since 1970,
+or dates with a clock, which are read as UTC. Columns beyond those named here are not used, and counted in the notes.
+"""
+
+from pathlib import Path
+
+import polars as pl
+from tqdm import tqdm
+
+from data_pipelines import indexing
+from data_pipelines.csv_files import RECORD, Column, check_times, clock_ms, ids_in, read_csv, refuse, text_ids
+from data_pipelines.tables import ReadReport, Tables, validate
+
+AUTHOR = Column("author_id", "id", also=("streamer_id",))
+COUNTS = {"like_cnt": "like", "comment_cnt": "comment", "follow_author_cnt": "follow", "share_cnt": "share"}
+INTERACTION = (
+    Column("user_id", "id"), AUTHOR, Column("live_id", "id"), Column("live_play_start_timestamp", "time"),
+    Column("live_play_end_timestamp", "end", needed=False, empty=True), Column("play_duration", "end", empty=True),
+    *[Column(name, "whole", needed=False, empty=True) for name in (*COUNTS, "send_gift_cnt")])
+ROOM = {"live_id": True, "author_id": True, "live_name": False, "start_timestamp": True, "end_timestamp": True,
+        "live_duration": False}  # column → whether it is needed
+SEGMENT = dict.fromkeys(("live_stream_id", "segment_id", "feature_128", "timestamp"), True)
+# Columns of the lists of people, which are side features and, like the lists, need not be there.
+PEOPLE = {"user_id_set.csv": (Column("user_id", "id"),),
+          "author_profile.csv": (AUTHOR, *[Column(name, "text", needed=False, empty=True) for name in (
+              "is_photo_author", "is_live_author", "gender", "age_segment", "fans_user_num")])}
+VIDEO = dict.fromkeys(("user_id", "author_id", "enter_timestamp", "leave_timestamp"), True)
+PLACES = {"live_interaction.csv": "live", "live_room_meta.parquet": "live", "live_emb_128_ts": "live",
+          "photo_play.parquet": "short_video", "user_id_set.csv": "", "author_profile.csv": ""}
+
+
+def read_kuailive_m3(folder: str | Path, limit_users: int | None = None, progress: bool = True,
+                     drop_unknown_rooms: bool = False) -> Tables:
+    """Canonical tables of a KuaiLive-M3 folder.
+
+    Every row of live_interaction.csv is a view (click=True) of play_duration milliseconds, or, where that is empty,
+    of the time between its start and its end. gift_value is the number of gifts: M3 has no prices. Views of a room
+    that live_room_meta does not have are left out and counted.
+
+    Args:
+      folder: as it was downloaded. limit_users: keep the first so many people in the order of their ids, and only the
+        content of rooms that they entered; the content of everything is 45 GB.
+      progress: show a bar on a terminal, file by file.
+      drop_unknown_rooms: also leave out and count, rather than refuse, views with gifts for an unknown room.
+
+    Raises:
+      FileNotFoundError: if the folder or a needed file is missing.
+      ValueError: with file, row and column, for a cell of the wrong type, an impossible time, or a gift for a room
+        that does not exist.
+    """
+    if limit_users is not None and limit_users < 1:
+        raise ValueError(f"limit_users={limit_users} must be at least 1")
+    folder = Path(folder)
+    paths = _find(folder)
+    shards = _shards(paths)
+    notes: dict[str, int] = {}
+    dropped: dict[str, int] = {}
+    with tqdm(total=len(paths) - bool(shards) + len(shards), desc="KuaiLive-M3", unit="file",
+              disable=None if progress else True) as bar:
+        file = paths["live_interaction.csv"]
+        texts = text_ids(file, INTERACTION, unknown_is_error=False)
+        people = {}
+        for name in PEOPLE:
+            if name in paths:
+                people[name] = read_csv(paths[name], PEOPLE[name], texts, unknown_is_error=False)
+                bar.update()
+        listed = [people["user_id_set.csv"].frame["user_id"]] if "user_id_set.csv" in people else []
+        users = indexing.all_ids(ids_in(file, INTERACTION, "user_id", texts, unknown_is_error=False), *listed)
+        only = users[:limit_users] if limit_users is not None and limit_users < len(users) else None
+        users = users if only is None else only
+
+        rooms = _rooms(paths["live_room_meta.parquet"], texts, notes)
+        bar.update()
+        videos = None
+        if "photo_play.parquet" in paths:
+            videos = _videos(paths["photo_play.parquet"], texts, users, notes)
+            bar.update()
+        profiles = people.get("author_profile.csv")
+        authors = indexing.all_ids(rooms["author"], *([] if videos is None else [videos["author"]]),
+                                   *([] if profiles is None else [profiles.frame["author_id"]]))
+        rooms = indexing.number(rooms, "author", authors, "author_id")
+
+        rows = read_csv(file, INTERACTION, texts, only, unknown_is_error=False)
+        notes |= {f"value of the column {name!r} of {file.name}, which is not used": rows.total for name in rows.unused}
+        if only is not None:
+            dropped[f"row of a person beyond the first {len(only):,} (limit_users)"] = rows.total - len(rows.frame)
+        views = _views(file, rows.frame, rooms, users, authors, drop_unknown_rooms, notes, dropped)
+        bar.update()
+        segments = None
+        if shards:
+            wanted = rooms["live_id"] if only is None else rooms["live_id"].gather(views["room_id"].unique().sort())
+            segments = _segments(shards, rooms["live_id"], wanted, notes, bar)
+    table = indexing.interactions(views)
+    if videos is not None:
+        videos = indexing.number(videos, "author", authors, "author_id").select(
+            "user_id", "author_id", "start_ms", "watch_ms").sort("user_id", "start_ms", "author_id", "watch_ms")
+    notes["view that begins before its room does, or after its end"] = indexing.outside_life(table, rooms)
+    features = [] if profiles is None else indexing.side_features(profiles, "author_id", PEOPLE["author_profile.csv"],
+                                                                  authors, notes)
+    report = ReadReport(str(folder), rows.total, len(table), {k: v for k, v in dropped.items() if v},
+                        {k: v for k, v in notes.items() if v})
+    author_table = indexing.id_table("author_id", authors).with_columns(features)
+    return validate(Tables(table, indexing.room_table(rooms), author_table, indexing.id_table("user_id", users), report,
+                           segments=segments, videos=videos, rooms_are_true_lifetimes=True))
+
+
+def segment_at_view(tables: Tables) -> pl.DataFrame:
+    """What was on the screen when each view began: an as-of join of views to segments.
+
+    Returns:
+      interaction (int32, row of tables.interactions, all of them in order) and segment (int32, row of tables.segments:
+      the last one of the room that had ended at start_ms; -1 where there is none).
+    """
+    log = tables.interactions
+    interaction = pl.int_range(len(log), dtype=pl.Int32, eager=True).alias("interaction")
+    if tables.segments is None or not len(tables.segments):
+        return pl.DataFrame([interaction, pl.repeat(-1, len(log), dtype=pl.Int32, eager=True).alias("segment")])
+    segments = tables.segments.select("room_id", "end_ms", pl.int_range(pl.len(), dtype=pl.Int32).alias("segment"))
+    views = log.select("room_id", "start_ms", interaction).sort("start_ms")
+    found = views.join_asof(segments.sort("end_ms"), left_on="start_ms", right_on="end_ms", by="room_id",
+                            strategy="backward", check_sortedness=False)
+    return found.select("interaction", pl.col("segment").fill_null(-1)).sort("interaction")
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder. Give the folder of the downloaded data set")
+    paths = {}
+    for name, inner in PLACES.items():
+        path = next((p for p in (folder / name, folder / inner / name) if p.exists()), None)
+        if path is not None:
+            paths[name] = path
+        elif name in ("live_interaction.csv", "live_room_meta.parquet"):
+            raise FileNotFoundError(f"{folder / name} is missing (nor is it in {inner}/); a KuaiLive-M3 folder has at "
+                                    "least live_interaction.csv and live_room_meta.parquet")
+    return paths
+
+
+def _shards(paths: dict[str, Path]) -> list[Path]:
+    if "live_emb_128_ts" not in paths:
+        return []
+    folder = paths["live_emb_128_ts"]
+    shards = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".csv"))
+    if not shards:
+        raise FileNotFoundError(f"{folder} holds no .parquet and no .csv file: download its shards, or remove it")
+    return shards
+
+
+def _frame(path: Path, columns: dict[str, bool], notes: dict[str, int], keep: pl.Expr | None = None) -> pl.DataFrame:
+    """The known columns of a parquet (or CSV) file, times as int64 ms, with RECORD."""
+    try:
+        scan = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path)
+        schema = scan.collect_schema()
+        if "author_id" in columns and "author_id" not in schema and "streamer_id" in schema:
+            scan, schema = scan.rename({"streamer_id": "author_id"}), schema | {"author_id": None}
+        missing = [name for name, needed in columns.items() if needed and name not in schema]
+        if missing:
+            raise ValueError(f"{path} lacks the column {missing[0]!r}; found {', '.join(schema)}")
+        unused = [name for name in schema if name not in columns and name != "streamer_id"]
+        scan = scan.select(name for name in columns if name in schema).with_row_index(RECORD)
+        frame = (scan if keep is None else scan.filter(keep)).collect(engine="streaming")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): download it again") from error
+    for name in unused:
+        reason = f"value of the column {name!r} of {path.name}, which is not used"
+        notes[reason] = notes.get(reason, 0) + len(frame)
+    for name in frame.columns:
+        if not name.endswith("timestamp"):
+            continue
+        if frame.schema[name] == pl.String:
+            clock = pl.coalesce(pl.col(name).cast(pl.Int64, strict=False), clock_ms(pl.col(name)))
+            refuse(path, frame, name, pl.col(name).is_not_null() & clock.is_null(), "is not a time")
+            frame = frame.with_columns(clock.alias(name))
+        elif isinstance(frame.schema[name], pl.Datetime):
+            frame = frame.with_columns(pl.col(name).dt.epoch("ms"))
+        if frame.schema[name].is_float():
+            frame = frame.with_columns(pl.col(name).fill_nan(None))
+        elif not frame.schema[name].is_integer():
+            raise ValueError(f"{path}, column {name}: holds {frame.schema[name]}; times in milliseconds are needed")
+        check_times(path, frame, name)
+        frame = frame.with_columns(pl.col(name).cast(pl.Int64))
+    for name in columns:
+        if name in frame.columns and columns[name] and name != "end_timestamp":
+            refuse(path, frame, name, pl.col(name).is_null(), "is empty; every row needs a value there")
+    return frame
+
+
+def _typed(path: Path, frame: pl.DataFrame, column: str, is_text: bool) -> pl.DataFrame:
+    """Ids as in live_interaction.csv: text, or whole numbers."""
+    dtype = pl.String if is_text else pl.Int64
+    ids = pl.col(column).cast(dtype, strict=False)
+    refuse(path, frame, column, ids.is_null(), "is not a whole number, like the ids of live_interaction.csv")
+    return frame.with_columns(ids)
+
+
+def _rooms(path: Path, texts: frozenset[str], notes: dict[str, int]) -> pl.DataFrame:
+    frame = _frame(path, ROOM, notes)
+    for name in ("live_id", "author_id"):
+        frame = _typed(path, frame, name, name in texts)
+    if "live_duration" in frame.columns:
+        differs = (pl.col("end_timestamp") - pl.col("start_timestamp") - pl.col("live_duration")).abs() > 1000
+        notes[f"{path.name}: live_duration is more than a second off its start and end, which are believed"] = int(
+            frame.select(differs.sum()).item())
+    frame = frame.drop("live_duration", strict=False).rename(
+        {"author_id": "author", "start_timestamp": "start_ms", "end_timestamp": "end_ms"})
+    unknown = [pl.lit(-1, pl.Int32).alias(name) for name in ("category", "title_embedding")]
+    return indexing.one_row_a_room(path, frame.with_columns(unknown), notes)
+
+
+def _views(path: Path, frame: pl.DataFrame, rooms: pl.DataFrame, users: pl.Series, authors: pl.Series,
+           drop_unknown_rooms: bool, notes: dict[str, int], dropped: dict[str, int]) -> pl.DataFrame:
+    start, end = pl.col("live_play_start_timestamp"), pl.col("live_play_end_timestamp")
+    if "live_play_end_timestamp" not in frame.columns:
+        frame = frame.with_columns(pl.lit(None, pl.Int64).alias("live_play_end_timestamp"))
+    refuse(path, frame, "live_play_end_timestamp", end < start, "is before the start of the view; correct or remove "
+           "the row")
+    refuse(path, frame, "play_duration", pl.col("play_duration").is_null() & end.is_null(), "is empty, and so is "
+           "live_play_end_timestamp; one of them is needed")
+    for name in (*COUNTS, "send_gift_cnt"):
+        if name in frame.columns:
+            refuse(path, frame, name, pl.col(name) < 0, "is negative; a count is 0 or more")
+        else:
+            frame = frame.with_columns(pl.lit(0).alias(name))
+    off = (end - start - pl.col("play_duration")).abs() > 1000
+    notes["view whose play_duration is more than a second off its start and end (play_duration is believed)"] = int(
+        frame.select(off.sum()).item())
+    frame = indexing.number(frame, "live_id", rooms["live_id"], "room_id") if drop_unknown_rooms else _numbered(
+        path, frame, rooms)
+    dropped["room that live_room_meta does not have"] = frame["room_id"].null_count()
+    frame = frame.filter(pl.col("room_id").is_not_null())
+    frame = indexing.number(frame, "user_id", users, "user").rename({"user": "user_id"})
+    owner = rooms["author_id"].gather(frame["room_id"])
+    notes["author_id differs from live_room_meta, which is believed"] = int(
+        (frame["author_id"] != authors.gather(owner)).sum())
+    views = frame.select(
+        "user_id", "room_id", owner.alias("author_id"), start.alias("start_ms"),
+        pl.coalesce("play_duration", end - start).alias("watch_ms"), pl.lit(True).alias("click"),
+        *[pl.col(name).fill_null(0).alias(target) for name, target in COUNTS.items()],
+        pl.col("send_gift_cnt").fill_null(0).cast(pl.Float32).alias("gift_value"))
+    kept = indexing.longest_watch(views)
+    dropped["repeats person, room and time of another row (the longest watch is kept)"] = len(views) - len(kept)
+    return kept
+
+
+def _numbered(path: Path, frame: pl.DataFrame, rooms: pl.DataFrame) -> pl.DataFrame:
+    """The frame with room_id; raises ValueError where somebody sent a gift to a room that does not exist."""
+    found = frame.with_columns(live=pl.col("live_id"))
+    found = indexing.number(found, "live_id", rooms["live_id"], "room_id")
+    refuse(path, found, "live_id", pl.col("room_id").is_null() & (pl.col("send_gift_cnt") > 0), "is a room that "
+           "live_room_meta does not have, yet a gift was sent there. Add the room, remove the row, or prepare the "
+           "folder with --drop_unknown_rooms, which leaves such rows out and counts them", "live")
+    return found.drop("live")
+
+
+def _segments(shards: list[Path], live_ids: pl.Series, wanted: pl.Series, notes: dict[str, int], bar) -> pl.DataFrame:
+    """Segments of the wanted rooms, sorted by (room_id, end_ms)."""
+    parts, width = [], None
+    unknown = repeated = 0
+    for path in shards:
+        frame = _frame(path, SEGMENT, notes, None if len(wanted) == len(live_ids) else
+                       pl.col("live_stream_id").cast(wanted.dtype, strict=False).is_in(wanted.implode()))
+        frame = _typed(path, frame, "live_stream_id", live_ids.dtype == pl.String)
+        frame = indexing.number(frame, "live_stream_id", live_ids, "room_id")
+        unknown += frame["room_id"].null_count()
+        frame = frame.filter(pl.col("room_id").is_not_null())
+        if len(frame):
+            frame, width = _embedded(path, frame, width)
+            parts.append(frame.select("room_id", pl.col("timestamp").alias("end_ms"), "segment_id", "embedding"))
+        bar.update()
+    notes["segment of a room that live_room_meta does not have, left out"] = unknown
+    if not parts:
+        return pl.DataFrame(schema={"room_id": pl.Int32, "end_ms": pl.Int64, "embedding": pl.Array(pl.Float32, 128)})
+    frame = pl.concat(parts).sort("room_id", "end_ms", "segment_id")
+    again = indexing.like_the_row_before(frame, "room_id", "end_ms")
+    repeated = int(again.sum())
+    notes["segment that ends with another of its room, left out"] = repeated
+    if repeated:
+        frame = frame.filter(~again)
+    return frame.drop("segment_id")
+
+
+def _embedded(path: Path, frame: pl.DataFrame, width: int | None) -> tuple[pl.DataFrame, int]:
+    """The frame with `embedding`, an array of float32; feature_128 is a list, an array, or numbers with commas."""
+    cells = pl.col("feature_128")
+    if frame.schema["feature_128"] == pl.String:
+        parts = cells.str.strip_chars("[] ").str.replace_all(r"[,\s]+", ",").str.split(",")
+        frame = frame.with_columns(parts.list.eval(pl.element().cast(pl.Float32, strict=False)).alias("feature_128"))
+    elif isinstance(frame.schema["feature_128"], pl.Array):
+        frame = frame.with_columns(cells.arr.to_list())
+    elif not isinstance(frame.schema["feature_128"], pl.List):
+        raise ValueError(f"{path}, column feature_128: holds {frame.schema['feature_128']}; lists of numbers are "
+                         "needed")
+    width = width or int(frame["feature_128"].list.len()[0])
+    size = pl.col("feature_128").list.len()
+    refuse(path, frame.with_columns(size=size), "feature_128", (size != width) | (size == 0),
+           f"numbers are there; every segment needs {width}", "size")
+    numbers = pl.col("feature_128").list.eval(pl.element().is_finite().fill_null(False)).list.all()
+    refuse(path, frame.with_columns(size=size), "feature_128", ~numbers, "numbers are there, one of which is not "
+           "finite or not a number", "size")
+    return frame.with_columns(pl.col("feature_128").cast(pl.Array(pl.Float32, width)).alias("embedding")), width
+
+
+def _videos(path: Path, texts: frozenset[str], users: pl.Series, notes: dict[str, int]) -> pl.DataFrame:
+    """Short-video views of the people that are kept: user_id (dense), author, start_ms, watch_ms."""
+    frame = _frame(path, VIDEO, notes, pl.col("user_id").cast(users.dtype, strict=False).is_in(users.implode()))
+    frame = _typed(path, frame, "author_id", "author_id" in texts)
+    refuse(path, frame, "leave_timestamp", pl.col("leave_timestamp") < pl.col("enter_timestamp"),
+           "is before enter_timestamp; correct or remove the row")
+    frame = indexing.number(_typed(path, frame, "user_id", "user_id" in texts), "user_id", users, "user")
+    return frame.select(pl.col("user").alias("user_id"), pl.col("author_id").alias("author"),
+                        pl.col("enter_timestamp").alias("start_ms"),
+                        (pl.col("leave_timestamp") - pl.col("enter_timestamp")).alias("watch_ms"))
