@@ -6,6 +6,7 @@ Axes: A authors, M moments (rows of a table), L levels, N ids.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,7 @@ class IdTable:
     author: np.ndarray
     from_ms: np.ndarray
     codes: np.ndarray
-    _moments: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
-    _keys: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+    _ptr: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         """Checks every rule that `codes_at` relies on; raises ValueError naming the first row that breaks one."""
@@ -50,10 +50,8 @@ class IdTable:
                              "first moment: its first row needs from_ms = semantic_ids.ALWAYS")
         if self.codes.min() < 0:
             raise ValueError(f"row {int(np.argmax((self.codes < 0).any(axis=1)))} of the id table has a negative code")
-        # (author, time) pairs as one sortable integer: raw milliseconds times authors would overflow int64.
-        moments = np.unique(self.from_ms)
-        object.__setattr__(self, "_moments", moments)
-        object.__setattr__(self, "_keys", self._key(self.author, self.from_ms))
+        # Rows of author a are _ptr[a] … _ptr[a + 1] − 1.
+        object.__setattr__(self, "_ptr", np.append(np.flatnonzero(first), len(self.author)))
 
     @classmethod
     def static(cls, codes_AxL) -> "IdTable":
@@ -73,12 +71,59 @@ class IdTable:
         author = np.concatenate([np.arange(len(base_AxL)), np.asarray(author_M)]).astype(np.int32)
         from_ms = np.concatenate([np.full(len(base_AxL), ALWAYS), np.asarray(from_ms_M, np.int64)]).astype(np.int64)
         codes = np.concatenate([np.asarray(base_AxL), np.asarray(codes_MxL).reshape(-1, np.shape(base_AxL)[1])])
-        order = np.lexsort((np.arange(len(author)), from_ms, author))
-        author, from_ms, codes = author[order], from_ms[order], codes[order].astype(np.int32)
-        last = np.append((author[1:] != author[:-1]) | (from_ms[1:] != from_ms[:-1]), True)
-        author, from_ms, codes = author[last], from_ms[last], codes[last]
-        news = np.append(True, (author[1:] != author[:-1]) | (codes[1:] != codes[:-1]).any(axis=1))
+        codes = codes.astype(np.int32)
+        news = _news(author, from_ms, codes)
         return cls(author[news], from_ms[news], codes[news])
+
+    def extend(self, author_M, from_ms_M, codes_MxL) -> "Extended":
+        """The table with the codes of new segments, as they come. The table itself stays as it is.
+
+        A segment older than the author's last row is dropped and counted: what was served cannot be changed. One of
+        the same moment replaces the codes of that moment. A row that repeats the codes before it is left out. Authors
+        A, A + 1, … are new; the codes of their first segment also hold before it.
+
+        Args:
+          author_M, from_ms_M, codes_MxL: int [M], int [M], int [M, L] in any order.
+
+        Returns:
+          Extended: the table, how many segments came too late, and whose codes changed.
+
+        Raises:
+          ValueError: arrays that do not fit each other or the table, or a new author beyond a gap.
+        """
+        author, from_ms = np.asarray(author_M, np.int64), np.asarray(from_ms_M, np.int64)
+        codes = np.asarray(codes_MxL, np.int32).reshape(-1, self.levels) if not len(author) else np.asarray(codes_MxL)
+        if codes.shape != (len(author), self.levels) or from_ms.shape != author.shape:
+            raise ValueError(f"new segments need author [M], from_ms [M] and codes [M, {self.levels}]; got "
+                             f"{author.shape}, {from_ms.shape} and {codes.shape}")
+        known = self.num_authors
+        fresh = np.unique(author[author >= known])
+        if (author < 0).any() or not np.array_equal(fresh, np.arange(known, known + len(fresh))):
+            raise ValueError(f"new segments name author {author.min() if (author < 0).any() else fresh[-1]}; the table "
+                             f"holds 0 … {known - 1}, and new authors follow without gaps")
+        last = np.append(np.flatnonzero(np.diff(self.author)), len(self.author) - 1)
+        late = np.zeros(len(author), bool)
+        old = author < known
+        late[old] = from_ms[old] < self.from_ms[last[author[old]]]
+        order = np.lexsort((np.arange(len(author)), from_ms, author))
+        order = order[~late[order]]
+        earliest = order[np.searchsorted(author[order], fresh)]
+        # Only the last rows of authors with news matter from here on.
+        touched = np.unique(author[order][author[order] < known]).astype(np.int64)
+        author_all = np.concatenate([self.author[last[touched]], fresh, author[order]])
+        from_all = np.concatenate([self.from_ms[last[touched]], np.full(len(fresh), ALWAYS), from_ms[order]])
+        codes_all = np.concatenate([self.codes[last[touched]], codes[earliest], codes[order]]).astype(np.int32)
+        kept = _news(author_all, from_all, codes_all)
+        stay = np.ones(len(self.author), bool)
+        stay[last[touched]] = False
+        author_new = np.concatenate([self.author[stay], author_all[kept]]).astype(np.int32)
+        from_new = np.concatenate([self.from_ms[stay], from_all[kept]])
+        codes_new = np.concatenate([self.codes[stay], codes_all[kept]])
+        place = np.argsort(author_new, kind="stable")  # rows of one author are in order already
+        table = IdTable(author_new[place], from_new[place], codes_new[place])
+        now = table.codes[np.append(np.flatnonzero(np.diff(table.author)), len(table.author) - 1)]
+        moved = (now[touched] != self.codes[last[touched]]).any(axis=1)
+        return Extended(table, int(late.sum()), np.concatenate([touched[moved], fresh]).astype(np.int32))
 
     @property
     def num_authors(self) -> int:
@@ -105,7 +150,13 @@ class IdTable:
         if authors.size and (authors.min() < 0 or authors.max() >= self.num_authors):
             wrong = authors[(authors < 0) | (authors >= self.num_authors)].flat[0]
             raise ValueError(f"author {wrong} is not in the id table, which holds authors 0 … {self.num_authors - 1}")
-        return self.codes[np.searchsorted(self._keys, self._key(authors, times_ms), side="right") - 1]
+        row, end = self._ptr[authors], self._ptr[authors + 1]
+        # Bisection of every author's rows at once. The first row always holds, so row is one that does throughout.
+        for _ in range(int((end - row).max(initial=1) - 1).bit_length()):
+            middle = (row + end) // 2
+            holds = self.from_ms[middle] <= times_ms
+            row, end = np.where(holds, middle, row), np.where(holds, end, middle)
+        return self.codes[row]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The table as plain arrays, for a checkpoint."""
@@ -120,9 +171,27 @@ class IdTable:
         return cls(np.asarray(arrays["author"], np.int32), np.asarray(arrays["from_ms"], np.int64),
                    np.asarray(arrays["codes"], np.int32))
 
-    def _key(self, author: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
-        rank = np.searchsorted(self._moments, time_ms, side="right")
-        return author.astype(np.int64) * (len(self._moments) + 1) + rank
+
+class Extended(NamedTuple):
+    """What `IdTable.extend` returns.
+
+    Attributes:
+      table: the new IdTable. late: segments older than the last of their author, dropped.
+      changed: int32 [m], authors whose latest codes are other than before (new authors too), each once, ascending.
+    """
+
+    table: IdTable
+    late: int
+    changed: np.ndarray
+
+
+def _news(author: np.ndarray, from_ms: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Rows that a table needs, sorted by (author, from_ms): the last of a moment, unless it repeats the row before."""
+    order = np.lexsort((np.arange(len(author)), from_ms, author))
+    a, t = author[order], from_ms[order]
+    order = order[np.append((a[1:] != a[:-1]) | (t[1:] != t[:-1]), True)] if len(order) else order
+    a, c = author[order], codes[order]
+    return order[np.append(True, (a[1:] != a[:-1]) | (c[1:] != c[:-1]).any(axis=1))] if len(order) else order
 
 
 def utilization(codes_NxL, codes: int) -> dict[str, float]:
@@ -140,7 +209,8 @@ def utilization(codes_NxL, codes: int) -> dict[str, float]:
         raise ValueError(f"code {int(codes_NxL.max())} is outside 0 … {codes - 1}")
     shares = {f"L{level}": len(np.unique(column)) / codes for level, column in enumerate(codes_NxL.T)}
     if codes_NxL.shape[1] > 1:
-        shares["L0xL1"] = len(np.unique(codes_NxL[:, :2], axis=0)) / codes**2
+        # Pairs as one integer: only those in use are held, never K x K.
+        shares["L0xL1"] = len(np.unique(codes_NxL[:, 0].astype(np.int64) * codes + codes_NxL[:, 1])) / codes**2
     return shares
 
 
@@ -155,14 +225,27 @@ def collision_rates(codes_NxL) -> tuple[float, float]:
     return float((counts > 1).mean()), float(counts[counts > 1].sum() / counts.sum())
 
 
-def churn(old_NxL, new_NxL) -> dict[str, float]:
+def churn(old_NxL, new_NxL, unchanged=None) -> dict[str, float]:
     """Share of authors whose first code, first two codes, … changed: {"q0": …, "q0q1": …, "q0q1q2": …}.
 
-    Both arrays are int [N, L], row by row the same author. Raises ValueError for different shapes.
+    What a refresh of the codebooks costs is the churn of authors whose content did not change: give `unchanged`.
+
+    Args:
+      old_NxL, new_NxL: int [N, L], row by row the same author.
+      unchanged: bool [N], the authors to count; all if None.
+
+    Raises:
+      ValueError: different shapes, or no author to count.
     """
     old_NxL, new_NxL = _ids(old_NxL), _ids(new_NxL)
     if old_NxL.shape != new_NxL.shape:
         raise ValueError(f"churn compares the same authors and levels: {old_NxL.shape} against {new_NxL.shape}")
+    if unchanged is not None:
+        unchanged = np.asarray(unchanged, bool)
+        if unchanged.shape != old_NxL.shape[:1] or not unchanged.any():
+            raise ValueError(f"unchanged must be bool [{len(old_NxL)}] and name at least one author, got shape "
+                             f"{unchanged.shape}")
+        old_NxL, new_NxL = old_NxL[unchanged], new_NxL[unchanged]
     changed_NxL = np.maximum.accumulate(old_NxL != new_NxL, axis=1)
     names = ["".join(f"q{i}" for i in range(level + 1)) for level in range(old_NxL.shape[1])]
     return {name: float(share) for name, share in zip(names, changed_NxL.mean(axis=0), strict=True)}

@@ -131,7 +131,7 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
 
     original = tower_training.train_towers
     monkeypatch.setattr(tower_training, "train_towers", train_towers)
-    monkeypatch.setattr(residual_kmeans, "fit", fit)
+    monkeypatch.setattr(residual_kmeans, "fit_from_config", fit)
     with pytest.raises(Stop):
         train_tokenizer.train_tokenizer(config, workdir / "elsewhere", log)
     training = log.views.stop_ms <= log.split.p1_ms
