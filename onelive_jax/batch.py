@@ -28,6 +28,10 @@ HABIT_FEATURES = (
     "log_position",       # log(1 + newer items of the sequence)
 )
 
+# What a viewer can do in a room, in this order everywhere; a log has some of them. "watch" is in minutes, all others
+# are 0 or 1.
+OBJECTIVES = ("click", "long_view", "watch", "like", "comment", "follow", "share", "gift")
+
 # What a live index knows about a room at the moment of the request. `viewers` never counts the person who asks.
 ROOM_FEATURES = (
     "log_viewers",  # log(max(1, other people watching now))
@@ -111,4 +115,30 @@ class Batch:
     target_author: Array
     target_codes: Array
     target_slot: Array
+    weight: Array
+
+
+@struct.dataclass
+class Feedback:
+    """What came of rooms that were shown (or clicked, beside others on air): C rooms a request, O objectives.
+
+    Attributes:
+      request: the requests.
+      rooms: the candidate rooms, [B, C].
+      outcomes: float32 [B, C, O], in the order of the log's objectives (a part of `OBJECTIVES`, in that order);
+        "watch" in minutes, others 0 or 1; 0 where not known.
+      known: bool [B, C, O], False where the log does not say.
+      reward: float32 [B, C], the logged reward (alignment.rewards.shape_feedback); 0 where not known.
+      rewarded: bool [B, C], True where `reward` is known.
+      propensity: float32 [B, C], probability with which the room was shown; 0 where the log does not say.
+      weight: float32 [B], 0 for padding.
+    """
+
+    request: Request
+    rooms: LiveRooms
+    outcomes: Array
+    known: Array
+    reward: Array
+    rewarded: Array
+    propensity: Array
     weight: Array

@@ -1,0 +1,126 @@
+"""Is it worth it that semantic ids follow the content of a room? Dynamic against static and against content-only ids.
+
+    python -m experiments.dynamic_ids --workdir=W [--seeds=0,1,2] [--config.simulator.users=…]
+
+On the simulated platform, where it is known when a room's content jumped (a song, a sale, a battle). Every variant is
+trained on the same log with the same settings but for its ids, and judged on the test period: over all targets, and
+over those whose room had jumped in the last minutes before the view. A seed is a world and a training of its own.
+"ids alone" is the model without its identity head: there only the ids say what is on. Runs are kept under
+W/SEED/VARIANT and a killed study resumes; the table is also W/dynamic_ids.json.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from absl import flags as absl_flags
+from scipy import stats
+
+from data_pipelines.simulated_world import make_world
+from experiments import flags, scoring
+from experiments.ablate import changed
+from experiments.prepare import Log, prepare, save_config
+from experiments.train_supervised import train_supervised
+from experiments.train_tokenizer import train_tokenizer
+from onelive_jax import evaluation
+from onelive_jax.config import Config
+
+IDS: dict[str, dict[str, object]] = {
+    "dynamic": {},
+    "static": {"tokenizer.follow_content": False},
+    "content only": {"tokenizer.embedding": "mllm"},
+}
+MODELS: dict[str, dict[str, object]] = {"whole model": {}, "ids alone": {"model.identity": False}}
+JUMP_MINUTES = 10.0
+FIGURES = (("all", "hr@10"), ("after_jump", "hr@10"), ("after_jump", "ndcg@10"), ("all", "ndcg@10"))
+
+
+def jumped(log: Log, config: Config, view: np.ndarray) -> np.ndarray:
+    """bool [n]: views of a room whose content had jumped in the last JUMP_MINUTES before they began."""
+    time = log.views.start_ms[view]
+    last = make_world(config.simulator).last_jump_ms(log.views.room[view], time)
+    return (last >= 0) & (time - last <= JUMP_MINUTES * 60_000)
+
+
+def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path) -> dict[str, dict]:
+    """Trains one variant (or finds it trained); metrics of the test period by group, kept in result.json."""
+    config = changed(config, {"simulator.seed": seed} | IDS[ids] | MODELS[model], seed)
+    folder = workdir / str(seed) / f"{ids}, {model}".replace(", ", "-").replace(" ", "_")
+    result = folder / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = workdir / str(seed) / "log"
+    prepare(config, shared)
+    parts = ["data", "examples"]
+    first = workdir / str(seed) / f"{ids}-whole_model".replace(" ", "_")
+    if folder != first and (first / "tokenizer.json").exists():
+        parts += ["tokenizer", "tokenizer.json"]
+    for part in parts:
+        source = first / part if part.startswith("tokenizer") else shared / part
+        if not (folder / part).exists():
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / part)
+    log = prepare(config, folder)
+    tokenizer = train_tokenizer(config, folder, log)
+    network, params, _ = train_supervised(config, folder, log, tokenizer)
+    save_config(config, folder)
+    task = scoring.targets(log, config, "test", "strict")
+    scores = scoring.score(scoring.make_ranker(network, config), params, log.batch_maker(tokenizer.ids, config), task)
+    ranks = evaluation.ranks_csr(scores, task.offsets, task.position)
+    rows = evaluation.metrics(ranks, task.repeat, groups={"after_jump": jumped(log, config, task.view)})
+    result.write_text(json.dumps(rows))
+    return rows
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % t-interval over seeds; one seed has no interval (its ends are the mean)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, mean, mean
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def format_study(results: dict[str, list[dict]]) -> str:
+    """A line a variant, and the differences to dynamic ids seed by seed."""
+    group_name = {"all": "all", "after_jump": f"jump in the last {JUMP_MINUTES:g} min"}
+    lines = ["mean (95 % interval over seeds)".ljust(32) + "".join(
+        f"{figure.upper()} {group_name[group]}".rjust(36) for group, figure in FIGURES)]
+    value = lambda row, group, figure: row[group][figure]  # noqa: E731
+    for name, rows in results.items():
+        cells = []
+        for group, figure in FIGURES:
+            mean, low, high = interval([value(row, group, figure) for row in rows])
+            cells.append(f"{mean:.3f} ({low:.3f} … {high:.3f})".rjust(36))
+        lines.append(name.ljust(32) + "".join(cells))
+    lines.append("dynamic minus the other, seed by seed")
+    for name, rows in results.items():
+        ids, _, model = name.partition(", ")
+        if ids == "dynamic" or f"dynamic, {model}" not in results:
+            continue
+        cells = []
+        for group, figure in FIGURES:
+            mean, low, high = interval([value(a, group, figure) - value(b, group, figure)
+                                        for a, b in zip(results[f"dynamic, {model}"], rows, strict=True)])
+            cells.append(f"{mean:+.3f} ({low:+.3f} … {high:+.3f})".rjust(36))
+        lines.append(f"  {name}".ljust(32) + "".join(cells))
+    return "\n".join(lines)
+
+
+def main(config: Config, workdir: Path) -> None:
+    seeds = [int(seed) for seed in absl_flags.FLAGS.seeds]
+    results: dict[str, list[dict]] = {}
+    for model in MODELS:
+        for ids in IDS:
+            results[f"{ids}, {model}"] = [run_variant(config, seed, ids, model, workdir) for seed in seeds]
+            print(format_study(results), flush=True)
+    (workdir / "dynamic_ids.json").write_text(json.dumps({"seeds": seeds, "results": results}, indent=1))
+    n = [row["after_jump"]["n"] for row in next(iter(results.values()))]
+    print(f"\n{len(seeds)} seeds, {n} targets after a jump; {workdir / 'dynamic_ids.json'}")
+
+
+if __name__ == "__main__":
+    flags.define_config(default_config="experiments/configs/dynamic_ids.py")
+    absl_flags.DEFINE_list("seeds", ["0", "1", "2"], "worlds and trainings")
+    flags.run(main)

@@ -1,0 +1,1 @@
+"""Alignment to many objectives: reward model, rewards, rollouts and policy losses (paper, section c)."""
