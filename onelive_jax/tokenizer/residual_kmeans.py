@@ -1,18 +1,26 @@
 """Residual k-means: the quantizer that turns an IA embedding into L codes (paper, section a.4).
 
-Level t clusters what the levels before it left over: r_0 = x, q_t = argmin_k |r_t - c_t,k|, r_{t+1} = r_t - c_t,q_t.
+Level t clusters the residual that the levels before it left over: r_0 = x, q_t = argmin_k |r_t - c_t,k|,
+r_{t+1} = r_t - c_t,q_t. One level is `kmeans`; old codebooks on newer data are `refresh`.
 
-Axes: N points, L levels, K codes, D embedding width, C points of a chunk.
+Axes: N points, M blocks, C points of a block, L levels, K codes, D embedding width.
 """
 
-import functools
+import math
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
+
+from onelive_jax.config import TokenizerConfig
+from onelive_jax.tokenizer import kmeans
 
 Array = jax.Array
+
+ENCODE_ROWS = 2**18  # points encoded by one call of the compiled program
 
 
 @struct.dataclass
@@ -39,8 +47,9 @@ class Codebooks:
 
 
 def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, init: str = "k-means++",
-        chunk: int = 4096) -> Codebooks:
-    """Fits one codebook a level by Lloyd's algorithm, each on the residuals of the levels before.
+        chunk: int | None = None, mode: str = "lloyd", batch: int = 65536, warm_iterations: int = 0,
+        balance: float = 0.0, mesh: Mesh | None = None, progress: Callable[[int], None] | None = None) -> Codebooks:
+    """Fits one codebook a level, each on the residuals of the levels before.
 
     The result depends on the points and the key alone. A code that loses all its points is moved to a badly fitted
     point, which never raises the error. Points that are all equal (or fewer distinct points than codes) are no
@@ -51,9 +60,18 @@ def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, i
       levels: L.
       codes: K.
       key: a `jax.random.key`.
-      iterations: Lloyd iterations of a level.
-      init: "k-means++" (K passes over the points, better) or "sample" (K points at random, for millions of points).
-      chunk: points whose distances to all K codes are held at once; memory grows with chunk x K, never N x K.
+      iterations: passes over all points, a level.
+      init: "k-means++" (on a sample of max(4K, 16384) points) or "sample" (K points at random).
+      chunk: points whose distances to all K codes are held at once on a device; memory grows with chunk x K, never
+        N x K. None takes as many as suit the device.
+      mode: "lloyd" moves the centroids once a pass, "minibatch" once every `batch` points.
+      batch: points of a mini-batch.
+      warm_iterations: Lloyd iterations on a sample of an eighth of the points before the passes over all. They cost an
+        eighth of a pass each and bring the centroids close, so that fewer `iterations` end at the same error.
+      balance: 0, or the most points of a code as a multiple of N / K (>= 1): every level's clusters then hold at most
+        ceil(balance * N / K) points while fitting; see `encode_balanced` for codes that keep to it. Lloyd only.
+      mesh: splits the points over the axes `data` and `fsdp`; the result is that of one device up to rounding.
+      progress: called with the number of levels done.
 
     Returns:
       Codebooks, centroids float32 [L, K, D].
@@ -61,65 +79,89 @@ def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, i
     Raises:
       ValueError: points not finite, fewer points than codes, or a setting out of range.
     """
-    points_NxD = _checked(points_NxD)
-    if levels < 1 or codes < 1 or iterations < 1 or chunk < 1:
-        raise ValueError(f"levels={levels}, codes={codes}, iterations={iterations}, chunk={chunk}: none may be below 1")
+    points_NxD = checked(points_NxD)
+    if min(levels, codes, iterations, batch) < 1 or warm_iterations < 0 or (chunk is not None and chunk < 1):
+        raise ValueError(f"levels={levels}, codes={codes}, iterations={iterations}, batch={batch}, chunk={chunk}: none "
+                         f"may be below 1; warm_iterations={warm_iterations} may not be below 0")
     if init not in ("k-means++", "sample"):
         raise ValueError(f"init={init!r} is not one of 'k-means++', 'sample'")
+    if mode not in ("lloyd", "minibatch"):
+        raise ValueError(f"mode={mode!r} is not one of 'lloyd', 'minibatch'")
     if points_NxD.shape[0] < codes:
         raise ValueError(f"{points_NxD.shape[0]} points cannot fill {codes} codes a level: lower the number of codes "
                          "(config.tokenizer.codes) or give more points")
-    start = _plus_plus if init == "k-means++" else _sample
-    residual_NxD, centroids = points_NxD, []
+    capacity = most_points(points_NxD.shape[0], codes, balance)
+    if capacity and mode != "lloyd":
+        raise ValueError(f"balance={balance} needs mode='lloyd': a mini-batch does not know how full a code is")
+    start = kmeans.start_plus_plus if init == "k-means++" else kmeans.start_sample
+    blocks, centroids = kmeans.make_blocks(points_NxD, codes, chunk, mesh), []
     for level in range(levels):
-        first_KxD = start(residual_NxD, codes, jax.random.fold_in(key, level))
-        level_KxD = _lloyd(residual_NxD, first_KxD, iterations, chunk)
-        residual_NxD = residual_NxD - level_KxD[_assign(residual_NxD, level_KxD, chunk)[0]]
+        start_key, warm_key, batch_key = jax.random.split(jax.random.fold_in(key, level), 3)
+        level_KxD = start(blocks, codes, start_key)
+        if warm_iterations:
+            size = max(points_NxD.shape[0] // 8, codes)
+            sample = kmeans.make_blocks(kmeans.spread_sample(blocks, size, warm_key), codes, chunk, mesh)
+            level_KxD = kmeans.lloyd(sample, level_KxD, warm_iterations)
+        if mode == "lloyd":
+            level_KxD = kmeans.lloyd(blocks, level_KxD, iterations, capacity)
+        else:
+            level_KxD = kmeans.minibatch(blocks, level_KxD, iterations, batch, batch_key)
         centroids.append(level_KxD)
+        if level + 1 < levels:
+            code_MxC = kmeans.bounded(blocks, level_KxD, capacity) if capacity else _nearest(blocks, level_KxD)
+            blocks = blocks._replace(points=kmeans.residual(blocks, level_KxD, code_MxC))
+        if progress:
+            progress(level + 1)
     return Codebooks(jnp.stack(centroids))
 
 
-def refresh(codebooks: Codebooks, points_NxD, iterations: int = 5, chunk: int = 4096) -> Codebooks:
-    """Moves old codebooks to new points without renaming the codes: Lloyd's algorithm from the old centroids.
+def fit_from_config(points_NxD, config: TokenizerConfig, key: Array, mesh: Mesh | None = None,
+                    progress: Callable[[int], None] | None = None) -> Codebooks:
+    """`fit` with the settings of `config.tokenizer`."""
+    c = config
+    return fit(points_NxD, c.levels, c.codes, key, c.kmeans_iterations, c.kmeans_init, None, c.kmeans_mode,
+               c.kmeans_batch, c.kmeans_warm_iterations, c.kmeans_balance, mesh, progress)
 
-    Code k of level t keeps its neighbourhood, so most ids of yesterday stay valid (measure with
-    `semantic_ids.churn`). This holds only if the embedding space itself is continued: train the towers on from the
-    old parameters (`train_towers(..., initial=...)`), a space learned from scratch is rotated at random. Nothing
-    here is random.
 
-    Args:
-      codebooks: the old centroids.
-      points_NxD: float [N, D], finite, of the codebooks' width. May be fewer than codes: codes without points are moved
-        to badly fitted points while there are any, and stay where they are otherwise.
-      iterations: Lloyd iterations of a level; 0 returns the old centroids.
-      chunk: see `fit`.
+def most_points(count: int, codes: int, balance: float) -> int:
+    """The bound on the points of a code, ceil(balance * N / K); 0 (no bound) where balance is 0.
 
-    Returns:
-      Codebooks of the same shape.
-
-    Raises:
-      ValueError: points not finite or of another width.
+    Raises ValueError for a balance between 0 and 1, for which there are not enough places.
     """
-    points_NxD = _checked(points_NxD, codebooks)
-    residual_NxD, centroids = points_NxD, []
-    for old_KxD in codebooks.centroids:
-        level_KxD = _lloyd(residual_NxD, old_KxD, iterations, chunk)
-        residual_NxD = residual_NxD - level_KxD[_assign(residual_NxD, level_KxD, chunk)[0]]
-        centroids.append(level_KxD)
-    return Codebooks(jnp.stack(centroids))
+    if balance and not balance >= 1.0:
+        raise ValueError(f"balance={balance} must be 0 (no bound) or at least 1 (all codes hold equally many points)")
+    return math.ceil(balance * count / codes)
 
 
-def encode(codebooks: Codebooks, points_NxD, chunk: int = 4096) -> Array:
+def encode(codebooks: Codebooks, points_NxD, chunk: int | None = None) -> Array:
     """Codes of points, int32 [N, L]; ties go to the lower code.
+
+    May be called with any number of points: it compiles for powers of two only.
 
     Raises:
       ValueError: points not finite or of another width than the codebooks.
     """
-    residual_NxD, columns = _checked(points_NxD, codebooks), []
+    points_NxD = checked(points_NxD, codebooks)
+    chunk = kmeans.block_size(codebooks.codes, chunk)
+    count, parts = points_NxD.shape[0], []
+    for first in range(0, count, ENCODE_ROWS):
+        part = points_NxD[first:first + ENCODE_ROWS]
+        parts.append(_encode(codebooks.centroids, _padded(part, chunk))[:len(part)])
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def encode_balanced(codebooks: Codebooks, points_NxD, balance: float) -> Array:
+    """Codes of points such that no code of a level holds more than ceil(balance * N / K) of them, int32 [N, L].
+
+    For a set of points as a whole (a nightly table of ids): a code depends on the other points, see `kmeans.bounded`.
+    """
+    points_NxD, columns = checked(points_NxD, codebooks), []
+    capacity = most_points(points_NxD.shape[0], codebooks.codes, balance or 1.0)
+    blocks = kmeans.make_blocks(points_NxD, codebooks.codes)
     for level_KxD in codebooks.centroids:
-        code_N, _ = _assign(residual_NxD, level_KxD, chunk)
-        residual_NxD = residual_NxD - level_KxD[code_N]
-        columns.append(code_N)
+        code_MxC = kmeans.bounded(blocks, level_KxD, capacity)
+        blocks = blocks._replace(points=kmeans.residual(blocks, level_KxD, code_MxC))
+        columns.append(blocks.flat(code_MxC)[:points_NxD.shape[0]])
     return jnp.stack(columns, axis=-1)
 
 
@@ -139,16 +181,30 @@ def decode(codebooks: Codebooks, codes_NxL) -> Array:
     return total
 
 
-def residual_norms(codebooks: Codebooks, points_NxD, chunk: int = 4096) -> Array:
+def residual_norms(codebooks: Codebooks, points_NxD, codes_NxL=None) -> Array:
     """Root mean square length of what is left before any level and after each, float32 [L + 1].
 
-    Falls from level to level on the points that the codebooks were fitted to; on other points it need not.
+    Falls from level to level on the points that the codebooks were fitted to; on other points it need not. Its square
+    is the distortion, the mean squared distance of a point to what its codes stand for.
+
+    Args:
+      codebooks: the centroids.
+      points_NxD: float [N, D].
+      codes_NxL: int [N, L], the codes that the points carry; those of `encode` if None.
     """
-    residual_NxD = _checked(points_NxD, codebooks)
-    norms = [_rms_length(residual_NxD)]
-    for level_KxD in codebooks.centroids:
-        residual_NxD = residual_NxD - level_KxD[_assign(residual_NxD, level_KxD, chunk)[0]]
-        norms.append(_rms_length(residual_NxD))
+    points_NxD = checked(points_NxD, codebooks)
+    codes_NxL = jnp.asarray(encode(codebooks, points_NxD) if codes_NxL is None else codes_NxL)
+    if codes_NxL.shape != (points_NxD.shape[0], codebooks.levels):
+        raise ValueError(f"codes have shape {codes_NxL.shape}, the points need {(len(points_NxD), codebooks.levels)}")
+    return _norms(codebooks.centroids, jnp.asarray(points_NxD), codes_NxL)
+
+
+@jax.jit
+def _norms(centroids_LxKxD: Array, points_NxD: Array, codes_NxL: Array) -> Array:
+    norms = [_rms_length(points_NxD)]
+    for level in range(centroids_LxKxD.shape[0]):
+        points_NxD = points_NxD - centroids_LxKxD[level, codes_NxL[:, level]]
+        norms.append(_rms_length(points_NxD))
     return jnp.stack(norms)
 
 
@@ -156,79 +212,51 @@ def _rms_length(x_NxD: Array) -> Array:
     return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(x_NxD), axis=-1)))
 
 
-def _checked(points_NxD, codebooks: Codebooks | None = None) -> Array:
-    points_NxD = jnp.asarray(points_NxD, jnp.float32)
+def checked(points_NxD, codebooks: Codebooks | None = None) -> np.ndarray | Array:
+    """Points as float32 [N, D], where they were (host or device).
+
+    Raises:
+      ValueError: no [N, D] array, another width than the codebooks', or NaN or infinity; names the first point.
+    """
+    xp = jnp if isinstance(points_NxD, jax.Array) else np
+    points_NxD = xp.asarray(points_NxD, dtype=np.float32)
     if points_NxD.ndim != 2 or 0 in points_NxD.shape:
         raise ValueError(f"points must be a non-empty [N, D] array, not of shape {points_NxD.shape}")
     if codebooks is not None and points_NxD.shape[1] != codebooks.dim:
         raise ValueError(f"points are {points_NxD.shape[1]} wide, the codebooks were fitted to width {codebooks.dim}: "
                          "use the embedding they were fitted to, or fit new codebooks")
-    finite_N = np.asarray(jnp.all(jnp.isfinite(points_NxD), axis=1))
+    # A sum over D is finite only where every entry is (or where finite entries overflow: as useless).
+    finite_N = np.isfinite(np.asarray(points_NxD @ xp.ones(points_NxD.shape[1], np.float32)))
     if not finite_N.all():
         raise ValueError(f"{int((~finite_N).sum())} of {finite_N.size} points hold NaN or infinity, the first is point "
                          f"{int(np.argmin(finite_N))}")
     return points_NxD
 
 
-@functools.partial(jax.jit, static_argnames="chunk")
-def _assign(points_NxD: Array, centroids_KxD: Array, chunk: int) -> tuple[Array, Array]:
-    """Nearest code int32 [N] and squared distance to it float32 [N], one chunk of points after another."""
+_nearest = jax.jit(lambda blocks, centroids_KxD: kmeans.nearest(blocks.points, centroids_KxD))
+
+
+def _padded(points_NxD, chunk: int) -> Array:
+    """Points in blocks [M, C, D] of which both M and C are powers of two or `chunk`: few shapes to compile for."""
     count, dim = points_NxD.shape
-    chunk = min(chunk, count)
-    padded = jnp.pad(points_NxD, ((0, -count % chunk), (0, 0))).reshape(-1, chunk, dim)
-    half_norm_K = 0.5 * jnp.sum(jnp.square(centroids_KxD), axis=-1)
-
-    def nearest(points_CxD):
-        dots_CxK = jnp.einsum("cd,kd->ck", points_CxD, centroids_KxD, precision=jax.lax.Precision.HIGHEST)
-        code_C = jnp.argmin(half_norm_K - dots_CxK, axis=-1).astype(jnp.int32)
-        # The distance is taken from the difference: |x|^2 - 2xc + |c|^2 loses all digits where x is close to c.
-        return code_C, jnp.sum(jnp.square(points_CxD - centroids_KxD[code_C]), axis=-1)
-
-    code, distance = jax.lax.map(nearest, padded)
-    return code.reshape(-1)[:count], distance.reshape(-1)[:count]
+    size = chunk if count >= chunk else min(chunk, 1 << (count - 1).bit_length())
+    blocks = 1 << (-(-count // size) - 1).bit_length()
+    xp = jnp if isinstance(points_NxD, jax.Array) else np
+    if blocks * size > count:
+        points_NxD = xp.pad(points_NxD, ((0, blocks * size - count), (0, 0)))
+    return jnp.asarray(points_NxD.reshape(blocks, size, dim))
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "chunk"))
-def _lloyd(points_NxD: Array, centroids_KxD: Array, iterations: int, chunk: int) -> Array:
-    def iteration(_, centroids_KxD):
-        code_N, distance_N = _assign(points_NxD, centroids_KxD, chunk)
-        return _move(points_NxD, centroids_KxD, code_N, distance_N)
+@jax.jit
+def _encode(centroids_LxKxD: Array, points_MxCxD: Array) -> Array:
+    bias_LxK = jax.vmap(kmeans.half_norms)(centroids_LxKxD)
 
-    return jax.lax.fori_loop(0, iterations, iteration, centroids_KxD)
+    def block(points_CxD):
+        columns = []
+        for level_KxD, bias_K in zip(centroids_LxKxD, bias_LxK, strict=True):
+            code_C = kmeans.nearest_in_block(points_CxD, level_KxD, bias_K)
+            points_CxD = points_CxD - level_KxD[code_C]
+            columns.append(code_C)
+        return jnp.stack(columns, axis=-1)
 
-
-def _move(points_NxD: Array, centroids_KxD: Array, code_N: Array, distance_N: Array) -> Array:
-    """Used codes move to the mean of their points, unused ones to the worst-fitted points (one point a code)."""
-    codes = centroids_KxD.shape[0]
-    sums_KxD = jax.ops.segment_sum(points_NxD, code_N, codes)
-    counts_K = jax.ops.segment_sum(jnp.ones_like(distance_N), code_N, codes)
-    means_KxD = sums_KxD / jnp.maximum(counts_K, 1.0)[:, None]
-    dead_K = counts_K == 0
-    worst_distance, worst = jax.lax.top_k(distance_N, min(codes, distance_N.shape[0]))
-    rank_K = jnp.minimum(jnp.cumsum(dead_K) - 1, worst.shape[0] - 1)  # the j-th dead code takes the j-th worst point
-    # A point that is fitted exactly needs no second code: with few distinct points dead codes stay put.
-    reseed_K = dead_K & (worst_distance[rank_K] > 0.0)
-    moved_KxD = jnp.where(reseed_K[:, None], points_NxD[worst[rank_K]], centroids_KxD)
-    return jnp.where(dead_K[:, None], moved_KxD, means_KxD)
-
-
-@functools.partial(jax.jit, static_argnames="codes")
-def _plus_plus(points_NxD: Array, codes: int, key: Array) -> Array:
-    """k-means++ (Arthur and Vassilvitskii 2007): each start is drawn with weight squared distance to those before."""
-    first_key, rest_key = jax.random.split(key)
-    first_D = points_NxD[jax.random.randint(first_key, (), 0, points_NxD.shape[0])]
-
-    def distance_to(point_D):
-        return jnp.sum(jnp.square(points_NxD - point_D), axis=-1)
-
-    def draw(nearest_N, key):
-        # log 0 = -inf leaves a chosen point out; where every point is chosen, argmax gives point 0: a copy, no NaN.
-        point_D = points_NxD[jax.random.categorical(key, jnp.log(nearest_N))]
-        return jnp.minimum(nearest_N, distance_to(point_D)), point_D
-
-    _, others = jax.lax.scan(draw, distance_to(first_D), jax.random.split(rest_key, codes - 1))
-    return jnp.concatenate([first_D[None], others])
-
-
-def _sample(points_NxD: Array, codes: int, key: Array) -> Array:
-    return points_NxD[jax.random.choice(key, points_NxD.shape[0], (codes,), replace=False)]
+    return jax.lax.map(block, points_MxCxD).reshape(-1, centroids_LxKxD.shape[0])

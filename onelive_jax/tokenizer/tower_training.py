@@ -1,7 +1,7 @@
 """Training of the two towers by InfoNCE on a log of views.
 
-Axes: B pairs, T history views, A authors, U users, V training views, S content rows, C content width, D embedding
-width.
+Axes: B pairs, T history views, A authors, U users, V training views, S content rows or width of attributes, F width of
+user features, C content width, D embedding width.
 
 A training view is a positive pair (user, author); what the user watched before it stands for the user. Views are arrays
 in the order of a log: all views of user 0 by time, then those of user 1, …; `user_ptr[u] : user_ptr[u + 1]` are user
@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from onelive_jax.config import TokenizerConfig
-from onelive_jax.tokenizer.towers import TwoTowers, info_nce
+from onelive_jax.tokenizer.towers import TwoTowers, info_nce, tower_recall, user_embeddings
 
 Array = jax.Array
 
@@ -67,7 +67,8 @@ def slice_history(user_ptr: np.ndarray, positions: np.ndarray, length: int) -> t
 
 def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConfig, num_authors: int,
                  content: np.ndarray | None = None, content_row: np.ndarray | None = None, seed: int = 0,
-                 initial: dict | None = None, progress: Callable[[int, float], None] | None = None) -> TowersResult:
+                 initial: dict | None = None, progress: Callable[[int, float], None] | None = None,
+                 attributes: np.ndarray | None = None, user_features: np.ndarray | None = None) -> TowersResult:
     """Aligns the towers on the training views by InfoNCE (AdamW, cosine schedule).
 
     Views of the positive author are taken out of the history: with them the towers would learn that people return to
@@ -85,6 +86,8 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
       initial: parameters to go on from (a refresh: the space, and with it the codes, stays in place); they may hold
         fewer authors, the new ones start at random.
       progress: called with (steps done, mean loss since the last call) every 100 steps and at the end.
+      attributes: float32 [A, S], side features of every author (numbers, one-hot categories), or None.
+      user_features: float32 [U, F], side features of every user, or None.
 
     Returns:
       TowersResult.
@@ -95,6 +98,8 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     """
     user_ptr, author = np.asarray(user_ptr, np.int64), np.asarray(author, np.int32)
     content, content_row = _check_log(user_ptr, author, num_authors, content, content_row)
+    attributes = _check_side(attributes, "attributes", num_authors)
+    user_features = _check_side(user_features, "user_features", len(user_ptr) - 1)
     positives = _positives(user_ptr, author, config.history_items)
     if len(positives) < 2:
         raise ValueError(f"{len(positives)} of {len(author)} training views have a view of another author by the same "
@@ -105,11 +110,16 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
 
     def described(rows):
         row = content_row[rows]
+        side = {} if attributes is None else {"attributes": attributes[author[rows]]}
         return dict(author=author[rows], views=views[author[rows]].astype(np.float32),
-                    content=content[np.maximum(row, 0)], has_content=row >= 0)
+                    content=content[np.maximum(row, 0)], has_content=row >= 0) | side
+
+    def who(rows):
+        return {} if user_features is None else {"features": user_features[users_of(user_ptr, rows)]}
 
     model = TwoTowers(num_authors, config)
-    params = init_params(model, content.shape[1], seed)
+    params = init_params(model, content.shape[1], seed, 0 if attributes is None else attributes.shape[1],
+                         0 if user_features is None else user_features.shape[1])
     if initial is not None:
         params = _continue_from(initial, params)
     # Only matrices decay: neither temperature nor gate is to be pulled to 0.
@@ -122,8 +132,8 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     for index in range(config.steps):
         rows = next(batches)
         history_rows, mask = slice_history(user_ptr, rows, config.history_items)
-        state, loss = step(state, jax.random.fold_in(key, index), described(rows), described(history_rows), mask,
-                           log_q[author[rows]])
+        state, loss = step(state, jax.random.fold_in(key, index), described(rows), described(history_rows) | who(rows),
+                           mask, log_q[author[rows]])
         pending.append(loss)
         if len(pending) == REPORT_EVERY or index + 1 == config.steps:
             first, recent = index + 1 - len(pending), np.array(jax.device_get(pending))
@@ -134,12 +144,74 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     return TowersResult(jax.tree.map(np.asarray, state[0]), losses, views, len(positives), len(author) - len(positives))
 
 
-def init_params(model: TwoTowers, content_width: int, seed: int) -> dict:
-    """Initial parameters without their partitioning boxes."""
+def init_params(model: TwoTowers, content_width: int, seed: int, attribute_width: int = 0,
+                feature_width: int = 0) -> dict:
+    """Initial parameters without their partitioning boxes; a width of 0 stands for inputs that are not there."""
     one = dict(author=jnp.zeros((1,), jnp.int32), views=jnp.zeros((1,)), content=jnp.zeros((1, content_width)),
                has_content=jnp.zeros((1,), bool))
+    if attribute_width:
+        one["attributes"] = jnp.zeros((1, attribute_width))
     history = {name: value[None] for name, value in one.items()} | {"mask": jnp.zeros((1, 1), bool)}
+    if feature_width:
+        history["features"] = jnp.zeros((1, feature_width))
     return nn.unbox(model.init(jax.random.key(seed), one, history))["params"]
+
+
+def users_of(user_ptr: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whose the rows of a log are, int64 [n]."""
+    return np.searchsorted(user_ptr, rows, side="right") - 1
+
+
+def recall_on_log(result: TowersResult, config: TokenizerConfig, user_ptr: np.ndarray, author: np.ndarray,
+                  rows: np.ndarray, author_AxD: np.ndarray, ks: tuple[int, ...] = (10, 64),
+                  content: np.ndarray | None = None, content_row: np.ndarray | None = None,
+                  attributes: np.ndarray | None = None, user_features: np.ndarray | None = None,
+                  chunk: int = 4096) -> dict[int, float]:
+    """What the towers alone recall: share of views whose author is among the k nearest of *all* authors to the user.
+
+    The user is what was watched before the view (all of it, the author itself included) and its features. No list of
+    who is on air: a figure of the embedding, not of recommendations.
+
+    Args:
+      result, config: of `train_towers`.
+      user_ptr, author, content, content_row, attributes, user_features: as in `train_towers`, but of the log that is
+        asked about: it holds the views in `rows` and those before them.
+      rows: int64 [Q], the views to be found.
+      author_AxD: float32, unit length, what stands for each author (`author_embeddings`).
+      ks: how many nearest.
+      chunk: views at once.
+
+    Returns:
+      {k: share of rows}.
+
+    Raises:
+      ValueError: no rows, or inputs other than the towers were trained on.
+    """
+    if not len(rows):
+        raise ValueError("recall needs at least one view to be found")
+    found = {k: 0.0 for k in ks}
+    for first in range(0, len(rows), chunk):
+        part = rows[first:first + chunk]
+        history, mask = slice_history(user_ptr, part, config.history_items)
+        row = None if content is None else content_row[history]
+        user_BxD = user_embeddings(
+            result.params, config, result.author_views, author[history], mask,
+            None if content is None else content[np.maximum(row, 0)], None if content is None else row >= 0,
+            attributes, None if user_features is None else user_features[users_of(user_ptr, part)])
+        for k, share in tower_recall(user_BxD, author_AxD, author[part], ks).items():
+            found[k] += share * len(part) / len(rows)
+    return found
+
+
+def _check_side(values: np.ndarray | None, name: str, count: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    values = np.asarray(values, np.float32)
+    if values.ndim != 2 or values.shape[0] != count or not values.shape[1]:
+        raise ValueError(f"{name} must be a [{count}, width] array, not of shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} row {int(np.argmin(np.isfinite(values).all(axis=1)))} holds NaN or infinity")
+    return values
 
 
 def _check_log(user_ptr, author, num_authors, content, content_row):
@@ -198,8 +270,9 @@ def _train_step(model: TwoTowers, optimizer: optax.GradientTransformation):
         kept_BxT &= jax.random.bernoulli(view_key, 1.0 - HISTORY_DROPOUT, mask_BxT.shape)
         user_BxD, author_BxD, temperature = model.apply(
             {"params": params}, _hide_ids(pair, pair_key), _hide_ids(history, history_key) | {"mask": kept_BxT})
-        # Where dropout left no history there is no user to align with; the pair still serves as a negative.
-        weight_B = kept_BxT.any(axis=1).astype(jnp.float32)
+        # Where dropout left no history and there are no features, there is no user to align with; the pair still serves
+        # as a negative.
+        weight_B = (kept_BxT.any(axis=1) | ("features" in history)).astype(jnp.float32)
         return info_nce(user_BxD, author_BxD, temperature, pair["author"], log_q_B, weight_B)
 
     def step(state, *batch):

@@ -1,10 +1,10 @@
 """The user tower and the author tower: where the IA embedding comes from (paper, section a.1-3).
 
 `tower_training.train_towers` aligns them by InfoNCE. A user is what was watched lately, an author is its own
-embedding mixed with the content of its room.
+embedding mixed with the content of its room. Both may have side features: attributes of an author, features of a user.
 
-Axes: B users or pairs, T history views, A authors, M (author, moment) rows, Q queries, C content width, D embedding
-width, H hidden width.
+Axes: B users or pairs, T history views, A authors, M (author, moment) rows, Q queries, C content width, S width of an
+author's attributes, F width of a user's features, D embedding width, H hidden width.
 """
 
 from typing import Mapping
@@ -19,7 +19,7 @@ from onelive_jax.config import TokenizerConfig
 Array = jax.Array
 
 # Names of parameter axes.
-EMBED, HIDDEN, AUTHORS, CONTENT = "embed", "mlp", "authors", "content"
+EMBED, HIDDEN, AUTHORS, CONTENT, ATTRIBUTES = "embed", "mlp", "authors", "content", "features"
 # The learned temperature stays above this multiple of its start. Left alone it falls to .04 on a log of 90,000 views:
 # the towers then learn pairs by heart, and the quantizer finds no clusters in what they make.
 TEMPERATURE_FLOOR = 0.85
@@ -62,6 +62,9 @@ class AuthorTower(nn.Module):
     needs before it is trusted. It is 0 for an author never seen in training (whose own embedding is noise) and 1 where
     there is no content. An author with neither keeps its random, untrained embedding: its codes set it apart but mean
     nothing.
+
+    With attributes, x_AId = [views > 0] id + MLP(attributes): an author never seen, and without content, is then placed
+    by its attributes.
     """
 
     num_authors: int
@@ -69,7 +72,8 @@ class AuthorTower(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, author: Array, views: Array, content: Array, has_content: Array) -> Array:
+    def __call__(self, author: Array, views: Array, content: Array, has_content: Array,
+                 attributes: Array | None = None) -> Array:
         """Fused author vectors, before the L2 norm.
 
         Args:
@@ -77,6 +81,7 @@ class AuthorTower(nn.Module):
           views: float32 [...], the author's training views.
           content: float32 [..., C], concat(x_30s, x_pool); C may be 0.
           has_content: bool [...], False where no content is known at that moment (the vector is then ignored).
+          attributes: float32 [..., S], the author's side features, or None where the log has none.
 
         Returns:
           float32 [..., D].
@@ -84,6 +89,9 @@ class AuthorTower(nn.Module):
         table = self.param("author_id", nn.with_logical_partitioning(nn.initializers.normal(self.dim**-0.5),
                                                                      (AUTHORS, EMBED)), (self.num_authors, self.dim))
         x_id = table[author]
+        if attributes is not None:
+            known = (views > 0)[..., None]
+            x_id = jnp.where(known, x_id, 0.0) + Mlp(self.hidden, self.dim, ATTRIBUTES, name="attributes")(attributes)
         if content.shape[-1] == 0:
             return x_id
         gate = self.param("gate", nn.with_logical_partitioning(lambda *_: jnp.array([1.0, -2.0]), (None,)))
@@ -110,10 +118,12 @@ class UserTower(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, items_BxTxD: Array, mask_BxT: Array) -> Array:
+    def __call__(self, items_BxTxD: Array, mask_BxT: Array, features_BxF: Array | None = None) -> Array:
         """float32 [B, D], before the L2 norm, from items float32 [B, T, D], oldest first, and their mask bool [B, T].
 
-        A user without any view is the MLP's biases alone. Raises ValueError where T exceeds `history`.
+        Features of the users float32 [B, F], where there are any, go through an MLP of their own, whose output is
+        added: a user without any view is then placed by them, and is the MLPs' biases alone otherwise. Raises
+        ValueError where T exceeds `history`.
         """
         if items_BxTxD.shape[1] > self.history:
             raise ValueError(f"a history of {items_BxTxD.shape[1]} views is longer than config.tokenizer.history_items="
@@ -125,7 +135,10 @@ class UserTower(nn.Module):
         score_BxT = jnp.where(mask_BxT, score_BxT, -1e9)
         weight_BxT = jax.nn.softmax(score_BxT, axis=-1) * mask_BxT
         pooled_BxD = jnp.einsum("bt,btd->bd", weight_BxT, items_BxTxD)
-        return pooled_BxD + Mlp(self.hidden, self.dim, EMBED, name="mlp")(pooled_BxD)
+        user_BxD = pooled_BxD + Mlp(self.hidden, self.dim, EMBED, name="mlp")(pooled_BxD)
+        if features_BxF is None:
+            return user_BxD
+        return user_BxD + Mlp(self.hidden, self.dim, ATTRIBUTES, name="features")(features_BxF)
 
 
 class TwoTowers(nn.Module):
@@ -141,16 +154,23 @@ class TwoTowers(nn.Module):
         self.log_excess = self.param("log_excess_temperature",
                                      nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
 
-    def authors(self, author: Array, views: Array, content: Array, has_content: Array) -> Array:
+    def authors(self, author: Array, views: Array, content: Array, has_content: Array,
+                attributes: Array | None = None) -> Array:
         """IA embeddings, unit length, float32 [..., D]; arguments as `AuthorTower`."""
-        return _normalise(self.author_tower(author, views, content, has_content))
+        return _normalise(self.author_tower(author, views, content, has_content, attributes))
 
-    def users(self, author: Array, views: Array, content: Array, has_content: Array, mask: Array) -> Array:
-        """User embeddings, unit length, float32 [B, D], from history views [B, T] described as in `AuthorTower`."""
-        return _normalise(self.user_tower(self.author_tower(author, views, content, has_content), mask))
+    def users(self, author: Array, views: Array, content: Array, has_content: Array, mask: Array,
+              attributes: Array | None = None, features: Array | None = None) -> Array:
+        """User embeddings, unit length, float32 [B, D], from history views [B, T] described as in `AuthorTower` and,
+        where there are any, features of the users float32 [B, F]."""
+        items_BxTxD = self.author_tower(author, views, content, has_content, attributes)
+        return _normalise(self.user_tower(items_BxTxD, mask, features))
 
     def __call__(self, pair: Mapping[str, Array], history: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-        """(users [B, D], authors [B, D], temperature []) of positive pairs and the histories before them."""
+        """(users [B, D], authors [B, D], temperature []) of positive pairs and the histories before them.
+
+        `pair` holds the arguments of `authors`, `history` those of `users`.
+        """
         # The excess over the floor is learned, not clipped: a clipped temperature could never rise again.
         excess = (1.0 - TEMPERATURE_FLOOR) * jnp.exp(self.log_excess)
         temperature = self.config.temperature * (TEMPERATURE_FLOOR + excess)
@@ -183,7 +203,7 @@ def info_nce(user_BxD: Array, author_BxD: Array, temperature: Array, author_B: A
 
 def author_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndarray, author: np.ndarray | None = None,
                       content: np.ndarray | None = None, has_content: np.ndarray | None = None,
-                      chunk: int = 65536) -> np.ndarray:
+                      chunk: int = 65536, attributes: np.ndarray | None = None) -> np.ndarray:
     """IA embeddings of authors, or of (author, moment) rows.
 
     Args:
@@ -194,32 +214,45 @@ def author_embeddings(params: dict, config: TokenizerConfig, author_views: np.nd
       content: float32 [M, C], the content of each row, or None where the towers were trained without.
       has_content: bool [M]; all True if None.
       chunk: rows computed at once.
+      attributes: float32 [A, S], side features of every author, or None where the towers were trained without.
 
     Returns:
       float32 [M, D], unit length.
 
     Raises:
-      ValueError: content given to towers trained without it, or the other way round.
+      ValueError: content or attributes given to towers trained without them, or the other way round, of another width,
+        or NaN or infinite where they are read.
     """
     table = params["author_tower"]["author_id"]
     author = np.arange(len(table), dtype=np.int32) if author is None else np.asarray(author, np.int32)
     if (content is not None) != ("content" in params["author_tower"]):
         raise ValueError("the towers were trained " + ("without content: give none" if content is not None else
                                                        "with content: give `content`, one row an author"))
+    attributes = _check_attributes(params, attributes)
     content = np.zeros((len(author), 0), np.float32) if content is None else np.asarray(content, np.float32)
     has_content = np.full(len(author), content.shape[1] > 0) if has_content is None else np.asarray(has_content, bool)
+    _check_content(params, content, has_content)
     model = TwoTowers(len(table), config)
     embed = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="authors"))
     views = np.asarray(author_views)[author].astype(np.float32)
-    parts = [embed(params, author[i:i + chunk], views[i:i + chunk], content[i:i + chunk], has_content[i:i + chunk])
+    sides = [] if attributes is None else [attributes[author]]
+    parts = [embed(params, *(rows[i:i + chunk] for rows in (author, views, content, has_content, *sides)))
              for i in range(0, len(author), chunk)]
     return np.concatenate([np.asarray(part) for part in parts])
 
 
 def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndarray, history_BxT: np.ndarray,
                     mask_BxT: np.ndarray, content_BxTxC: np.ndarray | None = None,
-                    has_content_BxT: np.ndarray | None = None) -> np.ndarray:
-    """User embeddings, unit length, float32 [B, D], from the authors of recent views int32 [B, T], oldest first."""
+                    has_content_BxT: np.ndarray | None = None, attributes_AxS: np.ndarray | None = None,
+                    features_BxF: np.ndarray | None = None) -> np.ndarray:
+    """User embeddings, unit length, float32 [B, D], from the authors of recent views int32 [B, T], oldest first.
+
+    Content of those views, attributes of all authors and features of the users: as the towers were trained.
+    """
+    if (features_BxF is not None) != ("features" in params["user_tower"]):
+        raise ValueError("the towers were trained " + ("without user features: give none" if features_BxF is not None
+                                                       else "with user features: give `features_BxF`, one row a user"))
+    attributes_AxS = _check_attributes(params, attributes_AxS)
     if content_BxTxC is None:
         content_BxTxC = np.zeros((*history_BxT.shape, 0), np.float32)
     if has_content_BxT is None:
@@ -227,7 +260,36 @@ def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndar
     model = TwoTowers(len(params["author_tower"]["author_id"]), config)
     embed = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="users"))
     views = np.asarray(author_views)[history_BxT].astype(np.float32)
-    return np.asarray(embed(params, history_BxT, views, content_BxTxC, has_content_BxT, mask_BxT))
+    _check_content(params, content_BxTxC, has_content_BxT)
+    attributes = None if attributes_AxS is None else attributes_AxS[history_BxT]
+    return np.asarray(embed(params, history_BxT, views, content_BxTxC, has_content_BxT, mask_BxT, attributes,
+                            features_BxF))
+
+
+def _check_content(params: dict, content: np.ndarray, has_content: np.ndarray) -> None:
+    if "content" not in params["author_tower"]:
+        return
+    width = params["author_tower"]["content"]["w_in"].shape[0]
+    if content.shape[-1] != width:
+        raise ValueError(f"content is {content.shape[-1]} wide, the towers were trained on width {width}: use the "
+                         "segment embeddings they were trained on, or train them anew")
+    bad = has_content & ~np.isfinite(content.sum(axis=-1))
+    if bad.any():
+        raise ValueError(f"{int(bad.sum())} content rows hold NaN or infinity, the first is row "
+                         f"{int(np.argmax(bad.reshape(-1)))}: set has_content to False there, or mend them")
+
+
+def _check_attributes(params: dict, attributes_AxS: np.ndarray | None) -> np.ndarray | None:
+    tower = params["author_tower"]
+    if (attributes_AxS is not None) != ("attributes" in tower):
+        raise ValueError("the towers were trained " + ("without attributes: give none" if attributes_AxS is not None
+                                                       else "with attributes: give `attributes`, one row an author"))
+    if attributes_AxS is None:
+        return None
+    attributes_AxS, width = np.asarray(attributes_AxS, np.float32), tower["attributes"]["w_in"].shape[0]
+    if attributes_AxS.ndim != 2 or attributes_AxS.shape[1] != width:
+        raise ValueError(f"attributes have shape {attributes_AxS.shape}, the towers were trained on width {width}")
+    return attributes_AxS
 
 
 def tower_recall(user_QxD: np.ndarray, author_AxD: np.ndarray, target_Q: np.ndarray, ks: tuple[int, ...] = (10, 64),

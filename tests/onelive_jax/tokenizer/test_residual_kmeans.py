@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onelive_jax.tokenizer import residual_kmeans
+from onelive_jax.tokenizer import kmeans, residual_kmeans
+from onelive_jax.tokenizer.refresh import refresh
 from onelive_jax.tokenizer.residual_kmeans import Codebooks
 
 KEY = jax.random.key(0)
@@ -87,9 +88,10 @@ def test_chunks_change_nothing():
 
 
 def test_distances_are_never_held_for_all_points_and_codes_at_once():
-    traced = jax.make_jaxpr(lambda x, c: residual_kmeans._assign(x, c, 32))(jnp.zeros((4096, 4)), jnp.zeros((64, 4)))
-    assert "4096,64" not in str(traced)
-    assert "32,64" in str(traced)
+    traced = jax.make_jaxpr(kmeans.nearest)(kmeans.make_blocks(np.zeros((4096, 4)), 64, 32).points, jnp.zeros((64, 4)))
+    assert "64,32]" in str(traced)
+    assert "64,4096]" not in str(traced)
+    assert "128,64,32]" not in str(traced)
 
 
 def test_the_key_decides():
@@ -102,23 +104,24 @@ def test_the_key_decides():
 def test_order_of_points_does_not_change_a_refresh():
     points, old = cloud(), residual_kmeans.fit(cloud(), 2, 8, KEY)
     order = np.random.default_rng(2).permutation(len(points))
-    chex.assert_trees_all_close(residual_kmeans.refresh(old, points), residual_kmeans.refresh(old, points[order]),
+    chex.assert_trees_all_close(refresh(old, points), refresh(old, points[order]),
                                 atol=1e-4)
 
 
 def test_dead_codes_move_to_the_worst_fitted_points():
     points = np.array([[0.0, 0], [0, 1], [9, 0], [0, -7]], np.float32)
     centroids = np.array([[0.0, 0], [100, 100], [200, 200]], np.float32)
-    code, distance = residual_kmeans._assign(points, centroids, 4)
-    np.testing.assert_array_equal(code, [0, 0, 0, 0])
-    moved = residual_kmeans._move(points, centroids, code, distance)
+    blocks = kmeans.make_blocks(points, 3)
+    code = kmeans.nearest(blocks.points, jnp.asarray(centroids))
+    np.testing.assert_array_equal(code, [[0, 0, 0, 0]])
+    moved = kmeans.move(blocks, jnp.asarray(centroids), code, *kmeans.cluster_sums(blocks, code, 3, False))
     chex.assert_trees_all_close(moved, np.array([[2.25, -1.5], [9, 0], [0, -7]], np.float32))
 
 
 def test_lloyd_revives_dead_codes():
     points, _ = planted()
     stuck = Codebooks(jnp.concatenate([jnp.zeros((1, 1, 3)), jnp.full((1, 7, 3), 1e3)], axis=1))
-    codes = residual_kmeans.encode(residual_kmeans.refresh(stuck, points, iterations=20), points)
+    codes = residual_kmeans.encode(refresh(stuck, points, iterations=20, step=1.0), points)
     assert len(np.unique(codes)) == 8
 
 
@@ -126,15 +129,15 @@ def test_refresh_keeps_codes_where_points_hardly_move():
     points, label = planted()
     old = residual_kmeans.fit(points, 1, 8, KEY)
     moved = points + np.float32(0.5)
-    new = residual_kmeans.refresh(old, moved)
+    new = refresh(old, moved, step=1.0)
     np.testing.assert_array_equal(residual_kmeans.encode(old, points), residual_kmeans.encode(new, moved))
     chex.assert_trees_all_close(new.centroids, old.centroids + 0.5, atol=1e-4)
-    chex.assert_trees_all_equal(residual_kmeans.refresh(old, moved, iterations=0), old)
+    chex.assert_trees_all_equal(refresh(old, moved, iterations=0), old)
 
 
 def test_refresh_takes_fewer_points_than_codes():
     old = residual_kmeans.fit(cloud(), 2, 16, KEY)
-    chex.assert_tree_all_finite(residual_kmeans.refresh(old, cloud(3)))
+    chex.assert_tree_all_finite(refresh(old, cloud(3)))
 
 
 @pytest.mark.parametrize("init", ["k-means++", "sample"])
@@ -157,7 +160,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="iterations=0"):
         residual_kmeans.fit(points, 1, 2, KEY, iterations=0)
     codebooks = residual_kmeans.fit(points, 2, 2, KEY)
-    for use in (residual_kmeans.encode, residual_kmeans.refresh, residual_kmeans.residual_norms):
+    for use in (residual_kmeans.encode, refresh, residual_kmeans.residual_norms):
         with pytest.raises(ValueError, match="5 wide, the codebooks were fitted to width 3"):
             use(codebooks, cloud(10, 5))
     with pytest.raises(ValueError, match=r"0 … 2, allowed are 0 … 1"):

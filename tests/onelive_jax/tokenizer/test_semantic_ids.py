@@ -117,3 +117,50 @@ def test_figures_refuse_what_is_no_set_of_ids():
             figure(np.zeros((0, 3), int))
         with pytest.raises(ValueError, match="codes >= 0"):
             figure([[0, -1]])
+
+
+def test_new_segments_extend_the_table_and_late_ones_are_counted():
+    table = moving()  # author 0: ALWAYS, 100, 200; author 1: ALWAYS; author 2: ALWAYS, 300, 500
+    more, late, changed = table.extend([0, 2, 1, 0, 2, 4, 3], [150, 500, 50, 400, 600, 9, 7],
+                                       [[9, 9], [4, 4], [1, 1], [5, 0], [4, 4], [8, 8], [6, 6]])
+    assert late == 1  # author 0 at 150: older than its 200
+    np.testing.assert_array_equal(changed, [0, 2, 3, 4])  # author 1 repeats its codes
+    np.testing.assert_array_equal(more.codes_at([0, 0, 1, 2, 2, 3, 4], [399, 400, 60, 499, 500, 0, 9]),
+                                  [[8, 0], [5, 0], [1, 1], [2, 3], [4, 4], [6, 6], [8, 8]])
+    assert len(more.author) == len(table.author) + 3  # author 0's row, and one for each new author
+    np.testing.assert_array_equal(table.codes_at(0, 400), [8, 0])  # the old table stays as it was
+    same, late, changed = more.extend([], [], np.zeros((0, 2)))
+    chex.assert_trees_all_equal(same.to_arrays(), more.to_arrays())
+    assert (late, len(changed)) == (0, 0)
+
+
+def test_segments_as_they_come_give_the_table_of_all_at_once():
+    rng = np.random.default_rng(0)
+    base, author = rng.integers(0, 3, (9, 2)), rng.integers(0, 9, 200)
+    from_ms, codes = np.sort(rng.integers(0, 50, 200)), rng.integers(0, 3, (200, 2))
+    table = IdTable.static(base)
+    for first in range(0, 200, 7):
+        part = slice(first, first + 7)
+        table, late, _ = table.extend(author[part], from_ms[part], codes[part])
+        assert late == 0
+    ask, when = rng.integers(0, 9, 500), rng.integers(-2, 52, 500)
+    whole = IdTable.dynamic(base, author, from_ms, codes)
+    np.testing.assert_array_equal(table.codes_at(ask, when), whole.codes_at(ask, when))
+
+
+def test_bad_segments_are_named():
+    with pytest.raises(ValueError, match="name author 4; the table holds 0 … 2"):
+        moving().extend([4], [1], [[0, 0]])
+    with pytest.raises(ValueError, match=r"codes \[M, 2\]"):
+        moving().extend([0], [900], [[0, 0, 0]])
+
+
+def test_churn_counts_only_the_unchanged():
+    assert semantic_ids.churn([[0], [1]], [[1], [1]], unchanged=[False, True]) == {"q0": 0.0}
+    with pytest.raises(ValueError, match="at least one author"):
+        semantic_ids.churn([[0]], [[0]], unchanged=[False])
+
+
+def test_pairs_of_many_codes_are_counted_without_a_table_of_pairs():
+    codes = np.random.default_rng(0).integers(0, 65536, (1000, 3))
+    assert semantic_ids.utilization(codes, 65536)["L0xL1"] == len({(a, b) for a, b, _ in codes}) / 65536**2

@@ -126,3 +126,41 @@ def test_bad_logs_are_named(change, message):
     log = dict(user_ptr=[0, 2, 4], author=[0, 1, 1, 2], config=CONFIG, num_authors=3) | change
     with pytest.raises(ValueError, match=message):
         train_towers(**log)
+
+
+def test_side_features_place_authors_and_users_never_seen():
+    world = np.eye(3, dtype=np.float32)
+    attributes, features = np.repeat(world, 8, axis=0), world[np.arange(60) % 3]
+    user_ptr, author = world_log()
+    result = train_towers(user_ptr, author, CONFIG, AUTHORS, attributes=attributes, user_features=features)
+    embedding = towers.author_embeddings(result.params, CONFIG, result.author_views, attributes=attributes)
+    unseen = np.arange(7, AUTHORS, 8)
+    others = np.delete(embedding, unseen, axis=0)
+    np.testing.assert_array_equal((embedding[unseen] @ others.T).argmax(axis=1) // 7, [0, 1, 2])
+    nobody = towers.user_embeddings(result.params, CONFIG, result.author_views, np.zeros((3, 2), int),
+                                    np.zeros((3, 2), bool), attributes_AxS=attributes, features_BxF=world)
+    np.testing.assert_array_equal((nobody @ embedding.T).argmax(axis=1) // 8, [0, 1, 2])
+    recall = tower_training.recall_on_log(result, CONFIG, user_ptr, author, user_ptr[1:] - 1, embedding, (8, AUTHORS),
+                                          attributes=attributes, user_features=features, chunk=17)
+    assert recall[8] > 0.9
+    assert recall[AUTHORS] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="trained with attributes"):
+        towers.author_embeddings(result.params, CONFIG, result.author_views)
+    with pytest.raises(ValueError, match="trained with user features"):
+        towers.user_embeddings(result.params, CONFIG, result.author_views, np.zeros((1, 2), int), np.ones((1, 2), bool),
+                               attributes_AxS=attributes)
+    with pytest.raises(ValueError, match="attributes row 1 holds NaN"):
+        train_towers(user_ptr, author, CONFIG, AUTHORS, attributes=np.where(attributes[:, :1] * 0 + np.arange(
+            AUTHORS)[:, None] == 1, np.nan, attributes))
+
+
+def test_content_of_another_width_and_nan_content_are_named():
+    user_ptr, author = world_log()
+    config = TokenizerConfig(dim=4, hidden=4, history_items=3, steps=1, batch_size=16)
+    result = train_towers(user_ptr, author, config, AUTHORS, content=world_content(), content_row=author)
+    with pytest.raises(ValueError, match="content is 4 wide, the towers were trained on width 5"):
+        towers.author_embeddings(result.params, config, result.author_views, content=np.zeros((AUTHORS, 4)))
+    broken = world_content()
+    broken[2] = np.inf
+    with pytest.raises(ValueError, match="1 content rows hold NaN or infinity, the first is row 2"):
+        towers.author_embeddings(result.params, config, result.author_views, content=broken)

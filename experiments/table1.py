@@ -1,0 +1,151 @@
+"""The paper's Table 1 beside ours: utilization and collisions of ids, by embedding, quantizer and size.
+
+    python -m experiments.table1 --workdir=W [--config.simulator.authors=200000]
+
+Towers are trained on the views of a simulated platform. Every author with content then gets one id, from its content
+of the last moment (MLLM: x_30s and x_pool as they come; IA: the author tower's output), by residual k-means and, for
+IA, by an RQ-VAE. The paper has 4 million authors; code counts are scaled by the cube root of the ratio of authors, so that
+there are as many authors for each possible id. Of each ordering in the paper it is said whether it holds here. Rows are
+kept in W/table1.json as they are made: a killed run goes on.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.content import author_content
+from experiments import flags
+from experiments.prepare import Log, prepare
+from onelive_jax.config import Config
+from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids, tower_training, towers
+from onelive_jax.training import checkpoints
+
+PAPER_AUTHORS = 4_000_000
+COLUMNS = ("L0", "L1", "L2", "L0xL1", "CR SID", "CR author")
+# (embedding, quantizer, codes of a level) → the paper's figures, in per cent.
+PAPER = {
+    ("MLLM", "Res-Kmeans", 512): (100, 99.61, 97.66, 53.83, 28.10, 63.83),
+    ("MLLM", "Res-Kmeans", 8192): (88.99, 63.93, 53.10, 2.34, 3.56, 9.47),
+    ("IA", "RQ-VAE", 512): (100, 100, 100, 74.41, 15.76, 39.76),
+    ("IA", "RQ-VAE", 8192): (100, 100, 100, 1.16, 8.54, 22.78),
+    ("IA", "Res-Kmeans", 512): (100, 100, 100, 93.98, 9.72, 23.03),
+    ("IA", "Res-Kmeans", 8192): (100, 100, 100, 4.50, 0.66, 1.76),
+}
+# (what the paper's table says, better row, column, worse row, +1: the better one is higher, −1: lower).
+ORDERINGS = [
+    (f"{column} of {'/'.join(map(str, better))} {'above' if sign > 0 else 'below'} that of {'/'.join(map(str, worse))}",
+     better, column, worse, sign)
+    for column, sign, pairs in (
+        ("CR author", -1, [(("IA", "Res-Kmeans", k), (e, q, k)) for k in (512, 8192)
+                           for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"))]
+         + [((e, q, 8192), (e, q, 512)) for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"), ("IA", "Res-Kmeans"))]),
+        ("CR SID", -1, [(("IA", "Res-Kmeans", k), (e, q, k)) for k in (512, 8192)
+                        for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"))]),
+        ("L0xL1", +1, [(("IA", "Res-Kmeans", k), (e, q, k)) for k in (512, 8192)
+                       for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"))]),
+        ("L2", +1, [(("IA", "Res-Kmeans", 8192), ("MLLM", "Res-Kmeans", 8192))]),
+    ) for better, worse in pairs]
+
+
+def scaled(codes: int, authors: int) -> int:
+    """The code count that leaves as many authors for each possible id (of three levels) as the paper has."""
+    return max(2, round(codes * (authors / PAPER_AUTHORS) ** (1 / 3)))
+
+
+def embeddings(config: Config, workdir: Path, log: Log) -> tuple[np.ndarray, np.ndarray]:
+    """(MLLM float32 [A', 2C], IA float32 [A', D]) of the A' authors with content, from towers trained once."""
+    content = author_content(log.tables, log.split.p1_ms)
+    row = content.row_at(np.arange(log.num_authors), np.full(log.num_authors, log.split.end_ms))
+    author = np.flatnonzero(row >= 0).astype(np.int32)
+    print(f"{author.size:,} of {log.num_authors:,} authors were on air: the others have no content, and no id here")
+    values, c = content.values(row[author]), config.tokenizer
+    folder = workdir / "towers"
+    if not folder.exists():
+        training = log.training_views
+        users = log.views.users()[training]
+        ptr = np.searchsorted(users, np.arange(log.views.num_users + 1))
+        rows, view_row = np.unique(content.row_at(log.views.author[training], log.views.start_ms[training]),
+                                   return_inverse=True)
+        with tqdm(total=c.steps, desc="towers", unit="step", disable=None) as bar:
+            result = tower_training.train_towers(
+                ptr, log.views.author[training], c, log.num_authors, content.values(rows),
+                np.where(rows[view_row] < 0, -1, view_row), config.seed,
+                progress=lambda step, loss: (bar.update(step - bar.n), bar.set_postfix(loss=f"{loss:.3f}")))
+        checkpoints.save_artifact(folder, {"towers": result.params, "author_views": result.author_views},
+                                  {"kind": "table1-towers", "version": 1})
+    arrays, _ = checkpoints.load_artifact(folder, "table1-towers", 1)
+    return values, towers.author_embeddings(arrays["towers"], c, arrays["author_views"], author, values)
+
+
+def quantized(points: np.ndarray, quantizer: str, codes: int, config: Config, rq_vae_steps: int) -> np.ndarray:
+    """int32 [N, 3], the ids of points by one of the two quantizers."""
+    if quantizer == "RQ-VAE":
+        settings = rq_vae.Settings(levels=3, codes=codes, latent=config.tokenizer.dim, hidden=config.tokenizer.hidden)
+        with tqdm(total=rq_vae_steps, desc=f"RQ-VAE 3x{codes}", unit="step", disable=None) as bar:
+            state, _ = rq_vae.train(points, settings, rq_vae_steps, config.seed,
+                                    progress=lambda step, error: (bar.update(step - bar.n),
+                                                                  bar.set_postfix(error=f"{error:.4f}")))
+        return np.asarray(rq_vae.encode(state, points, settings))
+    books = residual_kmeans.fit(points, 3, codes, jax.random.key(config.seed), config.tokenizer.kmeans_iterations,
+                                config.tokenizer.kmeans_init)
+    return np.asarray(residual_kmeans.encode(books, points))
+
+
+def row_of(codes_Nx3: np.ndarray, codes: int) -> list[float]:
+    """The figures of `COLUMNS`, in per cent."""
+    used = semantic_ids.utilization(codes_Nx3, codes)
+    return [100 * float(x) for x in (*(used[name] for name in COLUMNS[:4]), *semantic_ids.collision_rates(codes_Nx3))]
+
+
+def format_table1(rows: dict[tuple, list[float]], sizes: dict[int, int]) -> str:
+    """Ours over the paper's, row by row, then the orderings."""
+    head = f"{'embedding':10} {'quantizer':11} {'size':>8}  " + "".join(f"{name:>11}" for name in COLUMNS)
+    lines = [head, "-" * len(head)]
+    for key, paper in PAPER.items():
+        if key not in rows:
+            continue
+        embedding, quantizer, codes = key
+        lines.append(f"{embedding:10} {quantizer:11} {f'3x{sizes[codes]}':>8}  "
+                     + "".join(f"{value:10.2f}%" for value in rows[key]))
+        lines.append(f"{'  paper':22} {f'3x{codes}':>8}  " + "".join(f"{value:10.2f}%" for value in paper))
+    lines.append("")
+    for text, better, column, worse, sign in ORDERINGS:
+        if better in rows and worse in rows:
+            a, b = (rows[key][COLUMNS.index(column)] for key in (better, worse))
+            verdict = "holds" if sign * (a - b) > 0 else ("equal here" if a == b else "DOES NOT HOLD")
+            lines.append(f"{verdict:14} {text}: {a:.2f} % and {b:.2f} % here")
+    return "\n".join(lines)
+
+
+def main(config: Config, workdir: Path) -> None:
+    file = workdir / "table1.json"
+    log = prepare(config, workdir)
+    mllm, ia = embeddings(config, workdir, log)
+    points = {"MLLM": mllm, "IA": ia}
+    sizes = {codes: scaled(codes, len(ia)) for codes in (512, 8192)}
+    steps = 20 * max(1, len(ia) // 1024)  # 20 epochs
+    kept = json.loads(file.read_text()) if file.is_file() else {"authors": len(ia), "rows": []}
+    if kept["authors"] != len(ia):
+        raise ValueError(f"{file} was made with {kept['authors']:,} authors, now there are {len(ia):,}: choose another "
+                         "--workdir")
+    rows = {tuple(row["key"]): row["figures"] for row in kept["rows"]}
+    for key in PAPER:
+        if key in rows:
+            continue
+        embedding, quantizer, codes = key
+        began = time.perf_counter()
+        rows[key] = row_of(quantized(points[embedding], quantizer, sizes[codes], config, steps), sizes[codes])
+        kept["rows"].append({"key": key, "codes": sizes[codes], "figures": rows[key],
+                             "seconds": time.perf_counter() - began})
+        file.write_text(json.dumps(kept, indent=1))
+    print(format_table1(rows, sizes))
+    print(f"\n{len(ia):,} authors; utilization (L0 … L0xL1) and collision rates by the paper's definitions; {file}")
+
+
+if __name__ == "__main__":
+    flags.define_config(default_config="experiments/configs/table1.py")
+    flags.run(main)

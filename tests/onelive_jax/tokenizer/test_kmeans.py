@@ -1,0 +1,140 @@
+"""One level: sums, starts, mini-batches, bounded sizes, eight devices against one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onelive_jax.config import TokenizerConfig
+from onelive_jax.tokenizer import kmeans, residual_kmeans
+
+ROOT = Path(__file__).resolve().parents[3]
+KEY = jax.random.key(0)
+
+
+def cloud(points=300, dim=4, seed=0):
+    return np.random.default_rng(seed).normal(size=(points, dim)).astype(np.float32)
+
+
+def test_blocks_hold_every_point_once():
+    points = cloud(103)
+    blocks = kmeans.make_blocks(points, 8, chunk=10)
+    assert blocks.points.shape[1] <= 10
+    np.testing.assert_array_equal(blocks.flat(blocks.points)[:103], points)
+    assert int(blocks.is_point().sum()) == 103
+
+
+def test_sums_by_scatter_by_product_and_by_a_loop_agree():
+    points, code = cloud(37), np.random.default_rng(1).integers(0, 5, 37)
+    blocks = kmeans.make_blocks(points, 6, chunk=8)
+    padded = jnp.asarray(np.pad(code, (0, blocks.is_point().size - 37))).reshape(blocks.points.shape[:2])
+    sums = np.stack([points[code == k].sum(axis=0) for k in range(6)])  # code 5 is empty, padding is in no code
+    for one_hot in (False, True):
+        got, sizes = kmeans.cluster_sums(blocks, padded, 6, one_hot)
+        chex.assert_trees_all_close(got, sums, atol=1e-4)
+        np.testing.assert_array_equal(sizes, np.bincount(code, minlength=6))
+
+
+def test_ties_go_to_the_lower_code():
+    twice = jnp.asarray(np.repeat(cloud(4), 2, axis=0))
+    np.testing.assert_array_equal(kmeans.nearest_in_block(twice, twice, kmeans.half_norms(twice)) % 2, np.zeros(8))
+
+
+def test_no_iteration_raises_the_error():
+    blocks = kmeans.make_blocks(cloud(), 12, chunk=64)
+    centroids, errors = kmeans.start_sample(blocks, 12, KEY), []
+    for iterations in range(12):
+        moved = kmeans.lloyd(blocks, centroids, iterations)
+        error = kmeans.distances(blocks.points, moved, kmeans.nearest(blocks.points, moved))
+        errors.append(float(jnp.where(blocks.is_point(), error, 0.0).sum()))
+    assert np.all(np.diff(errors) <= 1e-3)
+    assert errors[-1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 999])
+def test_a_spread_sample_is_distinct_points(size):
+    points = cloud()
+    sample = np.asarray(kmeans.spread_sample(kmeans.make_blocks(points, 8, chunk=64), size, KEY))
+    assert len(np.unique(sample, axis=0)) == len(sample) == min(size, 300)
+    assert {tuple(row) for row in sample} <= {tuple(row) for row in points}
+
+
+def test_minibatches_end_near_lloyd_and_follow_the_key():
+    points = cloud(2000)
+    error = {mode: float(residual_kmeans.residual_norms(
+        residual_kmeans.fit(points, 1, 16, KEY, iterations=10, mode=mode, batch=256), points)[-1])
+        for mode in ("lloyd", "minibatch")}
+    assert error["minibatch"] < 1.03 * error["lloyd"]
+    runs = [residual_kmeans.fit(points, 1, 16, KEY, iterations=2, mode="minibatch", batch=256) for _ in range(2)]
+    chex.assert_trees_all_equal(*runs)
+
+
+def test_a_warm_start_replaces_passes():
+    points = cloud(4000)
+    fits = {name: residual_kmeans.fit(points, 1, 16, KEY, init="sample", **settings) for name, settings in {
+        "cold": {"iterations": 1}, "warm": {"iterations": 1, "warm_iterations": 15}}.items()}
+    cold, warm = (float(residual_kmeans.residual_norms(fits[name], points)[-1]) for name in ("cold", "warm"))
+    assert warm < 0.98 * cold
+
+
+@pytest.mark.parametrize("balance, most", [(1.0, 25), (1.2, 30)])
+def test_no_code_holds_more_than_its_bound(balance, most):
+    points = np.concatenate([0.1 * cloud(180), 5 + cloud(20, seed=1)])  # most of them in one place
+    books = residual_kmeans.fit(points, 2, 8, KEY, iterations=3, balance=balance)
+    codes = np.asarray(residual_kmeans.encode_balanced(books, points, balance))
+    sizes = np.array([np.bincount(codes[:, level], minlength=8) for level in range(2)])
+    assert sizes.max() <= most
+    assert sizes.sum() == 400
+    free = np.bincount(np.asarray(residual_kmeans.encode(residual_kmeans.fit(points, 1, 8, KEY), points))[:, 0])
+    assert free.max() > most  # without the bound they are not even
+
+
+def test_bounded_codes_are_the_nearest_where_there_is_room():
+    blocks = kmeans.make_blocks(np.array([[0.0], [1.0], [2.0], [10.0]], np.float32), 2)
+    centroids = jnp.array([[0.0], [10.0]])
+    np.testing.assert_array_equal(kmeans.bounded(blocks, centroids, 4), [[0, 0, 0, 1]])
+    np.testing.assert_array_equal(kmeans.bounded(blocks, centroids, 2), [[0, 0, 1, 1]])  # the farthest gives way
+
+
+def test_settings_reach_the_fit_and_wrong_ones_are_named():
+    config = TokenizerConfig(levels=2, codes=4, kmeans_iterations=2, kmeans_init="sample", kmeans_warm_iterations=1)
+    books = residual_kmeans.fit_from_config(cloud(), config, KEY)
+    chex.assert_trees_all_equal(books, residual_kmeans.fit(cloud(), 2, 4, KEY, 2, "sample", warm_iterations=1))
+    with pytest.raises(ValueError, match="balance=0.5 must be 0"):
+        residual_kmeans.fit(cloud(), 1, 4, KEY, balance=0.5)
+    with pytest.raises(ValueError, match="needs mode='lloyd'"):
+        residual_kmeans.fit(cloud(), 1, 4, KEY, balance=1.5, mode="minibatch")
+    with pytest.raises(ValueError, match="mode='fast'"):
+        residual_kmeans.fit(cloud(), 1, 4, KEY, mode="fast")
+    with pytest.raises(ValueError, match="codes have shape"):
+        residual_kmeans.residual_norms(books, cloud(), np.zeros((300, 1), int))
+
+
+def test_eight_devices_fit_what_one_fits():
+    program = """
+import jax, numpy as np
+from onelive_jax.config import MeshConfig
+from onelive_jax.tokenizer import kmeans, residual_kmeans
+from onelive_jax.training import partitioning
+points = np.random.default_rng(0).normal(size=(501, 4)).astype(np.float32)
+mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
+blocks = kmeans.make_blocks(points, 8, 16, mesh)
+assert len(blocks.points.addressable_shards) == 8
+assert blocks.points.addressable_shards[0].data.shape[1] * 8 == blocks.points.shape[1]
+settings = dict(levels=2, codes=8, key=jax.random.key(0), iterations=4, chunk=16)
+one, eight = residual_kmeans.fit(points, **settings), residual_kmeans.fit(points, **settings, mesh=mesh)
+np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
+step = jax.jit(lambda blocks, c: kmeans.cluster_sums(blocks, kmeans.nearest(blocks.points, c), 8, False))
+text = step.lower(blocks, one.centroids[0]).compile().as_text()
+assert "all-reduce" in text and "all-gather" not in text, "points travel between devices"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+    assert done.returncode == 0, done.stderr
