@@ -2,6 +2,9 @@
 
     python -m experiments.benchmark --what=train  --report=train.json
     python -m experiments.benchmark --what=decode --report=decode.json
+    python -m experiments.benchmark --what=compile --report=compile.json  (see experiments/benchmark_compile.py)
+    python -m experiments.benchmark --what=tokenizer [--size=large]         (see experiments/benchmark_tokenizer.py)
+    python -m experiments.benchmark --what=policy  --report=policy.json   (see experiments/benchmark_policy.py)
 
 Prints target, limit and measurement side by side. The targets are for two CPU cores that do nothing else: the report
 carries the machine's load and its matrix-product rate in the same run, so that a figure can be judged elsewhere.
@@ -29,17 +32,14 @@ from absl import app, flags
 from absl import logging as absl_logging
 from flax.core import meta
 
+from experiments import benchmark_policy, benchmark_tokenizer
 from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, LiveRooms, Request
 from onelive_jax.config import Config, DecodingConfig, ModelConfig
 from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
-from onelive_jax.training import partitioning, train_state
+from onelive_jax.training import flops, partitioning, train_state
 from onelive_jax.training.supervised import make_train_step
-
-_WHAT = flags.DEFINE_enum("what", None, ["train", "decode"], "what is measured", required=True)
-_REPORT = flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
-_REPEATS = flags.DEFINE_integer("repeats", None, "repeats of every measurement; the median is reported", lower_bound=1)
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -132,23 +132,9 @@ def count_parameters(params: Any) -> tuple[int, int]:
 
 
 def training_flops(sizes: Sizes) -> int:
-    """Floating-point operations of one example's step: two a multiply-add of the matrix products that the equations
-    ask for, forward once and backward twice. Look-ups, norms, exponentials and the optimizer are not counted."""
-    c, D, T, L = sizes.model, sizes.model.dim, sizes.history, sizes.levels
-    kv = c.num_groups * (D // c.num_heads)
-    gates = 2 * D * D if c.gate else 0
-    block = 2 * 2 * D * D + gates + 2 * D * kv + 3 * D * c.mlp_dim  # weights that every position meets
-    total = 0
-    for module in range(L if c.mtp else 1):
-        positions, blocks = L - module, c.num_layers if module == 0 else 1
-        total += blocks * positions * (block + 2 * T * D + 2 * positions * D)
-        total += positions * (D * sizes.codes + (2 * D * D if module else 0))
-    habits, time_mlp, author = len(HABIT_FEATURES) * D + D * D, D * D, sizes.author_dim * D
-    total += T * (c.habits * habits + c.item_time * time_mlp + c.author_items * author
-                  + c.context_sets * c.context_split * D * kv)
-    if c.identity:
-        total += D * sizes.author_dim + sizes.author_dim * sizes.authors
-    return 3 * 2 * total
+    """Floating-point operations of one example's step, see onelive_jax/training/flops.py."""
+    return flops.training_flops(sizes.model, history=sizes.history, levels=sizes.levels, codes=sizes.codes,
+                                authors=sizes.authors, author_dim=sizes.author_dim)
 
 
 def block_limit(layers: int, beams: int, levels: int) -> float:
@@ -187,8 +173,8 @@ def matmul_rates(sizes: Sizes, repeats: int) -> dict[str, dict[str, float]]:
     for m, k, n in shapes:
         a, b = jnp.ones((m, k)), jnp.ones((k, n))
         seconds = time_interleaved({"": lambda a=a, b=b: product(a, b).block_until_ready()}, repeats)[""]
-        flops = 2 * m * k * n / 1e9
-        rates[f"{m} x {k} x {n}"] = {"median": flops / statistics.median(seconds), "best": flops / min(seconds)}
+        giga = 2 * m * k * n / 1e9
+        rates[f"{m} x {k} x {n}"] = {"median": giga / statistics.median(seconds), "best": giga / min(seconds)}
     return rates
 
 
@@ -221,14 +207,14 @@ def measure_training(sizes: Sizes, repeats: int = 12, steps: int = 20) -> dict:
     seconds = [total / steps for total in time_interleaved({"": run}, repeats)[""]]
     rates = matmul_rates(sizes, 30)
     examples = [sizes.batch / s for s in seconds]
-    flops = training_flops(sizes)
-    per_second = statistics.median(examples) * flops / 1e9
+    per_example = training_flops(sizes)
+    per_second = statistics.median(examples) * per_example / 1e9
     return {
         "rows": [row("training, examples/s", ">=", TRAIN_TARGET, statistics.median(examples)), *parameter_rows],
         "step_seconds": seconds,
         "examples_per_second_best": max(examples),
         "compile_seconds": compile_seconds,
-        "flops_per_example": flops,
+        "flops_per_example": per_example,
         "step_gflops_per_second": per_second,
         "matmul_gflops_per_second": rates,
         "share_of_matmul_rate": {shape: per_second / rate["median"] for shape, rate in rates.items()},
@@ -339,12 +325,35 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)  # jax tells of every backend that is not there
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --name=value")
-    repeats = {} if _REPEATS.value is None else {"repeats": _REPEATS.value}
-    report = make_report(_WHAT.value, Sizes(), **repeats)
-    if _REPORT.value:
-        Path(_REPORT.value).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    print(as_text(report))
+    values = flags.FLAGS
+    repeats = {} if values.repeats is None else {"repeats": values.repeats}
+    if values.what == "compile":
+        from experiments import benchmark_compile  # it reads Sizes from here
+
+        report = benchmark_compile.make_report(Sizes(), **repeats)
+        text = benchmark_compile.as_text(report)
+    elif values.what == "tokenizer":
+        before = environment()
+        measured = benchmark_tokenizer.measure(values.size, values.repeats or 3, lambda line: print(line, flush=True))
+        report = {"what": values.what, "before": before, "after": environment(), **measured}
+        text = as_text(report)
+    elif values.what == "policy":
+        before = environment()
+        measured = benchmark_policy.measure_policy(Sizes(), make_model, random_batch, random_parameters, row, **repeats)
+        report = {"what": values.what, "before": before, "after": environment(), "sizes": asdict(Sizes()), **measured}
+        text = as_text(report)
+    else:
+        report = make_report(values.what, Sizes(), **repeats)
+        text = as_text(report)
+    if values.report:
+        Path(values.report).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy"], "what is measured",
+                      required=True)
+    flags.DEFINE_enum("size", "normal", sorted(benchmark_tokenizer.SIZES), "the problem of --what=tokenizer")
+    flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
+    flags.DEFINE_integer("repeats", None, "repeats of every measurement; the median is reported", lower_bound=1)
     app.run(main)

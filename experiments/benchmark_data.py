@@ -1,6 +1,7 @@
-"""How long it takes, and how much memory, to prepare a log as large as KuaiLive.
+"""How long it takes, and how much memory, to prepare a log as large as KuaiLive, and to make batches from it.
 
     python -m experiments.benchmark_data --what=prepare --workdir=/tmp/kuailive_size
+    python -m experiments.benchmark_data --what=loader --workdir=/tmp/kuailive_size      (prepares it first, if need be)
 
 Writes a folder in KuaiLive's form with its numbers of rows (about 2.5 GB, a few minutes, once a workdir), then prepares
 it in a process of its own with `python -m data_pipelines.prepare` and prints that process's wall time, peak memory and
@@ -21,6 +22,7 @@ import polars as pl
 
 from data_pipelines import kuailive
 from data_pipelines.simulated_formats import CONSTANTS
+from experiments.benchmark_loader import benchmark_loader
 
 # Rows of the real files.
 SIZES = {"users": 23_772, "streamers": 452_621, "rooms": 11_613_708, "clicks": 4_909_515, "comments": 196_526,
@@ -129,11 +131,14 @@ def benchmark_prepare(workdir: Path, scale: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the preparation of large logs.")
-    parser.add_argument("--what", default="prepare", choices=("prepare",))
+    parser.add_argument("--what", default="prepare", choices=("prepare", "loader"))
     parser.add_argument("--workdir", required=True, type=Path, help="folder for the log and its tables")
     parser.add_argument("--scale", type=float, default=1.0, help="size as a share of KuaiLive's")
     options = parser.parse_args()
-    benchmark_prepare(options.workdir, options.scale)
+    if options.what == "prepare" or not (options.workdir / "tables" / "report.json").is_file():
+        benchmark_prepare(options.workdir, options.scale)
+    if options.what == "loader":
+        benchmark_loader(options.workdir / "tables", options.workdir / "run")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How fast training batches are made from a log as large as KuaiLive (python -m experiments.benchmark_data --what=loader).
+"""How fast training batches are made from a large log (python -m experiments.benchmark_data --what=loader).
 
-Histories of 64 items in three sequences (live, gift, video), dynamic ids, true lifetimes of millions of rooms. Times are
-CPU seconds of one thread, so that the figures are those of one core.
+Histories of 64 items in three sequences (live, gift, video), dynamic ids, true lifetimes of millions of rooms. Times
+are CPU seconds of one thread, so that the figures are those of one core.
 """
 
 import resource

@@ -45,6 +45,8 @@ def define_config(default_config: str | None = None, default_workdir: str | None
                                     flag_values=flag_values, lock_config=False)
     flags.DEFINE_string("workdir", default_workdir, "folder of the run: data, examples, checkpoints, reports",
                         flag_values=flag_values)
+    flags.DEFINE_string("compile_cache_dir", None, "folder that keeps compiled programs, so that the next start of the "
+                        "same run need not compile again", flag_values=flag_values)
     flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, flag_values=flag_values)
 
 
@@ -141,6 +143,11 @@ def _parse(argv: list[str], values: flags.FlagValues) -> tuple[Config, Path]:
     if not values.workdir:
         raise ValueError("--workdir is missing: name the folder of the run (--workdir=FOLDER)")
     _tidy(config, "config", values["config"].config_filename)
+    if values.compile_cache_dir:
+        import jax  # a wrong command line is told without waiting for it
+
+        jax.config.update("jax_compilation_cache_dir", str(Path(values.compile_cache_dir).expanduser().resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if values.seed is not None:
         config.seed = values.seed
     if config.data.path:  # one log has one name, wherever a command is started
@@ -239,6 +246,10 @@ def _tidy(node: Any, path: str, file: str) -> None:
 def _typed(value: Any, f: dataclasses.Field, name: str) -> Any:
     """`value` as the field's type: a whole number may stand for a float, a list for a tuple, nothing else."""
     default = f.default
+    if isinstance(default, tuple) and isinstance(default[0], str):
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ValueError(f"{name}={value!r} must be names separated by commas, e.g. --{name}={','.join(default)}")
+        return tuple(value)
     if isinstance(default, tuple):
         if not isinstance(value, list | tuple) or not all(_is_number(v) for v in value):
             raise ValueError(f"{name}={value!r} must be numbers separated by commas, e.g. --{name}=1.0,0.5,0.5")

@@ -4,9 +4,9 @@
 
 Towers are trained on the views of a simulated platform. Every author with content then gets one id, from its content
 of the last moment (MLLM: x_30s and x_pool as they come; IA: the author tower's output), by residual k-means and, for
-IA, by an RQ-VAE. The paper has 4 million authors; code counts are scaled by the cube root of the ratio of authors, so that
-there are as many authors for each possible id. Of each ordering in the paper it is said whether it holds here. Rows are
-kept in W/table1.json as they are made: a killed run goes on.
+IA, by an RQ-VAE. The paper has 4 million authors; code counts are scaled by the cube root of the ratio of authors, so
+that there are as many authors for each possible id. Of each ordering in the paper it is said whether it holds here.
+Rows are kept in W/table1.json as they are made: a killed run goes on.
 """
 
 import json

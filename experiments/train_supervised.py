@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +21,31 @@ from data_pipelines.loader import training_batches
 from experiments import flags, scoring
 from experiments.prepare import Log, flat, is_done, mark_done, prepare, save_config
 from experiments.train_tokenizer import Tokenizer, settings_of, train_tokenizer
+from onelive_jax import presets
 from onelive_jax.config import Config
 from onelive_jax.model.onelive import OneLive
-from onelive_jax.training import partitioning, supervised, train_state
+from onelive_jax.training import flops, partitioning, supervised, train_state
 from onelive_jax.training.checkpoints import Checkpoints, restore_params
-from onelive_jax.training.metrics import MetricWriter, OneStepLate, read
+from onelive_jax.training.metrics import MetricWriter, OneStepLate, device_memory, read
+from onelive_jax.training.placement import on_mesh
 
 logger = logging.getLogger(__name__)
 BEST = "ndcg@10"
+# Metrics that tell of the machine and not of the model: another run of the same settings has others.
+CLOCKED = tuple(f"train/{name}" for name in ("seconds", "step_seconds", "examples_per_second", "flops_per_second",
+                                             "mfu", "device_bytes", "device_peak_bytes"))
+WATCHING = ("training.profile_at", "training.profile_steps")
 
 
 def make_model(config: Config, log: Log) -> OneLive:
     return OneLive(config.model, config.tokenizer.levels, config.tokenizer.codes, log.num_authors,
-                   config.tokenizer.dim)
+                   config.tokenizer.dim, config.data.sequences)
 
 
 def stage_settings(config: Config) -> dict:
-    return settings_of(config) | flat(config, "data", "model", "training")
+    """What decides the parameters that come out; how the run is watched does not."""
+    settings = settings_of(config) | flat(config, "data", "model", "training")
+    return {name: value for name, value in settings.items() if name not in WATCHING}
 
 
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:
@@ -69,7 +78,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
         return params
 
     shardings = train_state.shardings(train_state.abstract_state(init_params, tx, mesh))
-    step_fn = jax.jit(supervised.make_train_step(model, tx, config), donate_argnums=0,
+    step_fn = jax.jit(supervised.make_train_step(on_mesh(model, mesh), tx, config), donate_argnums=0,
                       in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                       out_shardings=(shardings, partitioning.replicated(mesh)))
     validation, rank = scoring.targets(log, config, "validation", "strict"), scoring.make_ranker(model, config)
@@ -85,11 +94,15 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
             batches.set_state(restored.data)
             clock.resume(folder, first)
             logger.info("resuming %s from step %d", folder, first)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        parameters = presets.count(state.params, author_rows=True)
+        logger.info("%s", presets.parameter_table(state.params))
+        per_example = flops_per_example(config, log)
         with MetricWriter(folder, first) as writer, tqdm(total=c.steps, initial=first, desc="supervised", unit="step",
                                                          disable=None) as bar:
-            late = OneStepLate(functools.partial(_log, writer, bar, clock), c.log_every)
+            late = OneStepLate(functools.partial(_log, writer, bar, clock, c.batch_size, per_example), c.log_every)
+            profiler = Profiler(folder / "profile", c.profile_at, c.profile_steps)
             for step in range(first + 1, c.steps + 1):
+                profiler.before(step, state)
                 state, metrics = step_fn(state, partitioning.put_batch(next(batches), mesh))
                 late.push(step, metrics)
                 if step == first + 1:
@@ -110,6 +123,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                     bar.write(f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
                 saved.save(state, batches.get_state(), config, scores)
                 clock.start()
+            profiler.close(state)
         saved.wait()
         chosen = saved.best_step()
     figures = {"parameters": parameters, "seconds": clock.elapsed(), "chosen_step": chosen,
@@ -129,6 +143,7 @@ class Stopwatch:
     def __init__(self):
         self.steps, self.stepping = 0, 0.0
         self._begun, self._before, self._since = time.perf_counter(), 0.0, None
+        self._last = (0, 0.0)
 
     def resume(self, folder: Path, step: int) -> None:
         """Goes on from what the log of an earlier process says was spent up to `step`."""
@@ -146,10 +161,57 @@ class Stopwatch:
     def elapsed(self) -> float:
         return self._before + time.perf_counter() - self._begun
 
+    def split(self) -> tuple[int, float]:
+        """(steps, their seconds) since the last call."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        now = self.steps, self.stepping + running
+        (steps, seconds), self._last = self._last, now
+        return now[0] - steps, now[1] - seconds
 
-def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, step: int, metrics: dict) -> None:
-    writer.write(step, {f"train/{name}": value for name, value in metrics.items()} | {"train/seconds": clock.elapsed()})
-    bar.set_postfix(loss=f"{metrics['loss']:.3f}", acc=f"{metrics['acc_all']:.3f}", refresh=False)
+
+class Profiler:
+    """A profiler trace of `steps` steps from step `first` on (none where `first` is 0), for TensorBoard or Perfetto."""
+
+    def __init__(self, folder: Path, first: int, steps: int):
+        self._folder, self._first, self._last, self._running = folder, first, first + steps, False
+
+    def before(self, step: int, state: Any) -> None:
+        """Call it before each step; starts and stops the trace where its window does."""
+        if self._first and step == self._first:
+            jax.block_until_ready(state)  # what was dispatched before is no part of the window
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        elif step == self._last:
+            self.close(state)
+
+    def close(self, state: Any) -> None:
+        """Ends a trace that is running, when the device is done with it."""
+        if self._running:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._running = False
+            logger.info("profile of steps %d … %d: %s", self._first, self._last - 1, self._folder)
+
+
+def flops_per_example(config: Config, log: Log) -> int:
+    """FLOPs of one example's step (onelive_jax/training/flops.py)."""
+    return flops.training_flops(config.model, history=config.data.history_items * len(config.data.sequences),
+                                levels=config.tokenizer.levels, codes=config.tokenizer.codes, authors=log.num_authors,
+                                author_dim=config.tokenizer.dim)
+
+
+def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, per_example: int, step: int,
+         metrics: dict) -> None:
+    pace, (steps, seconds) = {}, clock.split()
+    if steps > 0 and seconds > 0:
+        rate = steps * batch_size / seconds
+        pace = {"step_seconds": seconds / steps, "examples_per_second": rate,
+                "flops_per_second": rate * per_example,
+                "mfu": flops.utilisation(rate, per_example, jax.device_count(), jax.devices()[0].device_kind)}
+    values = metrics | pace | device_memory() | {"seconds": clock.elapsed()}
+    writer.write(step, {f"train/{name}": value for name, value in values.items()})
+    speed = {"examples/s": f"{pace['examples_per_second']:,.0f}"} if pace else {}
+    bar.set_postfix(loss=f"{metrics['loss']:.3f}", acc=f"{metrics['acc_all']:.3f}", **speed, refresh=False)
 
 
 def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, dict, dict]:
@@ -165,9 +227,10 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
     return make_model(config, log), restore_params(folder, step=figures["chosen_step"]), figures
 
 
-def check_same_run(before: Config, now: Config, folder: Path) -> None:
-    """Raises ValueError naming the settings in which a checkpoint's run differs from this one."""
-    old, new = (json.loads(json.dumps(stage_settings(c))) for c in (before, now))
+def check_same_run(before: Config, now: Config, folder: Path, settings=stage_settings) -> None:
+    """Raises ValueError naming the settings (of those that `settings` of a config gives) in which a checkpoint's run
+    differs from this one."""
+    old, new = (json.loads(json.dumps(settings(c))) for c in (before, now))
     changed = [f"config.{name}: {old.get(name)!r} then, {new.get(name)!r} now"
                for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if changed:

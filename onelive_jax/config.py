@@ -63,6 +63,9 @@ class TokenizerConfig:
 
     levels: int = setting(3, "codes of a semantic id", low=1, high=8)
     codes: int = setting(64, "codes of a level (K)", low=2, high=65536)
+    embedding: str = setting("ia", "what is quantized: the author tower's output, or the content alone",
+                             choices=("ia", "mllm"))
+    follow_content: bool = setting(True, "ids move with the content of a room while it is on air")
     dim: int = setting(64, "width of the item/author embedding", low=2, high=4096)
     hidden: int = setting(128, "hidden width of the towers' MLPs", low=2, high=16384)
     history_items: int = setting(32, "views that the user tower reads", low=1, high=4096)
@@ -80,7 +83,7 @@ class TokenizerConfig:
     kmeans_balance: float = setting(0.0, "most points of a code, times N / K, at least 1; 0: no bound", low=0.0)
     refresh_iterations: int = setting(2, "passes over newer data when codebooks are refreshed", low=0)
     refresh_step: float = setting(0.5, "share of the way to its mean that a refresh moves a code", low=1e-3, high=1.0)
-    refresh_margin: float = setting(0.05, "a code is kept while it is worse than the nearest by at most this share "
+    refresh_margin: float = setting(0.04, "a code is kept while it is worse than the nearest by at most this share "
                                     "of squared distance", low=0.0)
 
 
@@ -205,7 +208,7 @@ class AlignmentConfig:
     warmup_steps: int = setting(20, "linear warm-up", low=0)
     eval_every: int = setting(200, "steps between validations (0: only at the end)", low=0)
     checkpoint_every: int = setting(200, "steps between checkpoints", low=1)
-    log_every: int = setting(20, "steps between metric lines", low=1)
+    log_every: int = setting(1, "steps between metric lines", low=1)
 
 
 @dataclass

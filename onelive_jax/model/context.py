@@ -9,7 +9,17 @@ from flax import linen as nn
 
 from onelive_jax.batch import Request
 from onelive_jax.config import ModelConfig
-from onelive_jax.model.layers import MLP, Context, RMSNorm, TimeEmbedding, dropout, normal, rms_normalise, weight
+from onelive_jax.model.layers import (
+    MLP,
+    Context,
+    Placement,
+    RMSNorm,
+    TimeEmbedding,
+    dropout,
+    normal,
+    rms_normalise,
+    weight,
+)
 
 Array = jax.Array
 
@@ -20,6 +30,7 @@ class ContextProjector(nn.Module):
 
     config: ModelConfig
     sequences: tuple[str, ...]
+    placement: Placement = Placement()
 
     @nn.compact
     def __call__(self, request: Request, code_table_LxKxD: Array, author_table_AxE: Array | None,
@@ -31,10 +42,11 @@ class ContextProjector(nn.Module):
         join = lambda field: jnp.concatenate([getattr(h, field) for h in named], 1)  # noqa: E731
         codes_BxTxL, mask_BxT, habits_BxTxF = join("codes"), join("mask"), join("habits")
 
-        x = sum(code_table_LxKxD[level][codes_BxTxL[..., level]] for level in range(codes_BxTxL.shape[-1]))
+        x = sum(self.placement.take(code_table_LxKxD[level], ("codes", "embed"), codes_BxTxL[..., level])
+                for level in range(codes_BxTxL.shape[-1]))
         if author_table_AxE is not None:
             project = weight(self, "author", (author_table_AxE.shape[-1], c.dim), ("features", "embed"))
-            x = x + author_table_AxE[join("author")] @ project
+            x = x + self.placement.take(author_table_AxE, ("authors", "features"), join("author")) @ project
         x = x.astype(dtype)
         if c.habits:
             x = x + MLP(c.dim, c.dim, name="habits")(habits_BxTxF.astype(dtype))
@@ -44,7 +56,7 @@ class ContextProjector(nn.Module):
         if c.item_time:
             # x_i ← x_i + MLP(concat(x_hour, x_day, x_week))
             x = x + TimeEmbedding(c.dim, name="time")(join("hour"), join("day"), join("week"), dtype)
-        items = dropout(self, rms_normalise(x), c.dropout, train)
+        items = dropout(self, rms_normalise(self.placement.rows(x)), c.dropout, train)
 
         head_dim = c.dim // c.num_heads
         slices = c.context_split * c.context_sets

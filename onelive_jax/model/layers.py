@@ -7,6 +7,7 @@ Parameters are float32 and carry logical axis names, from which their shardings 
 (onelive_jax/training/partitioning.py). Activations have the dtype of the input; softmax and logits are float32.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -45,6 +46,20 @@ class SelfCache:
 
     keys: Array
     values: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the arrays between parameters lie. The default leaves it to the compiler, which is right on one device;
+    `onelive_jax.training.placement` makes that of a mesh.
+
+    Attributes:
+      rows: activations [B, …] → the same, their rows split as those of the batch are.
+      take: (table [R, C], its logical axes, indices [B, …]) → table[indices], [B, …, C].
+    """
+
+    rows: Callable[[Array], Array] = lambda x: x
+    take: Callable[[Array, tuple, Array], Array] = lambda table, axes, index: table[index]
 
 
 def weight(module: nn.Module, name: str, shape, axes, init=None) -> Array:
@@ -114,17 +129,39 @@ class TimeEmbedding(nn.Module):
         return MLP(self.dim, self.dim, out_scale=0.02)(rows.astype(dtype), jnp.concatenate(picked, -1))
 
 
-def attention(q_BxQxHxd: Array, k_BxTxGxd: Array, v_BxTxGxd: Array, mask_BxQxT: Array) -> Array:
-    """softmax(q kᵀ / sqrt(d)) v with grouped queries, float32 logits; [B, Q, H, d].
-
-    A query that may attend to nothing gets zeros.
-    """
+def _attention_logits(q_BxQxHxd: Array, k_BxTxGxd: Array) -> Array:
+    """q kᵀ / sqrt(d), float32 [B, G, H / G, Q, T]."""
     B, Q, H, d = q_BxQxHxd.shape
     G = k_BxTxGxd.shape[2]
     q = q_BxQxHxd.reshape(B, Q, G, H // G, d)
-    logits = jnp.einsum("bqghd,btgd->bghqt", q, k_BxTxGxd, preferred_element_type=jnp.float32) / jnp.sqrt(d)
+    return jnp.einsum("bqghd,btgd->bghqt", q, k_BxTxGxd, preferred_element_type=jnp.float32) / jnp.sqrt(d)
+
+
+def largest_logit(q_BxQxHxd: Array, k_BxTxGxd: Array, mask_BxQxT: Array) -> Array:
+    """max |q kᵀ / sqrt(d)| over the pairs that attend, float32 []: what QK-norm keeps small (paper, Figure 3).
+
+    Where `attention` is an einsum too, the compiler merges the two products; where nobody reads it, it costs nothing.
+    """
+    logits = _attention_logits(*jax.lax.stop_gradient((q_BxQxHxd, k_BxTxGxd)))
+    return jnp.max(jnp.where(mask_BxQxT[:, None, None], jnp.abs(logits), 0.0))
+
+
+def attention(q_BxQxHxd: Array, k_BxTxGxd: Array, v_BxTxGxd: Array, mask_BxQxT: Array,
+              kernel: str = "einsum") -> Array:
+    """softmax(q kᵀ / sqrt(d)) v with grouped queries, float32 logits; [B, Q, H, d].
+
+    A query that may attend to nothing gets zeros. `kernel`: "einsum"; "dot_product" or "cudnn",
+    `jax.nn.dot_product_attention` as it chooses or by cuDNN; "auto", einsum on a CPU and dot_product elsewhere.
+    """
+    if kernel == "auto":
+        kernel = "einsum" if jax.default_backend() == "cpu" else "dot_product"
+    if kernel != "einsum":
+        out = jax.nn.dot_product_attention(q_BxQxHxd, k_BxTxGxd, v_BxTxGxd, mask=mask_BxQxT[:, None],
+                                           implementation="cudnn" if kernel == "cudnn" else None)
+        return jnp.where(mask_BxQxT.any(-1)[:, :, None, None], out, 0.0)
+    B, Q, H, d = q_BxQxHxd.shape
     mask = mask_BxQxT[:, None, None]
-    logits = jnp.where(mask, logits, NEG_INF)
+    logits = jnp.where(mask, _attention_logits(q_BxQxHxd, k_BxTxGxd), NEG_INF)
     weights = jnp.where(mask, jax.nn.softmax(logits, -1), 0.0).astype(v_BxTxGxd.dtype)
     return jnp.einsum("bghqt,btgd->bqghd", weights, v_BxTxGxd).reshape(B, Q, H, d)
 
@@ -169,15 +206,19 @@ class CrossGatedAttention(nn.Module):
     head_dim: int
     qk_norm: bool
     gate: bool
+    kernel: str = "einsum"
 
     @nn.compact
-    def __call__(self, x_BxWxSxD: Array, k_BxTxGxd: Array, v_BxTxGxd: Array, mask_BxT: Array) -> Array:
+    def __call__(self, x_BxWxSxD: Array, k_BxTxGxd: Array, v_BxTxGxd: Array, mask_BxT: Array) -> tuple[Array, Array]:
+        """Returns: ([B, W, S, D], the largest logit, see `largest_logit`)."""
         B, W, S, D = x_BxWxSxD.shape
         q = _Heads(self.heads, self.head_dim, self.qk_norm, name="query")(x_BxWxSxD)
         mask = jnp.broadcast_to(mask_BxT[:, None], (B, W * S, mask_BxT.shape[1]))
         # W and S are one query axis here: no copy of the context is ever made for a beam.
-        out = attention(q.reshape(B, W * S, *q.shape[3:]), k_BxTxGxd, v_BxTxGxd, mask)
-        return _GatedOutput(self.gate, name="output")(x_BxWxSxD, out.reshape(B, W, S, *out.shape[2:]))
+        q = q.reshape(B, W * S, *q.shape[3:])
+        out = attention(q, k_BxTxGxd, v_BxTxGxd, mask, self.kernel)
+        out = _GatedOutput(self.gate, name="output")(x_BxWxSxD, out.reshape(B, W, S, *out.shape[2:]))
+        return out, largest_logit(q, k_BxTxGxd, mask)
 
 
 class SelfGatedAttention(nn.Module):
@@ -188,11 +229,15 @@ class SelfGatedAttention(nn.Module):
     head_dim: int
     qk_norm: bool
     gate: bool
+    kernel: str = "einsum"
 
     @nn.compact
     def __call__(self, x_BxWxSxD: Array, cache: SelfCache | None = None,
-                 position: int = 0) -> tuple[Array, SelfCache | None]:
-        """Without cache: all S positions at once. With cache: S = 1, the static `position` is written and attended."""
+                 position: int = 0) -> tuple[Array, SelfCache | None, Array]:
+        """Without cache: all S positions at once. With cache: S = 1, the static `position` is written and attended.
+
+        Returns: ([B, W, S, D], cache, the largest logit: 0 where a single position attends to itself).
+        """
         B, W, S, D = x_BxWxSxD.shape
         q = _Heads(self.heads, self.head_dim, self.qk_norm, name="query")(x_BxWxSxD)
         k = _Heads(self.groups, self.head_dim, self.qk_norm, "groups", name="key")(x_BxWxSxD)
@@ -205,12 +250,13 @@ class SelfGatedAttention(nn.Module):
         else:
             mask = jnp.tril(jnp.ones((S, S), bool))
         if k.shape[2] == 1:  # one position attends to itself with weight one
-            out = jnp.repeat(v, self.heads // self.groups, axis=3)
+            out, largest = jnp.repeat(v, self.heads // self.groups, axis=3), jnp.zeros(())
         else:
-            flat = lambda y: y.reshape(B * W, *y.shape[2:])  # noqa: E731
-            out = attention(flat(q), flat(k), flat(v), jnp.broadcast_to(mask, (B * W, S, k.shape[2])))
-            out = out.reshape(B, W, S, self.heads, self.head_dim)
-        return _GatedOutput(self.gate, name="output")(x_BxWxSxD, out), cache
+            q, k, v = (y.reshape(B * W, *y.shape[2:]) for y in (q, k, v))
+            mask = jnp.broadcast_to(mask, (B * W, S, k.shape[1]))
+            out = attention(q, k, v, mask, self.kernel).reshape(B, W, S, self.heads, self.head_dim)
+            largest = largest_logit(q, k, mask)
+        return _GatedOutput(self.gate, name="output")(x_BxWxSxD, out), cache, largest
 
 
 class SwiGLU(nn.Module):

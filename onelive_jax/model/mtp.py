@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from onelive_jax.config import ModelConfig
-from onelive_jax.model.decoder import DecoderBlock
-from onelive_jax.model.layers import Context, RMSNorm, weight
+from onelive_jax.model.decoder import DecoderBlock, rematerialised
+from onelive_jax.model.layers import Context, Placement, RMSNorm, weight
 
 Array = jax.Array
 
@@ -20,13 +20,18 @@ class MTPModule(nn.Module):
     """h'_p = Block(W [RMSNorm(h_p); RMSNorm(e(q))])."""
 
     config: ModelConfig
+    placement: Placement = Placement()
 
     @nn.compact
-    def __call__(self, hidden_BxWxSxD: Array, code_BxWxSxD: Array, context: Context, train: bool = False) -> Array:
-        """Hidden states of the previous module and the embeddings of the codes they predicted → hidden states."""
+    def __call__(self, hidden_BxWxSxD: Array, code_BxWxSxD: Array, context: Context,
+                 train: bool = False) -> tuple[Array, Array]:
+        """Hidden states of the previous module and the embeddings of the codes they predicted → (hidden states, the
+        largest QK logit)."""
         D = self.config.dim
         pair = jnp.concatenate([RMSNorm(name="hidden_norm")(hidden_BxWxSxD),
                                 RMSNorm(name="code_norm")(code_BxWxSxD)], -1)
         merged = pair @ weight(self, "merge", (2 * D, D), ("features", "embed")).astype(pair.dtype)
+        merged = self.placement.rows(merged)
         last_set = self.config.context_sets - 1
-        return DecoderBlock(self.config, last_set, name="block")(merged, context, train)[0]
+        apply = rematerialised(lambda block, x: block(x, context, last_set, train)[::2], self.config)
+        return apply(DecoderBlock(self.config, self.placement, name="block"), merged)

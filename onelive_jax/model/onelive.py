@@ -15,7 +15,7 @@ from onelive_jax.config import ModelConfig
 from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.decoder import Decoder, empty_caches
 from onelive_jax.model.identity import CopyScore, IdentityHead, copied_codes
-from onelive_jax.model.layers import Context, TimeEmbedding, normal, rms_normalise, weight, zeros
+from onelive_jax.model.layers import Context, Placement, TimeEmbedding, normal, rms_normalise, weight, zeros
 from onelive_jax.model.mtp import MTPModule
 
 Array = jax.Array
@@ -29,6 +29,7 @@ class OneLive(nn.Module):
       levels, num_codes: L and K of the semantic ids.
       num_authors: A, rows of the author table. author_dim: E, the tokenizer's width.
       sequences: names of the history sequences in the order in which they are concatenated.
+      placement: where activations lie, see `Placement`.
     """
 
     config: ModelConfig
@@ -37,18 +38,19 @@ class OneLive(nn.Module):
     num_authors: int
     author_dim: int
     sequences: tuple[str, ...] = ("live",)
+    placement: Placement = Placement()
 
     def setup(self):
         c, D = self.config, self.config.dim
-        self.context_projector = ContextProjector(c, self.sequences)
+        self.context_projector = ContextProjector(c, self.sequences, self.placement)
         self.code_table = weight(self, "code_table", (self.levels, self.num_codes, D), (None, "codes", "embed"),
                                  normal(D**-0.5))
         self.bos = weight(self, "bos", (D,), ("embed",), normal(D**-0.5))
         if c.request_time:
             self.bos_time = TimeEmbedding(D)
-        self.decoder = Decoder(c)
+        self.decoder = Decoder(c, self.placement)
         if c.mtp:
-            self.mtp = [MTPModule(c) for _ in range(self.levels - 1)]
+            self.mtp = [MTPModule(c, self.placement) for _ in range(self.levels - 1)]
         # Near zero at the start, so that the copy path is not drowned by random logits.
         self.heads = weight(self, "heads", (self.levels, D, self.num_codes), (None, "embed", "codes"), normal(0.02))
         self.head_bias = weight(self, "head_bias", (self.levels, self.num_codes), (None, "codes"), zeros)
@@ -73,10 +75,11 @@ class OneLive(nn.Module):
         x = jnp.broadcast_to(self.bos.astype(dtype), (request.hour.shape[0], self.config.dim))
         if self.config.request_time:
             x = x + self.bos_time(request.hour, request.day, request.week, dtype)
-        return x
+        return self.placement.rows(x)
 
     def embed_codes(self, level: int, codes: Array) -> Array:
-        return self.code_table[level][codes].astype(jnp.dtype(self.config.activation_dtype))
+        embedded = self.placement.take(self.code_table[level], ("codes", "embed"), codes)
+        return embedded.astype(jnp.dtype(self.config.activation_dtype))
 
     def logits(self, level: int, hidden_BxWxSxD: Array, context: Context, prefix_BxWxSxL: Array,
                copy_BxWxSxT: Array | None = None) -> Array:
@@ -84,7 +87,7 @@ class OneLive(nn.Module):
 
         `copy_BxWxSxT`: the copy scores of these hidden states, where they are known already.
         """
-        x = rms_normalise(hidden_BxWxSxD)
+        x = self.placement.rows(rms_normalise(hidden_BxWxSxD))
         out = jnp.einsum("bwsd,dk->bwsk", x, self.heads[level].astype(x.dtype), preferred_element_type=jnp.float32)
         out = out + self.head_bias[level]
         if self.config.copy:
@@ -102,17 +105,23 @@ class OneLive(nn.Module):
           modules: modules[k][l − k] is what module k (0: main decoder) says of level l, float32 [B, K].
           hidden_BxD: the main decoder's state at [BOS], which the identity head reads.
         """
+        return self._training_pass(context, request, codes_BxL, train)[:2]
+
+    def _training_pass(self, context: Context, request: Request, codes_BxL: Array, train: bool):
+        """(modules, hidden_BxD) of `training_logits`, and the largest QK logit of all modules."""
         L = self.levels
         start = self.start(request)[:, None]
         inputs = [start] + [self.embed_codes(l, codes_BxL[:, None, l]) for l in range(L - 1)]
-        hidden, _ = self.decoder(jnp.stack(inputs, 2), context, train)  # [B, 1, L, D]
+        hidden, _, largest = self.decoder(jnp.stack(inputs, 2), context, train)  # [B, 1, L, D]
         states = [hidden]
         if self.config.mtp:
             for k in range(1, L):
                 # Position p of module k predicts level p + k: it reads the state that predicted level p + k − 1.
                 embedded = jnp.stack([self.embed_codes(l, codes_BxL[:, None, l]) for l in range(k - 1, L - 1)], 2)
-                states.append(self.mtp[k - 1](states[-1][:, :, :L - k], embedded, context, train))
-        return self._logits_of_modules(states, context, codes_BxL), hidden[:, 0, 0]
+                state, module_largest = self.mtp[k - 1](states[-1][:, :, :L - k], embedded, context, train)
+                states.append(state)
+                largest = jnp.maximum(largest, module_largest)
+        return self._logits_of_modules(states, context, codes_BxL), hidden[:, 0, 0], largest
 
     def _logits_of_modules(self, states: list[Array], context: Context, codes_BxL: Array) -> list[list[Array]]:
         """modules[k][l − k] from the states [B, 1, L − k, D] of the modules, all modules of a level at once."""
@@ -121,7 +130,8 @@ class OneLive(nn.Module):
         copies = [None] * self.levels
         if self.config.copy:
             ends = [sum(x.shape[2] for x in by_level[:l]) for l in range(1, self.levels)]
-            copies = jnp.split(self.copy_score(jnp.concatenate(by_level, 2), context), ends, axis=2)
+            states_BxWxSxD = self.placement.rows(jnp.concatenate(by_level, 2))
+            copies = jnp.split(self.copy_score(states_BxWxSxD, context), ends, axis=2)
         modules = [[] for _ in states]
         for l in range(self.levels):
             prefix = jnp.broadcast_to(codes_BxL[:, None, None], (*by_level[l].shape[:3], self.levels))
@@ -151,11 +161,11 @@ class OneLive(nn.Module):
                 hidden = self.decoder(hidden[:, :, None], context)[0][:, :, 0]
             else:
                 embedded = self.embed_codes(level - 1, previous_BxW)
-                hidden = self.mtp[level - 1](hidden[:, :, None], embedded[:, :, None], context)[:, :, 0]
+                hidden = self.mtp[level - 1](hidden[:, :, None], embedded[:, :, None], context)[0][:, :, 0]
             state = {"hidden": hidden}
         else:
             x = hidden if level == 0 else self.embed_codes(level - 1, previous_BxW)
-            hidden, caches = self.decoder(x[:, :, None], context, False, state["caches"], level)
+            hidden, caches, _ = self.decoder(x[:, :, None], context, False, state["caches"], level)
             hidden = hidden[:, :, 0]
             state = {"hidden": hidden, "caches": caches}
         logits = self.logits(level, hidden[:, :, None], context, prefix_BxWxL[:, :, None])[:, :, 0]
@@ -170,21 +180,27 @@ class OneLive(nn.Module):
     def room_scores(self, hidden_BxD: Array, context: Context, rooms: LiveRooms,
                     everyone_BxA: Array | None = None) -> Array:
         """Identity scores of rooms on air, float32 [B, N]; `everyone_BxA` is `author_scores`, if computed already."""
+        hidden_BxD = self.placement.rows(hidden_BxD)
         user = self.identity.user(hidden_BxD, self.author_dim)
         return self.identity.rooms(hidden_BxD, user, context, rooms, self.author_table, everyone_BxA)
 
     def author_scores(self, hidden_BxD: Array) -> Array:
         """Generated identity scores of all authors, float32 [B, A]."""
-        return self.identity.everyone(self.identity.user(hidden_BxD, self.author_dim), self.author_table)
+        user = self.identity.user(self.placement.rows(hidden_BxD), self.author_dim)
+        return self.identity.everyone(user, self.author_table)
 
     def __call__(self, batch: Batch, train: bool = False):
         """Everything that training needs; also what `init` runs.
 
         Returns: (modules, room_scores float32 [B, N] or None, author_scores float32 [B, A] or None).
         """
+        return self.with_largest_logit(batch, train)[0]
+
+    def with_largest_logit(self, batch: Batch, train: bool = False):
+        """What `__call__` returns, and the largest |QK logit| of all blocks, float32 []."""
         context = self.encode(batch.request, train)
-        modules, hidden = self.training_logits(context, batch.request, batch.target_codes, train)
+        modules, hidden, largest = self._training_pass(context, batch.request, batch.target_codes, train)
         if not self.config.identity:
-            return modules, None, None
+            return (modules, None, None), largest
         everyone = self.author_scores(hidden)
-        return modules, self.room_scores(hidden, context, batch.live, everyone), everyone
+        return (modules, self.room_scores(hidden, context, batch.live, everyone), everyone), largest

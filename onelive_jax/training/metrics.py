@@ -104,6 +104,13 @@ class OneStepLate:
             self._write(step, values)
 
 
+def device_memory() -> dict[str, int]:
+    """Bytes in use and the most that were, of this process's first device; empty where a backend does not say (CPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    names = {"device_bytes": "bytes_in_use", "device_peak_bytes": "peak_bytes_in_use"}
+    return {name: int(stats[key]) for name, key in names.items() if key in stats}
+
+
 def check_finite(step: int, metrics: Mapping[str, float | None]) -> None:
     """Raises FloatingPointError naming the step and every metric that is NaN or infinite. None passes."""
     bad = {name: value for name, value in metrics.items() if value is not None and not math.isfinite(value)}

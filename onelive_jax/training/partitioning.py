@@ -29,6 +29,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("groups", "tensor"),         # key/value groups
     ("codes", "tensor"),          # codes of a level K
     ("authors", ("fsdp", "tensor")),  # rows of the author table, by far the largest of a big platform
+    ("layers", None),             # blocks of a scanned stack
     ("head_dim", None),
     ("features", None),           # inputs of a small projection
     ("content", None),            # width of a content embedding

@@ -17,6 +17,7 @@ import optax
 from onelive_jax.batch import Batch, LiveRooms
 from onelive_jax.config import ModelConfig
 from onelive_jax.model.layers import NEG_INF
+from onelive_jax.training.accumulation import sum_over_parts
 from onelive_jax.training.train_state import TrainState, learning_rate
 
 Array = jax.Array
@@ -27,8 +28,9 @@ def codes_on_air(live: LiveRooms, prefix_BxL: Array, level: int, num_codes: int)
     match = live.mask
     for l in range(level):
         match = match & (live.codes[..., l] == prefix_BxL[:, None, l])
-    row = jnp.arange(match.shape[0])[:, None]
-    return jnp.zeros((match.shape[0], num_codes), bool).at[row, live.codes[..., level]].max(match)
+    # Row by row, so that on a mesh each device marks its own rows.
+    return jax.vmap(lambda codes_N, match_N: jnp.zeros(num_codes, bool).at[codes_N].max(match_N))(
+        live.codes[..., level], match)
 
 
 def cross_entropy(logits_BxK: Array, target_B: Array, allowed_BxK: Array | None = None) -> Array:
@@ -40,23 +42,37 @@ def cross_entropy(logits_BxK: Array, target_B: Array, allowed_BxK: Array | None 
     return jax.nn.logsumexp(logits, -1) - chosen
 
 
-def mean(values_B: Array, weight_B: Array) -> Array:
-    """Weighted mean; 0 where all weights are."""
-    return jnp.sum(values_B * weight_B) / jnp.maximum(jnp.sum(weight_B), 1e-6)
+def mean(values_B: Array, weight_B: Array, total: Array | None = None) -> Array:
+    """Weighted mean; 0 where all weights are. `total`: what to divide by instead of the sum of these weights."""
+    total = jnp.sum(weight_B) if total is None else total
+    return jnp.sum(values_B * weight_B) / jnp.maximum(total, 1e-6)
+
+
+def on_air_weight(batch: Batch) -> Array:
+    """float32 [B]: the weight of an example in losses over the rooms on air."""
+    return batch.weight * (batch.target_slot >= 0)
+
+
+def total_weights(batch: Batch) -> tuple[Array, Array]:
+    """(Σ weight, Σ on-air weight), float32 []: what the losses of a batch are divided by."""
+    return jnp.sum(batch.weight), jnp.sum(on_air_weight(batch))
 
 
 def losses(modules: list[list[Array]], room_scores_BxN: Array | None, author_scores_BxA: Array | None, batch: Batch,
-           config: ModelConfig) -> tuple[Array, dict[str, Array]]:
+           config: ModelConfig, totals: tuple[Array, Array] | None = None) -> tuple[Array, dict[str, Array]]:
     """The training loss and its parts.
 
     Args:
       modules, room_scores_BxN, author_scores_BxA: what `OneLive.__call__` returns.
       batch: examples whose target only its own footprint shows on air (target_slot = −1) take part in losses over
         all codes and all authors, not in those over the rooms on air.
+      totals: `total_weights` of the batch of which this one is a part. Loss and metrics are then the part's share in
+        those of the whole: over all parts they add up to them.
 
     Returns: (float32 scalar, metrics by name; accuracies are teacher-forced, ACC@all of the paper is "acc_all").
     """
-    on_air = batch.weight * (batch.target_slot >= 0)
+    on_air = on_air_weight(batch)
+    whole, whole_on_air = total_weights(batch) if totals is None else totals
     metrics: dict[str, Array] = {}
     num_codes, levels = modules[0][0].shape[-1], len(modules[0])
     allowed = [codes_on_air(batch.live, batch.target_codes, level, num_codes) for level in range(levels)]
@@ -66,9 +82,10 @@ def losses(modules: list[list[Array]], room_scores_BxN: Array | None, author_sco
         for level, logits_BxK in enumerate(logits, start=k):
             target = batch.target_codes[:, level]
             if config.live_softmax:
-                part += config.live_softmax * mean(cross_entropy(logits_BxK, target, allowed[level]), on_air)
+                part += config.live_softmax * mean(cross_entropy(logits_BxK, target, allowed[level]), on_air,
+                                                   whole_on_air)
             if config.full_softmax:
-                part += config.full_softmax * mean(cross_entropy(logits_BxK, target), batch.weight)
+                part += config.full_softmax * mean(cross_entropy(logits_BxK, target), batch.weight, whole)
         metrics["loss_main" if k == 0 else f"loss_mtp_{k}"] = part
         total += config.loss_weights[k] * part
     hits = []
@@ -76,12 +93,12 @@ def losses(modules: list[list[Array]], room_scores_BxN: Array | None, author_sco
         # What decodes level l: module l with multi-token prediction, the main decoder without.
         logits_BxK = modules[min(level, len(modules) - 1)][0 if len(modules) > 1 else level]
         hit = (jnp.argmax(logits_BxK, -1) == batch.target_codes[:, level]).astype(jnp.float32)
-        metrics[f"acc_q{level}"] = mean(hit, batch.weight)
+        metrics[f"acc_q{level}"] = mean(hit, batch.weight, whole)
         hits.append(hit)
-    metrics["acc_all"] = mean(sum(hits) / levels, batch.weight)
+    metrics["acc_all"] = mean(sum(hits) / levels, batch.weight, whole)
     if room_scores_BxN is not None:
-        identity = mean(cross_entropy(room_scores_BxN, jnp.maximum(batch.target_slot, 0)), on_air)
-        everyone = mean(cross_entropy(author_scores_BxA, batch.target_author), batch.weight)
+        identity = mean(cross_entropy(room_scores_BxN, jnp.maximum(batch.target_slot, 0)), on_air, whole_on_air)
+        everyone = mean(cross_entropy(author_scores_BxA, batch.target_author), batch.weight, whole)
         metrics["loss_identity"] = identity
         metrics["loss_author"] = everyone
         total += config.identity_loss * (identity + config.full_softmax * everyone)
@@ -93,22 +110,38 @@ def make_train_step(model, tx: optax.GradientTransformation, config) -> Callable
                                                                                 tuple[TrainState, dict[str, Any]]]:
     """One optimizer step, pure: jit it with the state donated.
 
+    With config.training.accumulate = k the batch goes through in k microbatches, whose gradients add up to those of
+    the whole: every part of the loss is divided by its own weight in the whole batch.
+
     Args: model, an `OneLive`; tx, its optimizer; config, the whole `Config`.
+
+    Metrics, float32 []: those of `losses`; norms of gradient (before clipping), parameters and update; learning_rate;
+    on_air, the share of examples in the live losses; largest_logit, the largest |QK logit| of all attention layers.
     """
-    schedule = learning_rate(config.training)
+    schedule, parts = learning_rate(config.training), config.training.accumulate
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(state.key, state.step)
+        key, totals = jax.random.fold_in(state.key, state.step), total_weights(batch)
 
-        def loss_fn(params):
-            return losses(*model.apply({"params": params}, batch, True, rngs={"dropout": key}), batch, config.model)
+        def gradients(part: Batch, index: Array):
+            part_key = key if parts == 1 else jax.random.fold_in(key, index)
 
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+            def loss_fn(params):
+                outputs, largest = model.apply({"params": params}, part, True, rngs={"dropout": part_key},
+                                               method="with_largest_logit")
+                loss, metrics = losses(*outputs, part, config.model, totals)
+                metrics["on_air"] = mean((part.target_slot >= 0) * 1.0, part.weight, totals[0])
+                return loss, (metrics, largest)
+
+            (_, (metrics, largest)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+            return (grads, metrics), largest
+
+        (grads, metrics), largest = sum_over_parts(gradients, batch, parts)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params),
-                    "learning_rate": schedule(state.step),
-                    "on_air": mean((batch.target_slot >= 0) * 1.0, batch.weight)}
+                    "update_norm": optax.global_norm(updates), "learning_rate": schedule(state.step),
+                    "largest_logit": largest}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step

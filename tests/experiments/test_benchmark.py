@@ -86,12 +86,3 @@ def test_parameters_and_limits_of_the_targets():
     assert 3_000_000 <= in_blocks < 3_200_000
     assert benchmark.block_limit(6, 128, 3) == pytest.approx(5.9, abs=0.05)
     assert benchmark.block_limit(3, 128, 3) == pytest.approx(3.0, abs=0.05)
-
-
-def test_flops_of_a_model_counted_by_hand():
-    c = ModelConfig(dim=4, num_layers=1, num_heads=1, num_groups=1, mlp_dim=8, gate=False, mtp=False, habits=False,
-                    item_time=False, author_items=False, identity=False)
-    sizes = Sizes(model=c, history=2, levels=1, codes=5)
-    # cross q, out; self q, out, k, v: 6 of 4x4. SwiGLU: 3 of 4x8. Cross logits and mix: 2x4 each; self: 4 each.
-    block = 6 * 16 + 3 * 32 + 2 * 2 * 4 + 2 * 4
-    assert benchmark.training_flops(sizes) == 3 * 2 * (block + 4 * 5 + 2 * 16)

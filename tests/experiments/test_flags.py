@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags as absl_flags
 
@@ -184,3 +185,13 @@ def test_a_real_process_without_traceback_and_without_jax(tmp_path):
     assert bad.stderr.startswith("command.py: --config.model.dmi is not a setting")
     assert bad.stderr.count("\n") == 1
     assert run("--help").returncode == 0
+
+
+def test_compiled_programs_are_kept_where_the_flag_says(parse, tmp_path):
+    kept = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        parse(f"--compile_cache_dir={tmp_path / 'programs'}")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "programs")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", kept[1])

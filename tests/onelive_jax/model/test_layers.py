@@ -1,5 +1,7 @@
 """Layers against hand-worked values: norms, time embedding, attention, gate, QK-norm, feed-forward."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -105,6 +107,34 @@ def test_attention_logits_are_float32_where_activations_are_not():
     np.testing.assert_allclose(out[0, 0, 0].astype(jnp.float32), sigmoid(1 / np.sqrt(2)), rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype, atol", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
+def test_the_kernel_of_jax_gives_what_the_einsum_gives(dtype, atol):
+    q, k, v = draw(B, S, H, d), draw(B, T, G, d, seed=1), draw(B, T, G, d, seed=2)
+    mask = np.random.default_rng(3).random((B, S, T)) < 0.6
+    mask[1, 2] = False
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(kernel):
+        def total(*arrays):
+            out = layers.attention(*(x.astype(dtype) for x in arrays), mask, kernel).astype(jnp.float32)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    chex.assert_trees_all_close(both("dot_product"), both("einsum"), atol=atol)
+    # A CPU keeps the einsum.
+    chex.assert_trees_all_equal(both("auto"), both("einsum"))
+
+
+def test_the_largest_logit_is_that_of_the_pairs_that_attend():
+    q, k = draw(B, S, H, d), draw(B, T, G, d, seed=1)
+    mask = np.random.default_rng(3).random((B, S, T)) < 0.3
+    want = max(abs(k[b, t, h // (H // G)] @ q[b, i, h]) / np.sqrt(d)
+               for b, i, t in np.argwhere(mask) for h in range(H))
+    np.testing.assert_allclose(layers.largest_logit(q, k, mask), want, rtol=1e-5)
+    assert layers.largest_logit(q, k, np.zeros_like(mask)) == 0.0
+
+
 @pytest.fixture(scope="module")
 def context_arrays():
     mask = np.ones((B, T), bool)
@@ -121,7 +151,7 @@ def test_qk_norm_takes_the_scale_out_of_cross_attention(qk_norm, context_arrays)
     x = draw(B, W, S, D)
     module = layers.CrossGatedAttention(H, d, qk_norm, True)
     params = random_params(module, x, *context_arrays)
-    out = [module.apply({"params": p}, x, *context_arrays) for p in (params, scaled(params, ("query/w",), 5.0))]
+    out = [module.apply({"params": p}, x, *context_arrays)[0] for p in (params, scaled(params, ("query/w",), 5.0))]
     difference = np.abs(out[0] - out[1]).max()
     assert (difference < 1e-4) == qk_norm
     assert qk_norm or difference > 1e-2
@@ -147,15 +177,15 @@ def test_the_gate_multiplies_the_attention_output_elementwise(context_arrays):
     without = {**params, "output": {"out": params["output"]["out"]}}
     assert set(paths(random_params(plain, x, *context_arrays))) == set(paths(params)) - {"output/gate"}
 
-    ungated = plain.apply({"params": without}, x, *context_arrays)
+    ungated = plain.apply({"params": without}, x, *context_arrays)[0]
     half = {**params, "output": {**params["output"], "gate": jnp.zeros_like(gate)}}
-    np.testing.assert_allclose(gated.apply({"params": half}, x, *context_arrays), ungated / 2, atol=1e-5)
+    np.testing.assert_allclose(gated.apply({"params": half}, x, *context_arrays)[0], ungated / 2, atol=1e-5)
     # With one-hot output weights the attended values themselves can be read.
     read = {"out": jnp.eye(H * d).reshape(H, d, H * d)}
-    raw = plain.apply({"params": {**without, "output": read}}, x, *context_arrays)
+    raw = plain.apply({"params": {**without, "output": read}}, x, *context_arrays)[0]
     want = raw * sigmoid(np.einsum("bwsd,dhk->bwshk", x, gate).reshape(B, W, S, H * d))
     np.testing.assert_allclose(gated.apply({"params": {**params, "output": {**read, "gate": gate}}}, x,
-                                           *context_arrays), want, atol=1e-5)
+                                           *context_arrays)[0], want, atol=1e-5)
 
 
 def test_self_attention_is_causal_and_its_cache_repeats_the_whole_pass():
@@ -167,13 +197,13 @@ def test_self_attention_is_causal_and_its_cache_repeats_the_whole_pass():
     def by_position(x):
         outs, cache = [], layers.SelfCache(*(jnp.zeros((B, W, S, G, d)) for _ in range(2)))
         for position in range(S):
-            out, cache = module.apply({"params": params}, x[:, :, position, None], cache, position)
+            out, cache, _ = module.apply({"params": params}, x[:, :, position, None], cache, position)
             outs.append(out)
         return jnp.concatenate(outs, 2)
 
     @jax.jit
     def whole(x):
-        out, none = module.apply({"params": params}, x)
+        out, none, _ = module.apply({"params": params}, x)
         assert none is None
         return out
 
@@ -193,8 +223,7 @@ def test_beams_do_not_see_each_other(context_arrays):
     for module, args in ((layers.SelfGatedAttention(H, G, d, True, True), ()),
                          (layers.CrossGatedAttention(H, d, True, True), context_arrays)):
         params = random_params(module, x, *args)
-        before, after = (module.apply({"params": params}, y, *args) for y in (x, other))
-        before, after = (y[0] if isinstance(y, tuple) else y for y in (before, after))
+        before, after = (module.apply({"params": params}, y, *args)[0] for y in (x, other))
         np.testing.assert_array_equal(before[:, [0, 2]], after[:, [0, 2]])
         assert np.abs(before[:, 1] - after[:, 1]).max() > 1e-3
 

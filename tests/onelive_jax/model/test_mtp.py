@@ -73,7 +73,7 @@ def test_a_module_merges_the_state_and_the_code():
 
     @jax.jit
     def run(hidden, code, keys=context.keys):
-        return module.apply({"params": params}, hidden, code, context.replace(keys=keys))
+        return module.apply({"params": params}, hidden, code, context.replace(keys=keys))[0]
 
     out = run(hidden, code)
     chex.assert_equal_shape([out, hidden])

@@ -138,3 +138,15 @@ def test_lines_are_valid_json_whatever_the_types(tmp_path):
     with metrics.MetricWriter(tmp_path) as writer:
         writer.write(jnp.int32(3), {"a": jnp.bfloat16(0.5), "b": True, "c": 2**60})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "a": 0.5, "b": 1.0, "c": 2**60}
+
+
+def test_device_memory_is_told_where_the_backend_knows_it(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    for stats, want in ((None, {}), ({"bytes_in_use": 5, "peak_bytes_in_use": 9, "num_allocs": 2},
+                                     {"device_bytes": 5, "device_peak_bytes": 9}), ({"bytes_in_use": 5},
+                                                                                    {"device_bytes": 5})):
+        monkeypatch.setattr(metrics.jax, "local_devices", lambda stats=stats: [Device(stats)])
+        assert metrics.device_memory() == want

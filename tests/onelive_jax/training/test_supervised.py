@@ -19,6 +19,7 @@ from tests.onelive_jax.random_batches import (
     ROOMS,
     paths,
     random_batch,
+    random_params,
     small_config,
     small_model,
 )
@@ -245,15 +246,20 @@ def test_the_step_has_these_metrics_and_donates_its_state(run):
     before = run.state()
     state, metrics = run.step(before, BATCH_OF_4)
     assert set(metrics) == {"loss", "loss_main", "loss_mtp_1", "loss_mtp_2", "loss_identity", "loss_author", "acc_q0",
-                            "acc_q1", "acc_q2", "acc_all", "grad_norm", "param_norm", "learning_rate", "on_air"}
+                            "acc_q1", "acc_q2", "acc_all", "grad_norm", "param_norm", "update_norm", "learning_rate",
+                            "on_air", "largest_logit"}
     assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())
     chex.assert_tree_all_finite(metrics)
     assert state.step == 1
     assert metrics["grad_norm"] > 0
+    moved = optax.global_norm(jax.tree.map(lambda a, b: a - b, state.params, run.start.params))
+    np.testing.assert_allclose(metrics["update_norm"], moved, rtol=1e-4)
+    assert 0 < metrics["largest_logit"] < 10
     assert metrics["on_air"] == 1.0
     np.testing.assert_allclose(metrics["learning_rate"], 0.02, rtol=1e-6)
     np.testing.assert_allclose(metrics["param_norm"], optax.global_norm(state.params), rtol=1e-5)
-    assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
+    # The step works in place: parameters and both moments are given up, not copied.
+    assert all(x.is_deleted() for x in jax.tree.leaves((before.params, before.opt_state)))
 
 
 def test_every_parameter_learns(run):
@@ -317,3 +323,21 @@ def test_with_bfloat16_activations_parameters_and_losses_stay_float32(run):
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(optax.tree_utils.tree_get(state.opt_state, "mu"))} == {
         jnp.dtype("float32")}
+
+
+def test_microbatches_with_uneven_weights_give_the_step_of_the_whole_batch():
+    """Microbatch j holds rows j, j + 4: one is lighter than the other, and has another share on air."""
+    batch = random_batch(seed=5, batch=8)
+    batch = batch.replace(weight=np.array([1, 0.1, 1, 0, 0.7, 0.2, 1, 0.5], np.float32),
+                          target_slot=np.where([0, 1, 0, 0, 1, 1, 0, 0], -1, batch.target_slot).astype(np.int32))
+    results = {}
+    for parts in (1, 4):
+        config = Config(model=small_config(mtp=False),
+                        training=TrainingConfig(warmup_steps=0, accumulate=parts, batch_size=8))
+        model, tx = small_model(mtp=False), train_state.make_optimizer(config.training)
+        params = random_params(model, batch)
+        state = train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0))
+        state, metrics = jax.jit(supervised.make_train_step(model, tx, config))(state, batch)
+        results[parts] = optax.tree_utils.tree_get(state.opt_state, "mu"), metrics  # after one step, 0.1 x gradient
+    assert results[1][1]["on_air"] < 1
+    chex.assert_trees_all_close(results[4], results[1], rtol=2e-4, atol=1e-5)

@@ -1,0 +1,176 @@
+"""What runs on a mesh, each step as a function of the mesh alone: one device must give what eight devices give.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.onelive_jax.training.sharded_steps STEP …
+
+A new step is a function (mesh) → tree of results, entered into STEPS with the meshes it is tried on; what it prepares
+must not depend on the mesh. Every result is compared with that of one device.
+
+Axes: R rows of a table. All sizes that the compiled program is searched for differ from each other.
+"""
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from onelive_jax.config import Config, DecodingConfig, MeshConfig, TokenizerConfig, TrainingConfig
+from onelive_jax.decoding.live_index import from_rooms
+from onelive_jax.decoding.recommend import make_recommender
+from onelive_jax.model.onelive import OneLive
+from onelive_jax.tokenizer import kmeans
+from onelive_jax.tokenizer.towers import TwoTowers, info_nce
+from onelive_jax.training import partitioning, supervised, train_state
+from onelive_jax.training.placement import on_mesh
+from tests.onelive_jax.random_batches import random_batch, random_params, small_config
+
+LEVELS, CODES, AUTHORS, BATCH, DIM = 2, 40, 88, 8, 16
+MESHES = (MeshConfig(2, 2, 2), MeshConfig(8, 1, 1), MeshConfig(1, 4, 2))
+
+
+def supervised_step(mesh):
+    """A whole step: loss, metrics, gradients (ten times Adam's first moment), parameters after it, shardings."""
+    config = Config(model=small_config(scan_layers=True, num_layers=2, context_sets=2),
+                    training=TrainingConfig(warmup_steps=0, clip_norm=1e9, accumulate=1))
+    model = on_mesh(OneLive(config.model, LEVELS, CODES, AUTHORS, 8), mesh)
+    batch, tx = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), train_state.make_optimizer(
+        config.training)
+
+    def init_params(key):
+        return model.init(key, batch)["params"]
+
+    abstract = train_state.abstract_state(init_params, tx, mesh)
+    shardings = train_state.shardings(abstract)
+    params = random_params(model, batch)
+    state = jax.device_put(train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0)),
+                           shardings)
+    step = jax.jit(supervised.make_train_step(model, tx, config), donate_argnums=0,
+                   in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+                   out_shardings=(shardings, partitioning.replicated(mesh)))
+    placed = partitioning.put_batch(batch, mesh)
+    compiled = step.lower(state, placed).compile()
+    if mesh.shape["tensor"] > 1:
+        check_tables_stay_apart(compiled.as_text())
+    check_specs(abstract, mesh)
+    before = state
+    state, metrics = compiled(state, placed)  # compiled once: this program refuses any other shape or sharding,
+    moments = jax.device_get(optax.tree_utils.tree_get(state.opt_state, "mu"))
+    state, _ = compiled(state, placed)        # and takes its own output.
+    assert jax.tree.map(lambda x: x.sharding, state) == shardings
+    # The state is updated in place, on every device.
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
+    aliased = compiled.memory_analysis().alias_size_in_bytes
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert aliased >= held, (aliased, held)
+    return metrics, moments
+
+
+def check_tables_stay_apart(program: str) -> None:
+    """No collective yields a table with all of its rows: code table and heads are split over tensor, authors over
+    fsdp and tensor."""
+    collectives = re.findall(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(", program)
+    assert collectives
+    for result, kind in collectives:
+        for shape in re.findall(r"\[([\d,]+)\]", result):
+            sizes = {int(size) for size in shape.split(",")}
+            assert not {CODES, DIM} <= sizes, (kind, result)
+            assert not {AUTHORS, 8} <= sizes, (kind, result)
+
+
+def check_specs(abstract, mesh) -> None:
+    """Parameters, and both moments of each, are split as RULES say; nothing large is on every device."""
+    def split(spec: P) -> P:
+        return P(*(_present(entry, mesh) for entry in spec))
+
+    want = {"code_table": P(None, "tensor", "fsdp"), "heads": P(None, "fsdp", "tensor"), "bos": P("fsdp"),
+            "author_table": P(("fsdp", "tensor"), None), "head_bias": P(None, "tensor"),
+            "decoder/blocks/cross/query/w": P(None, "fsdp", "tensor", None),
+            "decoder/blocks/self/output/out": P(None, "tensor", None, "fsdp"),
+            "decoder/blocks/mlp/up": P(None, "fsdp", "tensor"), "decoder/blocks/mlp/down": P(None, "tensor", "fsdp"),
+            "decoder/blocks/mlp_norm/scale": P(None, "fsdp"), "mtp_0/merge": P(None, "fsdp"),
+            "context_projector/keys_values": P("fsdp", None, "tensor", None)}
+    for tree in (abstract.params, optax.tree_utils.tree_get(abstract.opt_state, "mu"),
+                 optax.tree_utils.tree_get(abstract.opt_state, "nu")):
+        leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+                  for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for name, spec in want.items():
+            expected = jax.NamedSharding(mesh, split(spec))
+            assert leaves[name].sharding.is_equivalent_to(expected, leaves[name].ndim), (name, leaves[name].sharding)
+    for leaf in jax.tree.leaves(abstract):
+        assert leaf.sharding.mesh == mesh
+
+
+def _present(entry, mesh):
+    axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return tuple(axis for axis in axes if mesh.shape[axis] > 1) or None
+
+
+def tower_step(mesh):
+    """InfoNCE over the whole batch and its gradients."""
+    config, rng = TokenizerConfig(dim=DIM, hidden=24, history_items=3, batch_size=BATCH), np.random.default_rng(0)
+    model = TwoTowers(AUTHORS, config)
+
+    def described(*shape):
+        return {"author": rng.integers(0, AUTHORS, shape, dtype=np.int32),
+                "views": rng.integers(0, 9, shape).astype(np.float32),
+                "content": rng.normal(size=(*shape, 6)).astype(np.float32), "has_content": rng.random(shape) < 0.7}
+
+    pair, history = described(BATCH), described(BATCH, 3) | {"mask": rng.random((BATCH, 3)) < 0.8}
+    params = random_params(model, pair, history)
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), pair, history)["params"])
+    shardings = partitioning.logical_to_sharding(boxed, mesh)
+
+    def loss(params, pair, history):
+        user, author, temperature = model.apply({"params": params}, pair, history)
+        return info_nce(user, author, temperature, pair["author"], jnp.zeros(BATCH), jnp.ones(BATCH))
+
+    step = jax.jit(jax.value_and_grad(loss), in_shardings=(shardings, *(partitioning.batch_sharding(mesh),) * 2),
+                   out_shardings=(partitioning.replicated(mesh), shardings))
+    return step(jax.device_put(params, shardings), *partitioning.put_batch((pair, history), mesh))
+
+
+def kmeans_step(mesh):
+    """Three Lloyd iterations over points split over data and fsdp."""
+    points = np.random.default_rng(0).normal(size=(203, DIM)).astype(np.float32)
+    blocks = kmeans.make_blocks(points, 8, mesh=mesh)
+    return kmeans.lloyd(blocks, jnp.asarray(points[:8]), 3)
+
+
+def decoding_step(mesh):
+    """Beam search over one catalogue shared by a batch that is split over devices."""
+    model = on_mesh(OneLive(small_config(scan_layers=True, num_layers=2, mtp=False), LEVELS, CODES, AUTHORS, 8), mesh)
+    batch = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS, rooms=24)
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)["params"])
+    params = jax.device_put(random_params(model, batch), partitioning.logical_to_sharding(boxed, mesh))
+    rooms = jax.tree.map(lambda x: x[0], batch.live)
+    index = jax.device_put(from_rooms(rooms, CODES), partitioning.replicated(mesh))
+    recommend = make_recommender(model, DecodingConfig(beams=6, capacity=24), k=5)
+    found = recommend(params, partitioning.put_batch(batch.request, mesh), index)
+    return found.slot, found.score, found.bound
+
+
+# Name → (step, meshes).
+STEPS = {"supervised": (supervised_step, MESHES), "towers": (tower_step, MESHES), "kmeans": (kmeans_step, MESHES),
+         "decoding": (decoding_step, MESHES[:1])}
+
+
+def main(names: list[str]) -> None:
+    assert jax.device_count() == 8
+    for name in names:
+        step, meshes = STEPS[name]
+        one = partitioning.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+        want = jax.device_get(step(one))
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(want)) > 0
+        for config in meshes:
+            got = jax.device_get(step(partitioning.make_mesh(config)))
+            jax.tree_util.tree_map_with_path(
+                lambda path, a, b, config=config, name=name: np.testing.assert_allclose(
+                    b, a, rtol=2e-4, atol=2e-5, err_msg=f"{name} on {config}: {jax.tree_util.keystr(path)}"), want, got)
+        print(f"{name}: {len(meshes)} meshes give what one device gives", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
