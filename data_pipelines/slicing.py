@@ -36,9 +36,8 @@ def _near(age_ms, period_ms):
 
 
 @numba.njit(nogil=True, cache=True)
-def slice_histories(user_ptr, order, author, start_ms, stop_ms, codes_VxL, users, times_ms, window, distinct, effective_ms,
-                    offset_ms, out_author, out_codes, out_hour, out_day, out_week, out_habits,
-                    out_mask):
+def slice_histories(user_ptr, order, author, start_ms, stop_ms, codes_VxL, users, times_ms, window, distinct,
+                    effective_ms, offset_ms, out_author, out_codes, out_hour, out_day, out_week, out_habits, out_mask):
     """Fills the arrays of a `History` [R, T, …], which come zeroed; see `timelines.histories`.
 
     `order` int64 [V] lists views by (user, start, author): views that began together are told apart by nothing that

@@ -97,6 +97,6 @@ def histories(views: Timelines, codes_VxL: np.ndarray, users: np.ndarray, times_
     )
     slice_histories(views.user_ptr, views.start_order, views.author, views.start_ms, views.stop_ms, codes_VxL,
                     np.asarray(users, np.int64), np.asarray(times_ms, np.int64), window, unit == "authors",
-                    effective_ms, round(utc_offset_hours * HOUR_MS), history.author, history.codes, history.hour, history.day,
-                    history.week, history.habits, history.mask)
+                    effective_ms, round(utc_offset_hours * HOUR_MS), history.author, history.codes, history.hour,
+                    history.day, history.week, history.habits, history.mask)
     return history

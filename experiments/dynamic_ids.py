@@ -31,7 +31,7 @@ IDS: dict[str, dict[str, object]] = {
     "static": {"tokenizer.follow_content": False},
     "content only": {"tokenizer.embedding": "mllm"},
 }
-MODELS: dict[str, dict[str, object]] = {"whole model": {}, "ids alone": {"model.identity": False}}
+MODELS: dict[str, dict[str, object]] = {"ids alone": {"model.identity": False}, "whole model": {}}
 JUMP_MINUTES = 10.0
 FIGURES = (("all", "hr@10"), ("after_jump", "hr@10"), ("after_jump", "ndcg@10"), ("all", "ndcg@10"))
 
@@ -54,7 +54,7 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path) 
     shared = workdir / str(seed) / "log"
     prepare(config, shared)
     parts = ["data", "examples"]
-    first = workdir / str(seed) / f"{ids}-whole_model".replace(" ", "_")
+    first = workdir / str(seed) / f"{ids}-{next(iter(MODELS))}".replace(" ", "_")  # its tokenizer serves both models
     if folder != first and (first / "tokenizer.json").exists():
         parts += ["tokenizer", "tokenizer.json"]
     for part in parts:

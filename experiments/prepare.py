@@ -147,7 +147,8 @@ def other_sequences(log: tables.Tables, arrays: dict[str, np.ndarray]) -> dict[s
     result = {}
     given = arrays["gift_value"] > 0
     if given.any():
-        gifts = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms"))).where(given)
+        names = ("user_ptr", "author", "room", "start_ms", "stop_ms")
+        gifts = Timelines(*(arrays[name] for name in names)).where(given)
         # The moment of the gift is not logged: that there was one is known for certain when the view is over.
         result["gift"] = gifts.sorted_by(gifts.stop_ms, gifts.stop_ms)
     if log.videos is not None:

@@ -10,15 +10,14 @@ from onelive_jax.config import Config
 def get_config() -> Config:
     config = demo.get_config()
     config.name = "dynamic_ids"
-    config.simulator.users, config.simulator.authors, config.simulator.days = 1500, 600, 10
+    config.simulator.users, config.simulator.authors, config.simulator.days = 1000, 400, 8
     config.simulator.segment_seconds = 60
     config.data.max_targets = 4000
-    config.data.live_slots = 192
     config.tokenizer.codes = 64
     config.tokenizer.dim = 64
-    config.tokenizer.steps = 1500
+    config.tokenizer.steps = 800
     config.tokenizer.batch_size = 512
-    config.training.batch_size = 128
-    config.training.steps = 1200
-    config.training.eval_every = 600
+    config.training.batch_size = 96
+    config.training.steps = 600
+    config.training.eval_every = 0
     return config
