@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/requirements.stamp
+# make test BEAM=1 also installs Apache Beam and tests the pipeline that needs it; without it those tests are skipped.
+BEAM_STAMP := $(if $(BEAM),$(VENV)/requirements-beam.stamp)
 
 .PHONY: help setup test demo lint clean
 
 help:
 	@echo "make test    set up .venv and run the tests"
 	@echo "make demo    set up .venv and run the demonstration from simulated logs to recommendations"
+	@echo "make test BEAM=1    the same with Apache Beam installed and its pipeline tested"
 	@echo "make lint    set up .venv and check style and imports"
 	@echo "make clean   remove .venv and every cache"
 	@echo "PYTHON=/path/to/python3 picks another interpreter (3.11 or newer; run make clean first)"
@@ -24,7 +27,11 @@ $(STAMP): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-test: $(STAMP)
+$(VENV)/requirements-beam.stamp: $(STAMP) requirements-beam.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-beam.txt
+	@touch $@
+
+test: $(STAMP) $(BEAM_STAMP)
 	$(BIN)/python -m pytest tests
 
 demo: $(STAMP)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_pipelines import draws
 from data_pipelines.presence import HOUR_MS, NOBODY, OnAir, Presence
 from data_pipelines.timelines import Timelines, clock, histories
 from onelive_jax.batch import Batch, LiveRooms, Request
@@ -91,13 +92,14 @@ class BatchMaker:
         return on_air
 
     def live_rooms(self, on_air: OnAir, times_ms: np.ndarray, slots: int, target: np.ndarray | None = None,
-                   rng: np.random.Generator | None = None) -> tuple[LiveRooms, np.ndarray]:
+                   rng: np.random.Generator | np.ndarray | None = None) -> tuple[LiveRooms, np.ndarray]:
         """Pads rooms on air to N = `slots`.
 
         Args:
           on_air: from `on_air(…)`. times_ms: int64 [R].
           target: int32 [R], the author watched; it keeps its slot when there are more rooms than slots.
-          rng: which rooms are left out then (uniformly). Required only in that case.
+          rng: a generator or a key for each request (data_pipelines/draws.py), by which rooms are left out then
+            (uniformly). Required only in that case.
 
         Returns: the rooms, and int32 [R] the slot of the target (−1: not on air, or no target given).
         """
@@ -109,7 +111,7 @@ class BatchMaker:
         index = np.arange(row.size)
         if (count > slots).any():
             # Within each request: the target first, then a random order; the first `slots` stay.
-            order = np.lexsort((rng.random(row.size), ~is_target, row))
+            order = np.lexsort((draws.uniform(rng, row, num, purpose=2), ~is_target, row))
             kept = np.sort(order[slot < slots])
             index, row, is_target = kept, row[kept], is_target[kept]
             slot = np.arange(row.size) - np.searchsorted(row, row)
@@ -130,8 +132,8 @@ class BatchMaker:
         target_slot[row[is_target]] = slot[is_target]
         return rooms, target_slot
 
-    def batch(self, view: np.ndarray, rng: np.random.Generator) -> Batch:
-        """A training batch of the views `view` int64 [B] (indices into the views)."""
+    def batch(self, view: np.ndarray, rng: np.random.Generator | np.ndarray) -> Batch:
+        """A training batch of the views `view` int64 [B] (indices into the views); `rng` as in `live_rooms`."""
         users, times = self._user(view), self.views.start_ms[view]
         target = self.views.author[view]
         slots = self.config.live_slots

@@ -1,11 +1,14 @@
 """Typed reading of large CSV files with a header, whose errors name the file, the line and the column.
 
 The columns of a file are parsed straight into their types. Only when that fails is the file read again as text, to find
-the cell that is to blame.
+the cell that is to blame. A Path may also be a file on another file system: it has `open`, `name`, `suffixes`, and its
+address as its text (`beam_files.StoredFile`).
 """
 
 import csv
 import gzip
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +56,24 @@ class Rows:
     frame: pl.DataFrame
     total: int
     unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the rows of a file are parsed, as its header and its first row tell.
+
+    Attributes:
+      path: the file. columns: its known columns, in its order.
+      types: name of every cell of a row → type that it is parsed into; text for columns that are not known.
+      clocks: columns of times that are written as a date and a clock.
+      empty: whether there is no row below the header.
+    """
+
+    path: Path
+    columns: dict[str, Column]
+    types: dict[str, type[pl.DataType]]
+    clocks: tuple[str, ...]
+    empty: bool
 
 
 def read_header(path: Path, columns: tuple[Column, ...], unknown_is_error: bool = True) -> list[str]:
@@ -103,29 +124,70 @@ def read_csv(path: Path, columns: tuple[Column, ...], texts: frozenset[str] = fr
       ValueError: with file, line and column, for a cell that is empty or not of its column's type, or an impossible
         time (negative, or later than LATEST_MS).
     """
+    form = form_of(path, columns, texts, unknown_is_error)
+    scan = _scan(path, form.types).select(*form.columns).with_row_index(RECORD)
+    if only is not None:
+        scan = scan.filter(pl.col("user_id").is_in(only.implode()))
+    try:
+        frame = scan.collect(engine="streaming")
+        total = len(frame) if only is None else _scan(path, form.types).select(
+            pl.col(next(iter(form.types))).len()).collect().item()
+    except pl.exceptions.PolarsError as error:
+        _find_bad_cell(form)
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    return _checked(form, frame, total)
+
+
+def form_of(path: Path, columns: tuple[Column, ...], texts: frozenset[str] = frozenset(), unknown_is_error: bool = True
+            ) -> Form:
+    """How a file is parsed; arguments and errors as for `read_csv`, of which this is the first step."""
     header = read_header(path, columns, unknown_is_error)
-    known = {c.name: c for c in columns if c.name in header}
-    first = _first_row(path, header) or {}
+    names = {c.name: c for c in columns}
+    known = {name: names[name] for name in header if name in names}
+    cells = _first_row(path, header)
+    first = cells or {}
     types = {name: pl.String if name in texts else _type(column) for name, column in known.items()}
     # Some copies write a time as a date and a clock; it is then read as text and converted below.
     clocks = [name for name, column in known.items() if column.kind in ("time", "end") and first.get(name)
               and pl.select(clock_ms(pl.lit(first[name]))).item() is not None]
     types |= {name: pl.String for name in clocks}
-    schema = {name: types.get(name, pl.String) for name in header}
-    scan = _scan(path, schema).select(*known).with_row_index(RECORD)
-    if only is not None:
-        scan = scan.filter(pl.col("user_id").is_in(only.implode()))
+    return Form(path, known, {name: types.get(name, pl.String) for name in header}, tuple(clocks), cells is None)
+
+
+def parse_part(form: Form, part: bytes, record: int) -> Rows:
+    """The rows in a part of a file, as `read_csv` reads the whole.
+
+    Args:
+      form: of the file. part: whole lines from below the header. record: rows of the file before them.
+
+    Raises:
+      ValueError: as `read_csv`, and for a quoted cell that holds a line break: it may begin in another part.
+    """
+    lines = part.lstrip(b"\r\n")
+    record += part.count(b"\n", 0, len(part) - len(lines))
+    if b'"' in lines:
+        for i, line in enumerate(lines.split(b"\n")):
+            if line.count(b'"') % 2:
+                raise ValueError(f"{form.path}, line {record + i + 2}: a quoted cell holds a line break, so that the "
+                                 "file cannot be read in parts: remove it, or use python -m data_pipelines.prepare")
     try:
-        frame = scan.collect(engine="streaming")
-        total = len(frame) if only is None else _scan(path, schema).select(pl.col(header[0]).len()).collect().item()
+        frame = pl.read_csv(lines, has_header=False, schema=form.types, null_values=list(NULLS)).select(
+            *form.columns) if lines else pl.DataFrame(schema={name: form.types[name] for name in form.columns})
     except pl.exceptions.PolarsError as error:
-        _find_bad_cell(path, known, schema)
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+        _find_bad_cell(form, lines, record)
+        raise ValueError(f"{form.path}: not a CSV file in UTF-8 ({error})") from error
+    # int64: a part's rows are numbered within the whole file, which may have more than 2³² of them.
+    frame = frame.select(pl.int_range(record, record + pl.len(), dtype=pl.Int64).alias(RECORD), pl.all())
+    return _checked(form, frame, len(frame))
+
+
+def _checked(form: Form, frame: pl.DataFrame, total: int) -> Rows:
+    path, known = form.path, form.columns
     blank = frame.select(pl.all_horizontal(pl.col(*known).is_null()))
     if blank.to_series().any():
         frame = frame.filter(~blank.to_series())
         total -= int(blank.to_series().sum())
-    for name in clocks:
+    for name in form.clocks:
         moment = clock_ms(pl.col(name))
         refuse(path, frame, name, pl.col(name).is_not_null() & moment.is_null(), "is not a date and time")
         frame = frame.with_columns(moment.alias(name))
@@ -137,7 +199,7 @@ def read_csv(path: Path, columns: tuple[Column, ...], texts: frozenset[str] = fr
             check_times(path, frame, name)
         if column.kind == "end" or (column.kind == "whole" and column.empty):
             frame = frame.with_columns(pl.col(name).cast(pl.Int64))
-    return Rows(path, frame, total, tuple(name for name in header if name not in known))
+    return Rows(path, frame, total, tuple(name for name in form.types if name not in known))
 
 
 def ids_in(path: Path, columns: tuple[Column, ...], name: str, texts: frozenset[str],
@@ -204,17 +266,18 @@ def line_of_record(path: Path, record: int) -> int:
 
 def open_text(path: Path):
     """A text stream of a CSV file in UTF-8, packed with gzip or not."""
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    opener = gzip.open if packed else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    raw = path.open("rb")
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8-sig", newline="")
 
 
 def _scan(path: Path, schema: dict) -> pl.LazyFrame:
     # The header is skipped rather than matched: its names may be others than those of the schema.
     if _first_row(path, list(schema)) is None:
         return pl.LazyFrame(schema=schema)
-    return pl.scan_csv(path, has_header=False, skip_rows=1, schema=schema, null_values=list(NULLS))
+    source = path if isinstance(path, Path) else path.open("rb").read()
+    return pl.scan_csv(source, has_header=False, skip_rows=1, schema=schema, null_values=list(NULLS))
 
 
 def _type(column: Column):
@@ -236,23 +299,37 @@ def _is_whole(cell: str | None) -> bool:
     return cell is not None and pl.Series([cell], dtype=pl.String).cast(pl.Int64, strict=False)[0] is not None
 
 
-def _find_bad_cell(path: Path, known: dict[str, Column], schema: dict) -> None:
-    """Raises ValueError for the first row of another length than the header, or the first cell of the wrong type."""
+def _find_bad_cell(form: Form, part: bytes | None = None, record: int = 0) -> None:
+    """Raises ValueError for the first row of another length than the header, or the first cell of the wrong type.
+
+    Looks in the whole file, or in a part of it, whose first row has the number `record`.
+    """
+    path = form.path
     try:
-        with open_text(path) as lines:
-            reader, line = csv.reader(lines), 1
-            for cells in reader:
-                if len(cells) != len(schema) and any(cells):
-                    raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(schema)}; a "
-                                     "comma inside a value must be quoted")
-                line = reader.line_num + 1
-        texts = _scan(path, dict.fromkeys(schema, pl.String)).collect()
+        if part is None:
+            with open_text(path) as lines:
+                _check_widths(form, lines, 1)
+            texts = _scan(path, dict.fromkeys(form.types, pl.String)).collect()
+        else:
+            _check_widths(form, io.StringIO(part.decode(), newline=""), record + 2)
+            texts = pl.read_csv(part, has_header=False, schema=dict.fromkeys(form.types, pl.String),
+                                null_values=list(NULLS))
     except (UnicodeDecodeError, gzip.BadGzipFile, csv.Error, pl.exceptions.PolarsError) as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    texts = texts.with_row_index(RECORD)
-    for name, column in known.items():
-        dtype = schema[name]
+    texts = texts.select(pl.int_range(record, record + pl.len(), dtype=pl.Int64).alias(RECORD), pl.all())
+    for name, column in form.columns.items():
+        dtype = form.types[name]
         if dtype != pl.String:
             wanted = "a whole number, like the other ids" if column.kind == "id" else KINDS[column.kind][1]
             bad = pl.col(name).is_not_null() & pl.col(name).cast(dtype, strict=False).is_null()
             refuse(path, texts, name, bad, f"is not {wanted}")
+
+
+def _check_widths(form: Form, lines: Iterable[str], line: int) -> None:
+    """Raises ValueError for the first row whose number of cells is not the header's; `line` is that of the first."""
+    reader, first = csv.reader(lines), line
+    for cells in reader:
+        if len(cells) != len(form.types) and any(cells):
+            raise ValueError(f"{form.path}, line {line}: {len(cells)} cells, but the header has {len(form.types)}; a "
+                             "comma inside a value must be quoted")
+        line = first + reader.line_num

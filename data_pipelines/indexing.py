@@ -1,5 +1,6 @@
 """What readers of logs with room lifetimes share: dense ids, one row a room, side features, one row a view."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,22 @@ CATEGORIES = ("age", "gender", "country", "device_brand", "device_price", "is_li
               "is_live_author", "age_segment", "live_operation_tag", *[f"onehot_feat{i}" for i in range(7)])
 _RANGE = r"^-?\d+(\.\d+)?\s*(\+|[-~]\s*\d+(\.\d+)?\s*\+?)$"  # 100-500, 5000+
 _LOWER = r"^(-?\d+(?:\.\d+)?)"
+
+
+@dataclass
+class World:
+    """What the rows of a file of views or events are joined with.
+
+    Attributes:
+      rooms: live_id, author_id, room_id (dense), room_start_ms, room_end_ms: every room that the rows may name.
+      users, authors: ids in the source, in order.
+      drop_unknown_rooms: leave out, rather than refuse, what names a room that there is not.
+    """
+
+    rooms: pl.DataFrame
+    users: pl.Series
+    authors: pl.Series
+    drop_unknown_rooms: bool
 
 
 def all_ids(*columns: pl.Series) -> pl.Series:
@@ -64,9 +81,18 @@ def one_row_a_room(path: Path, rooms: pl.DataFrame, notes: dict[str, int]) -> pl
     return rooms
 
 
-def room_table(rooms: pl.DataFrame) -> pl.DataFrame:
-    """The canonical table, and the source's id, from rooms with author_id, category and title_embedding."""
-    rooms = rooms.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("room_id"),
+def known_rooms(rooms: pl.DataFrame, first: int = 0) -> pl.DataFrame:
+    """`World.rooms`, from rooms with author_id in order of their live_id; `first` is the dense id of the first."""
+    return rooms.select("live_id", "author_id", pl.int_range(first, first + pl.len(), dtype=pl.Int32).alias("room_id"),
+                        room_start_ms="start_ms", room_end_ms="end_ms")
+
+
+def room_table(rooms: pl.DataFrame, first: int = 0) -> pl.DataFrame:
+    """The canonical table, and the source's id, from rooms with author_id, category and title_embedding.
+
+    `first` is the dense id of the first, where `rooms` are a part of them all.
+    """
+    rooms = rooms.with_columns(pl.int_range(first, first + pl.len(), dtype=pl.Int32).alias("room_id"),
                                pl.col("live_id").alias("source_id"))
     return rooms.select(*ROOMS, "source_id", *[name for name in ("live_type", "live_name") if name in rooms.columns])
 
@@ -92,10 +118,9 @@ def interactions(frame: pl.DataFrame) -> pl.DataFrame:
         pl.col(name).fill_null(False if INTERACTIONS[name] == pl.Boolean else 0) for name in facts))
 
 
-def outside_life(log: pl.DataFrame, rooms: pl.DataFrame) -> int:
-    """Views that begin before their room does, or after it has ended."""
-    start, end = (rooms[name].gather(log["room_id"]) for name in ("start_ms", "end_ms"))
-    return int(((log["start_ms"] < start) | (log["start_ms"] >= end).fill_null(False)).sum())
+def is_outside(moment: pl.Expr, start: pl.Expr, end: pl.Expr) -> pl.Expr:
+    """Whether a view begins before its room does, or after it has ended (never, where `end` is null)."""
+    return (moment < start) | (moment >= end).fill_null(False)
 
 
 def side_features(rows: Rows, key: str, columns: tuple[Column, ...], ids: pl.Series, notes: dict[str, int]
@@ -142,13 +167,16 @@ def side_features(rows: Rows, key: str, columns: tuple[Column, ...], ids: pl.Ser
     return result
 
 
-def categories(cells: pl.Series) -> pl.Series:
+def categories(cells: pl.Series, texts: pl.Series | None = None) -> pl.Series:
     """int32 categories of a column of text; -1 where empty.
 
     Whole numbers from -1 on stay what they are. Other texts become 0, 1, 2, … in the order of the number that they
     begin with, if any, and then of the alphabet: the same whatever the order of the rows.
+
+    Args:
+      cells: the column, or a part of it. texts: what the whole column holds, where `cells` is a part.
     """
-    texts = cells.drop_nulls().unique()
+    texts = (cells if texts is None else texts).drop_nulls().unique()
     numbers = texts.cast(pl.Float64, strict=False)
     if (numbers.is_finite() & (numbers == numbers.floor()) & numbers.is_between(-1, LARGEST)).fill_null(False).all():
         return cells.cast(pl.Float64).cast(pl.Int32).fill_null(-1)

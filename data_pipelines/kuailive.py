@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from data_pipelines import indexing
 from data_pipelines.csv_files import RECORD, Column, Rows, ids_in, read_csv, refuse, text_ids
+from data_pipelines.indexing import World, known_rooms
 from data_pipelines.tables import ReadReport, Tables, validate
+from data_pipelines.titles import TitleFile, title_file, titles_in
 
 USER, LIVE = Column("user_id", "id"), Column("live_id", "id")
 STREAMER = Column("streamer_id", "id", also=("author_id",))
@@ -51,24 +53,22 @@ FILES = {
         "accu_play_cnt", "accu_play_duration", "reg_timestamp"), *_FEATURES),
 }
 NEEDED = ("click.csv", "room.csv")
-# File of events that belong to views → column of the interactions table.
-EVENTS = {"comment.csv": "comment", "like.csv": "like", "gift.csv": "gift_value", "negative.csv": "negative"}
+# File of events → column of the interactions table that they fill.
+EVENTS = {"click.csv": "click", "comment.csv": "comment", "like.csv": "like", "gift.csv": "gift_value",
+          "negative.csv": "negative"}
+ROOM_CATEGORIES = {"live_type": "live_type", "live_content_category": "category"}  # in the file → in the table
+NO_ROW = "there is a header but no row below it"
 OTHER_NAMES = {"room.csv": "mapped_room.csv", "streamer.csv": "author.csv"}  # of older copies
 
 
 @dataclass
-class _Log:
-    """What the files of a folder are turned into on the way; counts are reason → rows."""
+class Counts:
+    """Rows by reason, of a log or of a part of it; as in ReadReport."""
 
-    rooms: pl.DataFrame  # live_id (sorted), author_id, start_ms, …
-    users: pl.Series  # ids in the source, in order; so are authors
-    authors: pl.Series
-    only: pl.Series | None
-    drop_unknown_rooms: bool
-    notes: dict[str, int]
-    dropped: dict[str, int] = field(default_factory=dict)
-    merged: dict[str, int] = field(default_factory=dict)
     rows_read: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    merged: dict[str, int] = field(default_factory=dict)
 
 
 def read_kuailive(folder: str | Path, limit_users: int | None = None, progress: bool = True,
@@ -99,85 +99,122 @@ def read_kuailive(folder: str | Path, limit_users: int | None = None, progress: 
 
 def _read(folder: Path, paths: dict[str, Path], limit: int | None, drop_unknown_rooms: bool, bar) -> Tables:
     texts = text_ids(paths["click.csv"], FILES["click.csv"])
-    notes: dict[str, int] = {}
+    counts = Counts()
+    notes = counts.notes
     people = {name: read_csv(paths[name], FILES[name], texts) for name in ("user.csv", "streamer.csv") if name in paths}
     users, only = _users(paths, people.get("user.csv"), texts, limit)
 
     bar.set_postfix_str("room.csv")
     found = read_csv(paths["room.csv"], FILES["room.csv"], texts)
-    rooms, titles = _rooms(found, paths.get("titles"), notes)
+    if not len(found.frame):
+        raise ValueError(f"{found.path}: {NO_ROW}")
+    titles = title_file(paths["titles"]) if "titles" in paths else None
+    rows = room_rows(found, {}, titles)
+    rooms = indexing.one_row_a_room(found.path, rows, notes)
+    del found, rows
     _step(bar, paths, "user.csv", "streamer.csv", "room.csv", "titles")
     streamers = [people["streamer.csv"].frame["streamer_id"]] if "streamer.csv" in people else []
     authors = indexing.all_ids(rooms["author"], *streamers)
     rooms = indexing.number(rooms, "author", authors, "author_id")
-    log = _Log(rooms, users, authors, only, drop_unknown_rooms, notes)
-    table = indexing.interactions(_views(log, paths, texts, bar))
-    notes["view that begins before its room does, or after its end"] = indexing.outside_life(table, rooms)
-    notes["view of zero watch time"] = int((table["click"] & (table["watch_ms"] == 0)).sum())
+    world = World(known_rooms(rooms), users, authors, drop_unknown_rooms)
+    views, shown = None, []
+    for name in EVENTS:
+        if name in paths:
+            bar.set_postfix_str(name)
+            rows = read_csv(paths[name], FILES[name], texts, only)
+            if only is not None:
+                reason = f"row of a person beyond the first {len(only):,} (limit_users)"
+                counts.dropped[reason] = counts.dropped.get(reason, 0) + rows.total - len(rows.frame)
+            events = in_rooms(name, rows, world, counts)
+            del rows
+            if name == "click.csv":
+                views = views_of(events, counts)
+            else:
+                views = with_events(views, name, events, shown, counts)
+            _step(bar, paths, name)
+    table = interactions(views, shown, counts)
     tables = []
     for key, ids, name, column in (("user_id", users, "user.csv", "user_id"),
                                    ("author_id", authors, "streamer.csv", "streamer_id")):
         features = indexing.side_features(people[name], column, FILES[name], ids, notes) if name in people else []
         tables.append(indexing.id_table(key, ids).with_columns(features))
-    counts = ({reason: count for reason, count in part.items() if count} for part in (log.dropped, notes, log.merged))
-    report = ReadReport(str(folder), log.rows_read, len(table), *counts)
-    return validate(Tables(table, indexing.room_table(rooms), tables[1], tables[0], report, titles=titles,
+    dropped, notes, merged = ({reason: count for reason, count in part.items() if count}
+                              for part in (counts.dropped, counts.notes, counts.merged))
+    report = ReadReport(str(folder), counts.rows_read, len(table), dropped, notes, merged)
+    return validate(Tables(table, indexing.room_table(rooms), tables[1], tables[0], report,
+                           titles=None if titles is None else titles_in(titles, 0, titles.rows),
                            rooms_are_true_lifetimes=True))
 
 
-def _views(log: _Log, paths: dict[str, Path], texts: frozenset[str], bar) -> pl.DataFrame:
-    """Clicks with what came of them, and rooms that were shown and not entered; in no order."""
-    bar.set_postfix_str("click.csv")
-    clicks = _events(log, paths["click.csv"], texts).rename({"timestamp": "start_ms", "watch_live_time": "watch_ms"})
-    views = indexing.longest_watch(clicks.select("user_id", "room_id", "author_id", "start_ms", "watch_ms"))
-    log.dropped["click.csv: repeats person, room and time of another row (the longest watch is kept)"] = (
+def views_of(clicks: pl.DataFrame, counts: Counts) -> pl.DataFrame:
+    """A row a view, from the clicks of some people that `in_rooms` returns: all of the clicks of each of them."""
+    clicks = clicks.rename({"timestamp": "start_ms", "watch_live_time": "watch_ms"})
+    views = indexing.longest_watch(clicks.select("user_id", "room_id", "author_id", "start_ms", "watch_ms", "outside"))
+    counts.dropped["click.csv: repeats person, room and time of another row (the longest watch is kept)"] = (
         len(clicks) - len(views))
-    views = views.with_columns(pl.int_range(pl.len()).alias("view"), click=pl.lit(True))
-    _step(bar, paths, "click.csv")
-    shown = []
-    for name, target in EVENTS.items():
-        if name not in paths:
-            continue
-        bar.set_postfix_str(name)
-        events = _last_click(_events(log, paths[name], texts), views)
-        if target == "negative":
-            inside = (pl.col("timestamp") <= pl.col("start_ms") + pl.col("watch_ms")).fill_null(False)
-            events = events.with_columns(pl.when(inside).then(pl.col("view")).alias("view"))
-            apart = events.filter(pl.col("view").is_null()).select("user_id", "room_id", "author_id", "timestamp")
-            once = apart.unique(maintain_order=True)
-            shown.append(once.rename({"timestamp": "start_ms"}).with_columns(
-                pl.lit(0, pl.Int64).alias("watch_ms"), click=pl.lit(False), negative=pl.lit(True)))
-            log.dropped[f"{name}: repeated row"] = len(apart) - len(once)
-        else:
-            log.dropped[f"{name}: the person has no click on the room before"] = events["view"].null_count()
-        events = events.filter(pl.col("view").is_not_null())
-        log.merged[f"{name}: row that belongs to a view"] = len(events)
-        weights = events["gift_price"].to_numpy() if target == "gift_value" else None
-        total = np.bincount(events["view"].to_numpy(), weights, minlength=len(views))
-        views = views.with_columns(pl.Series(target, total > 0 if target == "negative" else total))
-        _step(bar, paths, name)
-    return pl.concat([views.drop("view"), *shown], how="diagonal")
+    return views.with_columns(pl.int_range(pl.len()).alias("view"), click=pl.lit(True))
+
+
+def with_events(views: pl.DataFrame, name: str, events: pl.DataFrame, shown: list[pl.DataFrame], counts: Counts
+                ) -> pl.DataFrame:
+    """The views with the column that the events of one file fill.
+
+    Args:
+      views: of some people, from `views_of`. name: of the file. events: of the same people, from `in_rooms`.
+      shown: to which the rooms that were shown and not entered are added, where the file tells of them.
+    """
+    target = EVENTS[name]
+    events = _last_click(events, views)
+    if target == "negative":
+        inside = (pl.col("timestamp") <= pl.col("start_ms") + pl.col("watch_ms")).fill_null(False)
+        events = events.with_columns(pl.when(inside).then(pl.col("view")).alias("view"))
+        apart = events.filter(pl.col("view").is_null()).select("user_id", "room_id", "author_id", "timestamp",
+                                                               "outside")
+        once = apart.unique(maintain_order=True)
+        shown.append(once.rename({"timestamp": "start_ms"}).with_columns(
+            pl.lit(0, pl.Int64).alias("watch_ms"), click=pl.lit(False), negative=pl.lit(True)))
+        counts.dropped[f"{name}: repeated row"] = len(apart) - len(once)
+    else:
+        counts.dropped[f"{name}: the person has no click on the room before"] = events["view"].null_count()
+    events = events.filter(pl.col("view").is_not_null())
+    counts.merged[f"{name}: row that belongs to a view"] = len(events)
+    weights = events["gift_price"].to_numpy() if target == "gift_value" else None
+    total = np.bincount(events["view"].to_numpy(), weights, minlength=len(views))
+    return views.with_columns(pl.Series(target, total > 0 if target == "negative" else total))
+
+
+def interactions(views: pl.DataFrame, shown: list[pl.DataFrame], counts: Counts) -> pl.DataFrame:
+    """The canonical table of some people, from their views and the rooms that they were shown."""
+    rows = pl.concat([views.drop("view"), *shown], how="diagonal")
+    counts.notes["view that begins before its room does, or after its end"] = int(rows["outside"].sum())
+    counts.notes["view of zero watch time"] = int((rows["click"] & (rows["watch_ms"] == 0)).sum())
+    return indexing.interactions(rows)
 
 
 def _find(folder: Path) -> dict[str, Path]:
     """name → path of the files that are there; title embeddings under "titles"."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Give the folder that KuaiLive.zip unpacks to")
-    paths = {}
+    inside = sorted(child.parent for child in folder.glob("*/click.csv"))
+    found = files_of(folder, {path.name for path in folder.iterdir() if path.is_file()},
+                     f". It is in {inside[0]}: give that folder" if inside else "")
+    return {name: folder / file for name, file in found.items()}
+
+
+def files_of(folder: str | Path, files: set[str], hint: str = "") -> dict[str, str]:
+    """Key of FILES, or "titles" → its name among the names of the folder's files; `hint` ends an error's sentence."""
+    found = {}
     for name in FILES:
-        path = next((folder / n for n in (name, OTHER_NAMES.get(name, name)) if (folder / n).is_file()), None)
-        if path is not None:
-            paths[name] = path
+        file = next((n for n in (name, OTHER_NAMES.get(name, name)) if n in files), None)
+        if file is not None:
+            found[name] = file
         elif name in NEEDED:
-            inside = sorted(child.parent for child in folder.glob(f"*/{name}"))
-            hint = f". It is in {inside[0]}: give that folder" if inside else ""
-            raise FileNotFoundError(f"{folder / name} is missing; a KuaiLive folder has at least "
+            raise FileNotFoundError(f"{folder}/{name} is missing; a KuaiLive folder has at least "
                                     f"{' and '.join(NEEDED)}{hint}")
-    titles = sorted(path for path in folder.glob("title_embeddings*") if path.suffix in (".npy", ".npz"))
+    titles = sorted(n for n in files if n.startswith("title_embeddings") and n.endswith((".npy", ".npz")))
     if len(titles) > 1:
-        raise ValueError(f"{folder} has several files of title embeddings ({', '.join(p.name for p in titles)}): keep "
-                         "one of them")
-    return paths | ({"titles": titles[0]} if titles else {})
+        raise ValueError(f"{folder} has several files of title embeddings ({', '.join(titles)}): keep one of them")
+    return found | ({"titles": titles[0]} if titles else {})
 
 
 def _step(bar, paths: dict[str, Path], *names: str) -> None:
@@ -194,84 +231,71 @@ def _users(paths, people: Rows | None, texts: frozenset[str], limit: int | None)
     return (users, None) if limit is None or limit >= len(users) else (users[:limit], users[:limit])
 
 
-def _rooms(found: Rows, titles_path: Path | None, notes: dict[str, int]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """(rooms sorted by live_id, titles or None)."""
+def room_rows(found: Rows, texts: dict[str, pl.Series], titles: TitleFile | None) -> pl.DataFrame:
+    """Rows of room.csv, or of a part of it, as `indexing.one_row_a_room` takes them.
+
+    Args:
+      found: the rows. texts: column of ROOM_CATEGORIES → what it holds in the whole file, where `found` is a part.
+      titles: that live_name_id points to, or None.
+    """
     frame, path = found.frame, found.path
-    if not len(frame):
-        raise ValueError(f"{path}: there is a header but no row below it")
     if "p_date" in frame.columns:
         dates = frame["p_date"].unique().drop_nulls()
         plain = dates.str.replace_all("-", "").str.to_date("%Y%m%d", strict=False)
         refuse(path, frame, "p_date", pl.col("p_date").is_in(dates.filter(plain.is_null()).implode()),
                "is not a day like 20250504 or 2025-05-04")
     frame = frame.drop("p_date", strict=False)
-    for name, target in (("live_type", "live_type"), ("live_content_category", "category")):
+    for name, target in ROOM_CATEGORIES.items():
         if name in frame.columns:
-            frame = frame.with_columns(indexing.categories(frame[name]).alias(name)).rename({name: target})
-    titles = None if titles_path is None else _titles(titles_path)
+            frame = frame.with_columns(indexing.categories(frame[name], texts.get(name)).alias(name)).rename(
+                {name: target})
     title = pl.lit(-1, pl.Int32)
     if "live_name_id" in frame.columns and titles is not None:
-        refuse(path, frame, "live_name_id", pl.col("live_name_id") >= len(titles),
-               f"has no row in {titles_path.name}, which has {len(titles):,} (from 0)")
+        refuse(path, frame, "live_name_id", pl.col("live_name_id") >= titles.rows,
+               f"has no row in {titles.path.name}, which has {titles.rows:,} (from 0)")
         title = pl.max_horizontal(pl.col("live_name_id").fill_null(-1), -1).cast(pl.Int32)
     if "category" not in frame.columns:
         frame = frame.with_columns(pl.lit(-1, pl.Int32).alias("category"))
     frame = frame.with_columns(title.alias("title_embedding")).drop("live_name_id", strict=False)
-    frame = frame.rename({"streamer_id": "author", "start_timestamp": "start_ms", "end_timestamp": "end_ms"})
-    return indexing.one_row_a_room(path, frame, notes), titles
+    return frame.rename({"streamer_id": "author", "start_timestamp": "start_ms", "end_timestamp": "end_ms"})
 
 
-def _titles(path: Path) -> pl.DataFrame:
-    """title_id and embedding of a NumPy file whose rows are live_name_ids."""
-    try:
-        values = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-        if path.suffix == ".npz":
-            names = values.files
-            if len(names) != 1:
-                raise ValueError(f"{path} holds {len(names)} arrays ({', '.join(names)}): it must hold one, a row a "
-                                 "live_name_id")
-            values = values[names[0]]
-    except (EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a NumPy array of numbers ({error})") from error
-    if values.ndim != 2 or not np.issubdtype(values.dtype, np.number):
-        raise ValueError(f"{path} holds {values.dtype} {list(values.shape)}: numbers with two axes are needed, a row a "
-                         "live_name_id")
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    return pl.DataFrame({"title_id": np.arange(len(values), dtype=np.int32),
-                         "embedding": pl.Series(values, dtype=pl.Array(pl.Float32, values.shape[1]))})
+def in_rooms(name: str, rows: Rows, world: World, counts: Counts) -> pl.DataFrame:
+    """Rows of a file of events, or of a part of it, that name a room and a person that there are.
 
+    Returns:
+      user_id, room_id, author_id (dense), timestamp, `outside` (whether it is outside of the room's life) and the
+      file's own columns.
 
-def _events(log: _Log, path: Path, texts: frozenset[str]) -> pl.DataFrame:
-    """Rows of a file of events by people that are kept: user_id, room_id, author_id (dense), timestamp and others."""
-    name = path.name
-    rows = read_csv(path, FILES[name], texts, log.only)
+    Raises:
+      ValueError: for a wrong price, or an event of an unknown room, as in `read_kuailive`.
+    """
+    path = rows.path
     if name == "gift.csv":
         refuse(path, rows.frame, "gift_price", ~(pl.col("gift_price").is_finite() & (pl.col("gift_price") >= 0)),
                "is not a price; a finite number, 0 or more, is needed")
-    log.rows_read += rows.total
-    if log.only is not None:
-        reason = f"row of a person beyond the first {len(log.only):,} (limit_users)"
-        log.dropped[reason] = log.dropped.get(reason, 0) + rows.total - len(rows.frame)
-    known = pl.DataFrame([log.rooms["live_id"], log.rooms["author_id"],
-                          pl.Series("room_id", np.arange(len(log.rooms), dtype=np.int32))])
-    frame = rows.frame.join(known, on="live_id", how="left", maintain_order="left")
+    counts.rows_read += rows.total
+    frame = rows.frame.join(world.rooms, on="live_id", how="left", maintain_order="left")
     unknown = pl.col("room_id").is_null()
-    if name != "click.csv" and not log.drop_unknown_rooms:
+    if name != "click.csv" and not world.drop_unknown_rooms:
         refuse(path, frame, "live_id", unknown, "is a room that room.csv does not have. Add the room there, remove the "
                "row, or prepare the folder with --drop_unknown_rooms, which leaves such rows out and counts them")
     count = int(frame["room_id"].null_count())
-    log.dropped[f"{name}: room that room.csv does not have"] = count
-    frame = (frame.filter(~unknown) if count else frame).drop("live_id", RECORD)
-    log.notes[f"{name}: streamer_id differs from room.csv, which is believed"] = int(
-        (frame["streamer_id"] != log.authors.gather(frame["author_id"])).sum())
-    frame = indexing.number(frame.drop("streamer_id"), "user_id", log.users, "user").rename({"user": "user_id"})
+    counts.dropped[f"{name}: room that room.csv does not have"] = count
+    outside = indexing.is_outside(pl.col("timestamp"), pl.col("room_start_ms"), pl.col("room_end_ms"))
+    frame = (frame.filter(~unknown) if count else frame).with_columns(outside=outside).drop(
+        "live_id", RECORD, "room_start_ms", "room_end_ms")
+    counts.notes[f"{name}: streamer_id differs from room.csv, which is believed"] = int(
+        (frame["streamer_id"] != world.authors.gather(frame["author_id"])).sum())
+    frame = indexing.number(frame.drop("streamer_id"), "user_id", world.users, "user").rename({"user": "user_id"})
     strangers = frame["user_id"].null_count()
-    log.dropped[f"{name}: person whom neither user.csv nor click.csv has"] = strangers
+    counts.dropped[f"{name}: person whom neither user.csv nor click.csv has"] = strangers
     return frame.filter(pl.col("user_id").is_not_null()) if strangers else frame
 
 
 def _last_click(events: pl.DataFrame, views: pl.DataFrame) -> pl.DataFrame:
     """The events with view, start_ms and watch_ms of the person's last click on the room at or before them, or null."""
-    return events.sort("timestamp").join_asof(
+    # Prices of the same moment are added in the same order always: sums of floats depend on it.
+    return events.sort("timestamp", *[name for name in ("gift_price",) if name in events.columns]).join_asof(
         views.select("user_id", "room_id", "start_ms", "watch_ms", "view").sort("start_ms"), left_on="timestamp",
         right_on="start_ms", by=["user_id", "room_id"], strategy="backward", coalesce=False, check_sortedness=False)

@@ -6,6 +6,7 @@ files may lie side by side or in live/ and short_video/, as the publisher packs 
 or dates with a clock, which are read as UTC. Columns beyond those named here are not used, and counted in the notes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines import indexing
 from data_pipelines.csv_files import RECORD, Column, check_times, clock_ms, ids_in, read_csv, refuse, text_ids
+from data_pipelines.indexing import World, known_rooms
 from data_pipelines.tables import ReadReport, Tables, validate
 
 AUTHOR = Column("author_id", "id", also=("streamer_id",))
@@ -31,6 +33,7 @@ PEOPLE = {"user_id_set.csv": (Column("user_id", "id"),),
 VIDEO = dict.fromkeys(("user_id", "author_id", "enter_timestamp", "leave_timestamp"), True)
 PLACES = {"live_interaction.csv": "live", "live_room_meta.parquet": "live", "live_emb_128_ts": "live",
           "photo_play.parquet": "short_video", "user_id_set.csv": "", "author_profile.csv": ""}
+NO_SHARD = "holds no .parquet and no .csv file: download its shards, or remove it"
 
 
 def read_kuailive_m3(folder: str | Path, limit_users: int | None = None, progress: bool = True,
@@ -73,11 +76,12 @@ def read_kuailive_m3(folder: str | Path, limit_users: int | None = None, progres
         only = users[:limit_users] if limit_users is not None and limit_users < len(users) else None
         users = users if only is None else only
 
-        rooms = _rooms(paths["live_room_meta.parquet"], texts, notes)
+        file_of_rooms = paths["live_room_meta.parquet"]
+        rooms = indexing.one_row_a_room(file_of_rooms, room_rows(file_of_rooms, texts, notes), notes)
         bar.update()
         videos = None
         if "photo_play.parquet" in paths:
-            videos = _videos(paths["photo_play.parquet"], texts, users, notes)
+            videos = video_rows(paths["photo_play.parquet"], texts, users, notes)
             bar.update()
         profiles = people.get("author_profile.csv")
         authors = indexing.all_ids(rooms["author"], *([] if videos is None else [videos["author"]]),
@@ -88,7 +92,8 @@ def read_kuailive_m3(folder: str | Path, limit_users: int | None = None, progres
         notes |= {f"value of the column {name!r} of {file.name}, which is not used": rows.total for name in rows.unused}
         if only is not None:
             dropped[f"row of a person beyond the first {len(only):,} (limit_users)"] = rows.total - len(rows.frame)
-        views = _views(file, rows.frame, rooms, users, authors, drop_unknown_rooms, notes, dropped)
+        world = World(known_rooms(rooms), users, authors, drop_unknown_rooms)
+        views = once(views_in(file, rows.frame, world, notes, dropped), notes, dropped)
         bar.update()
         segments = None
         if shards:
@@ -96,9 +101,7 @@ def read_kuailive_m3(folder: str | Path, limit_users: int | None = None, progres
             segments = _segments(shards, rooms["live_id"], wanted, notes, bar)
     table = indexing.interactions(views)
     if videos is not None:
-        videos = indexing.number(videos, "author", authors, "author_id").select(
-            "user_id", "author_id", "start_ms", "watch_ms").sort("user_id", "start_ms", "author_id", "watch_ms")
-    notes["view that begins before its room does, or after its end"] = indexing.outside_life(table, rooms)
+        videos = video_table(videos, authors)
     features = [] if profiles is None else indexing.side_features(profiles, "author_id", PEOPLE["author_profile.csv"],
                                                                   authors, notes)
     report = ReadReport(str(folder), rows.total, len(table), {k: v for k, v in dropped.items() if v},
@@ -129,15 +132,20 @@ def segment_at_view(tables: Tables) -> pl.DataFrame:
 def _find(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Give the folder of the downloaded data set")
-    paths = {}
+    return {name: folder / place for name, place in places_of(folder, lambda place: (folder / place).exists()).items()}
+
+
+def places_of(folder: str | Path, exists: Callable[[str], bool]) -> dict[str, str]:
+    """Key of PLACES → where it is in the folder, of which `exists` tells what is there."""
+    found = {}
     for name, inner in PLACES.items():
-        path = next((p for p in (folder / name, folder / inner / name) if p.exists()), None)
-        if path is not None:
-            paths[name] = path
+        place = next((p for p in (name, f"{inner}/{name}") if exists(p)), None)
+        if place is not None:
+            found[name] = place
         elif name in ("live_interaction.csv", "live_room_meta.parquet"):
-            raise FileNotFoundError(f"{folder / name} is missing (nor is it in {inner}/); a KuaiLive-M3 folder has at "
+            raise FileNotFoundError(f"{folder}/{name} is missing (nor is it in {inner}/); a KuaiLive-M3 folder has at "
                                     "least live_interaction.csv and live_room_meta.parquet")
-    return paths
+    return found
 
 
 def _shards(paths: dict[str, Path]) -> list[Path]:
@@ -146,14 +154,18 @@ def _shards(paths: dict[str, Path]) -> list[Path]:
     folder = paths["live_emb_128_ts"]
     shards = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".csv"))
     if not shards:
-        raise FileNotFoundError(f"{folder} holds no .parquet and no .csv file: download its shards, or remove it")
+        raise FileNotFoundError(f"{folder} {NO_SHARD}")
     return shards
 
 
-def _frame(path: Path, columns: dict[str, bool], notes: dict[str, int], keep: pl.Expr | None = None) -> pl.DataFrame:
-    """The known columns of a parquet (or CSV) file, times as int64 ms, with RECORD."""
+def _frame(path: Path, columns: dict[str, bool], notes: dict[str, int], keep: pl.Expr | None = None,
+           part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
+    """The known columns of a parquet (or CSV) file, times as int64 ms, with RECORD.
+
+    `part` is some of the file's rows and the number of rows before them, or None for the whole file.
+    """
     try:
-        scan = pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path)
+        scan, first = part or (pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path), 0)
         schema = scan.collect_schema()
         if "author_id" in columns and "author_id" not in schema and "streamer_id" in schema:
             scan, schema = scan.rename({"streamer_id": "author_id"}), schema | {"author_id": None}
@@ -161,7 +173,7 @@ def _frame(path: Path, columns: dict[str, bool], notes: dict[str, int], keep: pl
         if missing:
             raise ValueError(f"{path} lacks the column {missing[0]!r}; found {', '.join(schema)}")
         unused = [name for name in schema if name not in columns and name != "streamer_id"]
-        scan = scan.select(name for name in columns if name in schema).with_row_index(RECORD)
+        scan = scan.select(name for name in columns if name in schema).with_row_index(RECORD, first)
         frame = (scan if keep is None else scan.filter(keep)).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): download it again") from error
@@ -197,8 +209,10 @@ def _typed(path: Path, frame: pl.DataFrame, column: str, is_text: bool) -> pl.Da
     return frame.with_columns(ids)
 
 
-def _rooms(path: Path, texts: frozenset[str], notes: dict[str, int]) -> pl.DataFrame:
-    frame = _frame(path, ROOM, notes)
+def room_rows(path: Path, texts: frozenset[str], notes: dict[str, int],
+              part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
+    """Rows of live_room_meta, or of a part of it (see `_frame`), as `indexing.one_row_a_room` takes them."""
+    frame = _frame(path, ROOM, notes, part=part)
     for name in ("live_id", "author_id"):
         frame = _typed(path, frame, name, name in texts)
     if "live_duration" in frame.columns:
@@ -207,12 +221,16 @@ def _rooms(path: Path, texts: frozenset[str], notes: dict[str, int]) -> pl.DataF
             frame.select(differs.sum()).item())
     frame = frame.drop("live_duration", strict=False).rename(
         {"author_id": "author", "start_timestamp": "start_ms", "end_timestamp": "end_ms"})
-    unknown = [pl.lit(-1, pl.Int32).alias(name) for name in ("category", "title_embedding")]
-    return indexing.one_row_a_room(path, frame.with_columns(unknown), notes)
+    return frame.with_columns(pl.lit(-1, pl.Int32).alias(name) for name in ("category", "title_embedding"))
 
 
-def _views(path: Path, frame: pl.DataFrame, rooms: pl.DataFrame, users: pl.Series, authors: pl.Series,
-           drop_unknown_rooms: bool, notes: dict[str, int], dropped: dict[str, int]) -> pl.DataFrame:
+def views_in(path: Path, frame: pl.DataFrame, world: World, notes: dict[str, int], dropped: dict[str, int]
+             ) -> pl.DataFrame:
+    """Views of rooms that there are, from rows of live_interaction.csv or of a part of it.
+
+    Returns:
+      columns of the interactions table, and `outside`: whether the view begins outside of the room's life.
+    """
     start, end = pl.col("live_play_start_timestamp"), pl.col("live_play_end_timestamp")
     if "live_play_end_timestamp" not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.Int64).alias("live_play_end_timestamp"))
@@ -228,63 +246,78 @@ def _views(path: Path, frame: pl.DataFrame, rooms: pl.DataFrame, users: pl.Serie
     off = (end - start - pl.col("play_duration")).abs() > 1000
     notes["view whose play_duration is more than a second off its start and end (play_duration is believed)"] = int(
         frame.select(off.sum()).item())
-    frame = indexing.number(frame, "live_id", rooms["live_id"], "room_id") if drop_unknown_rooms else _numbered(
-        path, frame, rooms)
+    rooms = world.rooms.rename({"author_id": "owner"})
+    frame = frame.join(rooms, on="live_id", how="left", maintain_order="left")
+    unknown = pl.col("room_id").is_null()
+    if not world.drop_unknown_rooms:
+        refuse(path, frame, "live_id", unknown & (pl.col("send_gift_cnt") > 0), "is a room that live_room_meta does "
+               "not have, yet a gift was sent there. Add the room, remove the row, or prepare the folder with "
+               "--drop_unknown_rooms, which leaves such rows out and counts them")
     dropped["room that live_room_meta does not have"] = frame["room_id"].null_count()
-    frame = frame.filter(pl.col("room_id").is_not_null())
-    frame = indexing.number(frame, "user_id", users, "user").rename({"user": "user_id"})
-    owner = rooms["author_id"].gather(frame["room_id"])
+    frame = indexing.number(frame.filter(~unknown), "user_id", world.users, "user").rename({"user": "user_id"})
     notes["author_id differs from live_room_meta, which is believed"] = int(
-        (frame["author_id"] != authors.gather(owner)).sum())
-    views = frame.select(
-        "user_id", "room_id", owner.alias("author_id"), start.alias("start_ms"),
+        (frame["author_id"] != world.authors.gather(frame["owner"])).sum())
+    return frame.select(
+        "user_id", "room_id", pl.col("owner").alias("author_id"), start.alias("start_ms"),
         pl.coalesce("play_duration", end - start).alias("watch_ms"), pl.lit(True).alias("click"),
         *[pl.col(name).fill_null(0).alias(target) for name, target in COUNTS.items()],
-        pl.col("send_gift_cnt").fill_null(0).cast(pl.Float32).alias("gift_value"))
+        pl.col("send_gift_cnt").fill_null(0).cast(pl.Float32).alias("gift_value"),
+        indexing.is_outside(start, pl.col("room_start_ms"), pl.col("room_end_ms")).alias("outside"))
+
+
+def once(views: pl.DataFrame, notes: dict[str, int], dropped: dict[str, int]) -> pl.DataFrame:
+    """The views of some people, all of each of them, without those that repeat person, room and time of another."""
     kept = indexing.longest_watch(views)
     dropped["repeats person, room and time of another row (the longest watch is kept)"] = len(views) - len(kept)
+    notes["view that begins before its room does, or after its end"] = int(kept["outside"].sum())
     return kept
-
-
-def _numbered(path: Path, frame: pl.DataFrame, rooms: pl.DataFrame) -> pl.DataFrame:
-    """The frame with room_id; raises ValueError where somebody sent a gift to a room that does not exist."""
-    found = frame.with_columns(live=pl.col("live_id"))
-    found = indexing.number(found, "live_id", rooms["live_id"], "room_id")
-    refuse(path, found, "live_id", pl.col("room_id").is_null() & (pl.col("send_gift_cnt") > 0), "is a room that "
-           "live_room_meta does not have, yet a gift was sent there. Add the room, remove the row, or prepare the "
-           "folder with --drop_unknown_rooms, which leaves such rows out and counts them", "live")
-    return found.drop("live")
 
 
 def _segments(shards: list[Path], live_ids: pl.Series, wanted: pl.Series, notes: dict[str, int], bar) -> pl.DataFrame:
     """Segments of the wanted rooms, sorted by (room_id, end_ms)."""
+    numbered = pl.DataFrame([live_ids.alias("live_id")]).with_row_index("room_id").cast({"room_id": pl.Int32})
+    keep = None if len(wanted) == len(live_ids) else pl.col("live_stream_id").cast(wanted.dtype, strict=False).is_in(
+        wanted.implode())
     parts, width = [], None
-    unknown = repeated = 0
-    for path in shards:
-        frame = _frame(path, SEGMENT, notes, None if len(wanted) == len(live_ids) else
-                       pl.col("live_stream_id").cast(wanted.dtype, strict=False).is_in(wanted.implode()))
-        frame = _typed(path, frame, "live_stream_id", live_ids.dtype == pl.String)
-        frame = indexing.number(frame, "live_stream_id", live_ids, "room_id")
-        unknown += frame["room_id"].null_count()
-        frame = frame.filter(pl.col("room_id").is_not_null())
+    for i, path in enumerate(shards):
+        frame = in_rooms(segment_rows(path, live_ids.dtype == pl.String, notes, keep), numbered, notes)
         if len(frame):
-            frame, width = _embedded(path, frame, width)
-            parts.append(frame.select("room_id", pl.col("timestamp").alias("end_ms"), "segment_id", "embedding"))
+            frame, width = embedded(path, frame, width)
+            parts.append(frame.with_columns(pl.lit(i, pl.Int32).alias("file")))
         bar.update()
-    notes["segment of a room that live_room_meta does not have, left out"] = unknown
     if not parts:
         return pl.DataFrame(schema={"room_id": pl.Int32, "end_ms": pl.Int64, "embedding": pl.Array(pl.Float32, 128)})
-    frame = pl.concat(parts).sort("room_id", "end_ms", "segment_id")
+    return segment_table(pl.concat(parts), notes)
+
+
+def segment_rows(path: Path, is_text: bool, notes: dict[str, int], keep: pl.Expr | None = None,
+                 part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
+    """Rows of a file of content, or of a part of it (see `_frame`), with the room under live_id."""
+    frame = _typed(path, _frame(path, SEGMENT, notes, keep, part), "live_stream_id", is_text)
+    return frame.rename({"live_stream_id": "live_id"})
+
+
+def in_rooms(rows: pl.DataFrame, rooms: pl.DataFrame, notes: dict[str, int]) -> pl.DataFrame:
+    """Rows with the room_id of their live_id, without those of a room that `rooms` (live_id, room_id) lack."""
+    frame = rows.join(rooms.select("live_id", "room_id"), on="live_id", how="left", maintain_order="left")
+    reason = "segment of a room that live_room_meta does not have, left out"
+    notes[reason] = notes.get(reason, 0) + frame["room_id"].null_count()
+    return frame.drop("live_id").filter(pl.col("room_id").is_not_null())
+
+
+def segment_table(rows: pl.DataFrame, notes: dict[str, int]) -> pl.DataFrame:
+    """The canonical table from all segments of some rooms: room_id, end_ms, segment_id, embedding, file, RECORD."""
+    frame = rows.sort("room_id", "end_ms", "segment_id", "file", RECORD)
     again = indexing.like_the_row_before(frame, "room_id", "end_ms")
-    repeated = int(again.sum())
-    notes["segment that ends with another of its room, left out"] = repeated
-    if repeated:
-        frame = frame.filter(~again)
-    return frame.drop("segment_id")
+    notes["segment that ends with another of its room, left out"] = int(again.sum())
+    return frame.filter(~again).select("room_id", "end_ms", "embedding")
 
 
-def _embedded(path: Path, frame: pl.DataFrame, width: int | None) -> tuple[pl.DataFrame, int]:
-    """The frame with `embedding`, an array of float32; feature_128 is a list, an array, or numbers with commas."""
+def embedded(path: Path, frame: pl.DataFrame, width: int | None) -> tuple[pl.DataFrame, int]:
+    """Segments with `embedding`, an array of float32 [width]; feature_128 is a list, an array, or a text with commas.
+
+    `width` is that of every other segment, or None if these are the first. Returns also the width.
+    """
     cells = pl.col("feature_128")
     if frame.schema["feature_128"] == pl.String:
         parts = cells.str.strip_chars("[] ").str.replace_all(r"[,\s]+", ",").str.split(",")
@@ -301,16 +334,28 @@ def _embedded(path: Path, frame: pl.DataFrame, width: int | None) -> tuple[pl.Da
     numbers = pl.col("feature_128").list.eval(pl.element().is_finite().fill_null(False)).list.all()
     refuse(path, frame.with_columns(size=size), "feature_128", ~numbers, "numbers are there, one of which is not "
            "finite or not a number", "size")
-    return frame.with_columns(pl.col("feature_128").cast(pl.Array(pl.Float32, width)).alias("embedding")), width
+    vectors = pl.col("feature_128").cast(pl.Array(pl.Float32, width)).alias("embedding")
+    return frame.select("room_id", pl.col("timestamp").alias("end_ms"), "segment_id", vectors, RECORD), width
 
 
-def _videos(path: Path, texts: frozenset[str], users: pl.Series, notes: dict[str, int]) -> pl.DataFrame:
-    """Short-video views of the people that are kept: user_id (dense), author, start_ms, watch_ms."""
-    frame = _frame(path, VIDEO, notes, pl.col("user_id").cast(users.dtype, strict=False).is_in(users.implode()))
-    frame = _typed(path, frame, "author_id", "author_id" in texts)
+def video_rows(path: Path, texts: frozenset[str], users: pl.Series, notes: dict[str, int],
+               part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
+    """Short-video views, all or a part (see `_frame`), of the people that are kept.
+
+    Returns:
+      user_id (dense), author (as in the source), start_ms, watch_ms.
+    """
+    keep = pl.col("user_id").cast(users.dtype, strict=False).is_in(users.implode())
+    frame = _typed(path, _frame(path, VIDEO, notes, keep, part), "author_id", "author_id" in texts)
     refuse(path, frame, "leave_timestamp", pl.col("leave_timestamp") < pl.col("enter_timestamp"),
            "is before enter_timestamp; correct or remove the row")
     frame = indexing.number(_typed(path, frame, "user_id", "user_id" in texts), "user_id", users, "user")
     return frame.select(pl.col("user").alias("user_id"), pl.col("author_id").alias("author"),
                         pl.col("enter_timestamp").alias("start_ms"),
                         (pl.col("leave_timestamp") - pl.col("enter_timestamp")).alias("watch_ms"))
+
+
+def video_table(rows: pl.DataFrame, authors: pl.Series) -> pl.DataFrame:
+    """The canonical table from `video_rows` of some people, all of each of them."""
+    return indexing.number(rows, "author", authors, "author_id").select(
+        "user_id", "author_id", "start_ms", "watch_ms").sort("user_id", "start_ms", "author_id", "watch_ms")

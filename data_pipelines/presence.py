@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines import intervals
+from data_pipelines import draws, intervals
 from data_pipelines.intervals import NOBODY, Grouped
 
 BUCKET_MS = 600_000
@@ -99,18 +99,19 @@ class Presence:
         return self._describe(offsets, interval[first + count - 1], count, times_ms, users)
 
     def draw(self, times_ms: np.ndarray, users: np.ndarray, slots: int, targets: np.ndarray,
-             rng: np.random.Generator) -> OnAir:
+             rng: np.random.Generator | np.ndarray) -> OnAir:
         """As `at`, but at most `slots` authors a moment, drawn at random; never enumerates them all.
 
         Args:
           targets: int32 [R], an author who is kept if on air. Where an author has several rooms on air, the target's
             is the one that began last, another author's any of them.
+          rng: a generator, or a key for each moment (data_pipelines/draws.py).
 
         Returns: rooms in order of (moment, author).
         """
         times_ms, users = np.asarray(times_ms, np.int64), np.asarray(users, np.int32)
         out = np.full((times_ms.size, slots), -1, np.int64)
-        seeds = rng.integers(2**63, size=times_ms.size).astype(np.uint64)
+        seeds = draws.seeds(rng, times_ms.size, purpose=1)
         intervals.draw(self.bucket_ptr, self.interval, self._bucket(times_ms), self.by_author, self.start_ms,
                        self.stop_ms, self.author, self.user, times_ms, users, np.asarray(targets, np.int32), seeds,
                        slots, out)

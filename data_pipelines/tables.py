@@ -205,6 +205,8 @@ def save(tables: Tables, folder: str | Path) -> None:
     present = []
     for name in REQUIRED + OPTIONAL:
         path, frame = folder / f"{name}.parquet", getattr(tables, name)
+        for shard in folder.glob(f"{name}-*-of-*.parquet"):
+            shard.unlink()
         if frame is None:
             path.unlink(missing_ok=True)
             continue
@@ -218,7 +220,7 @@ def save(tables: Tables, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> Tables:
-    """The inverse of `save`, validated.
+    """The inverse of `save`, validated; a table may also lie in shards (`shard_name`), as the Beam pipeline writes it.
 
     Raises:
       FileNotFoundError: if the folder or one of its files is missing.
@@ -236,16 +238,41 @@ def load(folder: str | Path) -> Tables:
         raise ValueError(f"{folder / 'report.json'} is damaged ({error}): write the tables again") from error
     frames = {}
     for name in REQUIRED + OPTIONAL:
-        path = folder / f"{name}.parquet"
         if name not in present and name in OPTIONAL:
             continue
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: write the tables again")
-        try:
-            frames[name] = pl.read_parquet(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as parquet ({error}): write the tables again") from error
+        parts = []
+        for path in _files(folder, name):
+            try:
+                parts.append(pl.read_parquet(path))
+            except (pl.exceptions.PolarsError, OSError) as error:
+                raise ValueError(f"{path} cannot be read as parquet ({error}): write the tables again") from error
+        frames[name] = pl.concat(parts) if len(parts) > 1 else parts[0]
     return validate(Tables(**frames, report=report, rooms_are_true_lifetimes=true_lifetimes))
+
+
+def shard_name(table: str, shard: int, shards: int) -> str:
+    """Name of one file of a table that is stored in several: interactions-00003-of-00016.parquet, from 0."""
+    return f"{table}-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """The one file of a table, or its shards in their order."""
+    whole = folder / f"{name}.parquet"
+    found = {path.name for path in folder.glob(f"{name}-*-of-*.parquet")}
+    if whole.is_file():
+        if found:
+            raise ValueError(f"{folder} holds both {whole.name} and {min(found)}: delete what is of another run")
+        return [whole]
+    if not found:
+        raise FileNotFoundError(f"{whole} is missing: write the tables again")
+    shards = int(Path(min(found)).stem.rpartition("-of-")[2])
+    wanted = [shard_name(name, i, shards) for i in range(shards)]
+    missing, others = [shard for shard in wanted if shard not in found], sorted(found.difference(wanted))
+    if others:
+        raise ValueError(f"{folder} holds both {min(found)} and {others[0]}: delete what is of another run")
+    if missing:
+        raise FileNotFoundError(f"{folder / missing[0]} is missing: write the tables again")
+    return [folder / shard for shard in wanted]
 
 
 def _check_schema(name: str, frame: pl.DataFrame, schema: dict, nullable: tuple[str, ...] = ()) -> None:

@@ -18,7 +18,7 @@ HAND_MADE = {"room.csv": ROOMS, "click.csv": CLICKS}
 
 @functools.cache
 def simulated() -> Tables:
-    """A simulated log in which some rooms have not ended yet, and every room has a title."""
+    """A simulated log in which some rooms have not ended yet, every room has a title, and there are follows."""
     tables = simulator.simulate(SimulatorConfig(users=25, authors=12, days=3))
     rng = np.random.default_rng(0)
     late = tables.rooms["end_ms"] > tables.rooms["end_ms"].quantile(0.9)
@@ -27,6 +27,9 @@ def simulated() -> Tables:
     titles = pl.DataFrame({"title_id": np.arange(7, dtype=np.int32), "embedding": pl.Series(
         rng.normal(size=(7, 128)).astype(np.float32), dtype=pl.Array(pl.Float32, 128))})
     tables.rooms, tables.titles = rooms, titles
+    # So few views need not hold a follow: every tenth click is one.
+    follows = (pl.col("click") & (pl.int_range(pl.len()) % 10 == 0)).cast(pl.Int32)
+    tables.interactions = tables.interactions.with_columns(follow=follows)
     return tables
 
 

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data_pipelines import draws
 from data_pipelines.loader import training_batches
 
 FIRST, SECOND = np.arange(0, 30), np.arange(100, 111)
 
 
-def views_and_draw(views, rng):
-    """Stands for `BatchMaker.batch`: which views, and what the generator it is given says."""
-    return views, rng.integers(10**9)
+def views_and_draw(views, keys):
+    """Stands for `BatchMaker.batch`: which views, and what is drawn for each."""
+    return views, draws.seeds(keys, views.size, purpose=1)
 
 
 MAKER = SimpleNamespace(batch=views_and_draw)
@@ -23,7 +24,7 @@ def loader(groups=(FIRST, SECOND), shares=(0.5, 0.5), batch_size=6, seed=3, **mo
 
 
 def take(batches, count):
-    return [(views.tolist(), int(draw)) for views, draw in (next(batches) for _ in range(count))]
+    return [(views.tolist(), drawn.tolist()) for views, drawn in (next(batches) for _ in range(count))]
 
 
 def views_of(taken):
@@ -36,8 +37,8 @@ def test_the_same_seed_gives_the_same_batches_whatever_the_threads(workers):
     assert take(loader(workers=workers), 20) == expected
     other = take(loader(seed=4), 20)
     assert views_of(other) != views_of(expected)
-    assert [draw for _, draw in other] != [draw for _, draw in expected]
-    assert len({draw for _, draw in expected}) == 20  # a generator of its own for every batch
+    assert [drawn for _, drawn in other] != [drawn for _, drawn in expected]
+    assert len({one for _, drawn in expected for one in drawn}) == 120  # every example draws for itself
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.9])
@@ -79,21 +80,20 @@ def test_a_saved_state_resumes_exactly(done, workers):
     assert expected == take(loader(), done + 12)[done:]
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_read_disjoint_examples_that_are_the_whole_together(processes):
-    for epoch in range(3):
-        everything = []
-        for process in range(processes):
-            size = len(range(process, FIRST.size, processes))
-            mine = views_of(take(loader((FIRST,), (1.0,), 1, process=process, processes=processes), size * (epoch + 1)))
-            everything += mine[-size:]
-        assert sorted(everything) == FIRST.tolist()
-
-
-def test_processes_together_see_the_order_of_one():
-    alone = views_of(take(loader((FIRST,), (1.0,), 10), 3))
-    parts = [views_of(take(loader((FIRST,), (1.0,), 5, process=process, processes=2), 3)) for process in range(2)]
-    assert [view for pair in zip(*parts, strict=True) for view in pair] == alone
+@pytest.mark.parametrize("rows", [[[0, 1, 2], [3, 4, 5]], [[0, 3], [1, 4], [2, 5]], [[0, 1, 4, 5], [2, 3]]])
+def test_processes_together_make_the_batches_of_one(rows):
+    """Views and what is drawn for them, however the rows are shared out; so any other sharing goes on from a state."""
+    alone = take(loader(), 9)
+    iterators = [loader(rows=np.asarray(mine)) for mine in rows]
+    parts = [take(batches, 9) for batches in iterators]
+    for number, (views, drawn) in enumerate(alone):
+        for mine, part in zip(rows, parts, strict=True):
+            assert part[number] == ([views[row] for row in mine], [drawn[row] for row in mine])
+    states = [batches.get_state() for batches in iterators]
+    assert all(state == states[0] for state in states)
+    whole = loader()
+    whole.set_state(states[0])
+    assert take(whole, 5) == take(loader(), 14)[9:]
 
 
 def test_batches_may_be_larger_than_the_log():
@@ -102,11 +102,11 @@ def test_batches_may_be_larger_than_the_log():
     assert sorted(views[:11].tolist()) == sorted(views[11:22].tolist()) == SECOND.tolist()
 
 
-@pytest.mark.parametrize("groups,shares,processes,words", [
-    ((FIRST[:0], FIRST[:0]), (0.5, 0.5), 1, "no example to train on"),
-    ((FIRST, SECOND), (1.0, 0.0), 1, "shares must be positive"),
-    ((FIRST, SECOND[:1]), (0.5, 0.5), 2, "1 examples cannot be split over 2 processes"),
+@pytest.mark.parametrize("groups,shares,rows,words", [
+    ((FIRST[:0], FIRST[:0]), (0.5, 0.5), None, "no example to train on"),
+    ((FIRST, SECOND), (1.0, 0.0), None, "shares must be positive"),
+    ((FIRST, SECOND), (0.5, 0.5), np.array([5, 6]), r"rows \[5, 6\] are not rows of a batch of 6"),
 ])
-def test_what_cannot_be_shared_out_is_refused(groups, shares, processes, words):
+def test_what_cannot_be_shared_out_is_refused(groups, shares, rows, words):
     with pytest.raises(ValueError, match=words):
-        loader(groups, shares, processes=processes)
+        loader(groups, shares, rows=rows)

@@ -180,6 +180,26 @@ def test_damaged_files_are_named(tmp_path):
         tables_lib.load(tmp_path)
 
 
+def test_a_table_may_lie_in_shards(tmp_path):
+    tables_lib.save(small(), tmp_path)
+    log = small().interactions
+    (tmp_path / "interactions.parquet").unlink()
+    for shard, rows in enumerate((log[:1], log[1:1], log[1:])):
+        rows.write_parquet(tmp_path / f"interactions-0000{shard}-of-00003.parquet")
+    assert tables_lib.load(tmp_path).interactions.equals(log)
+    (tmp_path / "interactions-00001-of-00003.parquet").rename(tmp_path / "interactions-00001-of-00002.parquet")
+    with pytest.raises(ValueError, match=r"holds both interactions-00000-of-00003.parquet and .*-00001-of-00002"):
+        tables_lib.load(tmp_path)
+    (tmp_path / "interactions-00001-of-00002.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"interactions-00001-of-00003.parquet is missing"):
+        tables_lib.load(tmp_path)
+    log.write_parquet(tmp_path / "interactions.parquet")
+    with pytest.raises(ValueError, match=r"holds both interactions.parquet and interactions-00000-of-00003"):
+        tables_lib.load(tmp_path)
+    tables_lib.save(small(), tmp_path)  # leaves nothing of what was there
+    assert tables_lib.load(tmp_path).interactions.equals(log)
+
+
 def test_load_validates(tmp_path):
     tables_lib.save(small(rooms=put(small().rooms, "author_id", 0, 9)), tmp_path)
     with pytest.raises(ValueError, match="rooms.author_id, row 0"):
