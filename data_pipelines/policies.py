@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Plays the heuristic policies on a simulated platform.")
     parser.add_argument("--requests", type=int, default=20_000, help="requests that every policy answers")
     for f in fields(SimulatorConfig):
-        parser.add_argument(f"--{f.name}", type=int, default=f.default, help=f.metadata["doc"])
+        parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=f.metadata["doc"])
     options = vars(parser.parse_args())
     count = options.pop("requests")
     try:

@@ -22,7 +22,7 @@ REACTIONS = ("like", "comment", "follow", "share", "gift")
 
 DRIFT_SIZE = 0.55  # length of the drift (root mean square) beside a topic of length 1
 DRIFT_PERIODS_MIN = np.array([60.0, 150.0, 400.0], np.float32)  # each room's own are within a factor 1.4 of these
-JUMPS_AN_HOUR, THEME_SIZE, THEME_SHARE = 1.0, 0.9, 0.6  # a jump goes to a genre's theme, else back to the topic
+JUMPS_AN_HOUR, THEME_SHARE = 1.0, 0.6  # a jump goes to a genre's theme, else back to the topic
 EMBEDDING_NOISE = 0.1
 CHARM_SPREAD = 0.6
 KEY = np.int64(1) << np.int64(42)  # (id, time) pairs are sorted as id × KEY + milliseconds
@@ -43,6 +43,7 @@ class World:
       room_author: int32 [R]; room_start_ms, room_end_ms: int64 [R]; rooms sorted by (start, author).
       wave, phase: float32 [R, C], radians per ms and radians of a drift's cosines; direction: uint8 [R, C], a row of
         `directions`, float32 [256, Z], unit vectors.
+      jump_size: length of a theme beside an author's topic, whose length is 1.
       jump_key: int64 [J] ascending, room × KEY + ms since the room's start; jump_theme: int8 [J], a genre, or -1.
       day_taste, evening_taste: float32 [U, Z], unit vectors; the taste moves from one to the other with the hour.
       activity: float32 [U], mean 1. generosity: float32 [U], mean 1, heavy-tailed.
@@ -73,6 +74,7 @@ class World:
     generosity: np.ndarray
     end_ms: int
     play_end_ms: int
+    jump_size: float
 
     def __post_init__(self):
         # Which room of an author covers a moment is one bisection among that author's rooms.
@@ -101,7 +103,7 @@ class World:
             at += swing[..., None] * self.directions[self.direction[room, c]]
         last, jumped = self._last_jump(room, age)
         theme = np.where(jumped, self.jump_theme[last] if self.jump_theme.size else -1, -1)
-        at += np.append(np.float32(THEME_SIZE) * self.genre, np.zeros((1, TOPIC_WIDTH), np.float32), axis=0)[theme]
+        at += np.append(np.float32(self.jump_size) * self.genre, np.zeros((1, TOPIC_WIDTH), np.float32), axis=0)[theme]
         return unit(at)
 
     def last_jump_ms(self, room: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
@@ -207,7 +209,7 @@ def make_world(config: SimulatorConfig) -> World:
     log_end = START_MS + config.days * DAY_MS
     return World(config.seed, genre, topic, author_genre, popularity, fame, lure, charm, hold, author, start, end,
                  wave, phase, direction, directions, jump_key, jump_theme, day, evening, activity, generosity, log_end,
-                 log_end + config.play_days * DAY_MS)
+                 log_end + config.play_days * DAY_MS, config.jump_size)
 
 
 def _schedule(rng, config: SimulatorConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--out_dir", required=True, help="folder for the tables (made if missing)")
     parser.add_argument("--format", default="canonical", choices=FORMATS, help="form of the files")
     for f in fields(SimulatorConfig):
-        parser.add_argument(f"--{f.name}", type=int, default=f.default, help=f.metadata["doc"])
+        parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=f.metadata["doc"])
     options = vars(parser.parse_args())
     out_dir, form = options.pop("out_dir"), options.pop("format")
     try:

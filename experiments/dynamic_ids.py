@@ -4,7 +4,8 @@
 
 On the simulated platform, where it is known when a room's content jumped (a song, a sale, a battle). Every variant is
 trained on the same log with the same settings but for its ids, and judged on the test period: over all targets, and
-over those whose room had jumped in the last minutes before the view. A seed is a world and a training of its own.
+over those whose room had jumped in the ten minutes before the view (of these also over the new ones: a person returns
+to an author for other reasons than what is on). A seed is a world and a training of its own.
 "ids alone" is the model without its identity head: there only the ids say what is on. Runs are kept under
 W/SEED/VARIANT and a killed study resumes; the table is also W/dynamic_ids.json.
 """
@@ -33,7 +34,7 @@ IDS: dict[str, dict[str, object]] = {
 }
 MODELS: dict[str, dict[str, object]] = {"ids alone": {"model.identity": False}, "whole model": {}}
 JUMP_MINUTES = 10.0
-FIGURES = (("all", "hr@10"), ("after_jump", "hr@10"), ("after_jump", "ndcg@10"), ("all", "ndcg@10"))
+FIGURES = (("after_jump", "hr@10"), ("after_jump_new", "hr@10"), ("all", "hr@10"), ("all", "ndcg@10"))
 
 
 def jumped(log: Log, config: Config, view: np.ndarray) -> np.ndarray:
@@ -68,7 +69,9 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path) 
     task = scoring.targets(log, config, "test", "strict")
     scores = scoring.score(scoring.make_ranker(network, config), params, log.batch_maker(tokenizer.ids, config), task)
     ranks = evaluation.ranks_csr(scores, task.offsets, task.position)
-    rows = evaluation.metrics(ranks, task.repeat, groups={"after_jump": jumped(log, config, task.view)})
+    after_jump = jumped(log, config, task.view)
+    rows = evaluation.metrics(ranks, task.repeat, groups={"after_jump": after_jump,
+                                                          "after_jump_new": after_jump & ~task.repeat})
     result.write_text(json.dumps(rows))
     return rows
 
@@ -84,15 +87,15 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 def format_study(results: dict[str, list[dict]]) -> str:
     """A line a variant, and the differences to dynamic ids seed by seed."""
-    group_name = {"all": "all", "after_jump": f"jump in the last {JUMP_MINUTES:g} min"}
+    group_name = {"all": "all", "after_jump": "after a jump", "after_jump_new": "after a jump, new"}
     lines = ["mean (95 % interval over seeds)".ljust(32) + "".join(
-        f"{figure.upper()} {group_name[group]}".rjust(36) for group, figure in FIGURES)]
+        f"{figure.upper()} {group_name[group]}".rjust(30) for group, figure in FIGURES)]
     value = lambda row, group, figure: row[group][figure]  # noqa: E731
     for name, rows in results.items():
         cells = []
         for group, figure in FIGURES:
             mean, low, high = interval([value(row, group, figure) for row in rows])
-            cells.append(f"{mean:.3f} ({low:.3f} … {high:.3f})".rjust(36))
+            cells.append(f"{mean:.3f} ({low:.3f} … {high:.3f})".rjust(30))
         lines.append(name.ljust(32) + "".join(cells))
     lines.append("dynamic minus the other, seed by seed")
     for name, rows in results.items():
@@ -103,7 +106,7 @@ def format_study(results: dict[str, list[dict]]) -> str:
         for group, figure in FIGURES:
             mean, low, high = interval([value(a, group, figure) - value(b, group, figure)
                                         for a, b in zip(results[f"dynamic, {model}"], rows, strict=True)])
-            cells.append(f"{mean:+.3f} ({low:+.3f} … {high:+.3f})".rjust(36))
+            cells.append(f"{mean:+.3f} ({low:+.3f} … {high:+.3f})".rjust(30))
         lines.append(f"  {name}".ljust(32) + "".join(cells))
     return "\n".join(lines)
 

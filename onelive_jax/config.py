@@ -54,6 +54,8 @@ class SimulatorConfig:
     days: int = setting(14, "length of the log", low=3, high=3650)
     seed: int = setting(0, "the world; independent of the training seed", low=0)
     play_days: int = setting(2, "days after the log that can be played; their rooms exist", low=0, high=365)
+    jump_size: float = setting(0.9, "how far the content of a room jumps, beside its author's topic of size 1", low=0.0,
+                               high=100.0)
     segment_seconds: int = setting(30, "time between content segments, a multiple of 30", low=30, high=86_400)
 
 
@@ -66,6 +68,8 @@ class TokenizerConfig:
     embedding: str = setting("ia", "what is quantized: the author tower's output, or the content alone",
                              choices=("ia", "mllm"))
     follow_content: bool = setting(True, "ids move with the content of a room while it is on air")
+    side_features: bool = setting(True, "the towers read what the log tells of authors and users (data_pipelines/"
+                                  "features.py), where it tells anything")
     dim: int = setting(64, "width of the item/author embedding", low=2, high=4096)
     hidden: int = setting(128, "hidden width of the towers' MLPs", low=2, high=16384)
     history_items: int = setting(32, "views that the user tower reads", low=1, high=4096)
@@ -83,6 +87,8 @@ class TokenizerConfig:
     kmeans_balance: float = setting(0.0, "most points of a code, times N / K, at least 1; 0: no bound", low=0.0)
     refresh_iterations: int = setting(2, "passes over newer data when codebooks are refreshed", low=0)
     refresh_step: float = setting(0.5, "share of the way to its mean that a refresh moves a code", low=1e-3, high=1.0)
+    refresh_tower_steps: int = setting(0, "InfoNCE steps that the towers take at a refresh, from where they are (0: "
+                                       "they stay)", low=0)
     refresh_margin: float = setting(0.04, "a code is kept while it is worse than the nearest by at most this share "
                                     "of squared distance", low=0.0)
 

@@ -12,6 +12,7 @@ def get_config() -> Config:
     config.name = "dynamic_ids"
     config.simulator.users, config.simulator.authors, config.simulator.days = 1000, 400, 8
     config.simulator.segment_seconds = 60
+    config.simulator.jump_size = 2.5  # after a jump a room is mostly about something else than its author is
     config.data.max_targets = 4000
     config.tokenizer.codes = 64
     config.tokenizer.dim = 64
