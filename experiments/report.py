@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from experiments.report_tokenizer import lives_plot
 from onelive_jax.evaluation import FIGURES, GROUPS, INTERVAL
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the same group has the same colour on every plot.
@@ -257,9 +258,20 @@ def _tokenizer(tokenizer: Mapping[str, Any] | None) -> str:
         return _section("Semantic ids", "The report has no tokenizer figures.")
     rows = [("Ids held by more than one author", _share(tokenizer.get("collision_rate_sid"))),
             ("Authors who share their id", _share(tokenizer.get("collision_rate_author")))]
+    recall = tokenizer.get("recall") or {}
+    if recall.get("views"):
+        rows += [(f"Towers alone, {name} among all {recall['authors']:,} authors, {recall['views']:,} validation views",
+                  _number(value)) for name, value in recall.items() if "@" in name]
     body = [_pairs(rows)]
     if tokenizer.get("utilization"):
         body.append(_image(utilization_plot(tokenizer["utilization"]), "Bar chart of the share of codes in use"))
+    body.append("<h3>Ids over the life of a room</h3>")
+    if tokenizer.get("lives"):
+        body += ["<p class=\"note\">Rooms with the most views in training, one strip a level; a colour is a code.</p>",
+                 _image(lives_plot(tokenizer["lives"]), "Strips of the codes of busy rooms over their minutes on air")]
+    else:
+        body.append("<p class=\"note\">There is nothing to move: the log has no content that changes while a room is "
+                    "on air, or ids do not follow it.</p>")
     return _section("Semantic ids", "Share of codes (and of pairs of codes) that at least one author holds.", *body)
 
 

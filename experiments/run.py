@@ -14,7 +14,7 @@ from experiments import evaluate, flags, scoring
 from experiments.prepare import Log, prepare, save_config
 from experiments.report import write_html
 from experiments.train_supervised import train_supervised
-from experiments.train_tokenizer import Tokenizer, train_tokenizer
+from experiments.train_tokenizer import Tokenizer, recall_line, train_tokenizer
 from onelive_jax import evaluation
 from onelive_jax.config import Config
 from onelive_jax.training import metrics
@@ -55,7 +55,7 @@ def run(config: Config, workdir: Path) -> Trained:
         "training": {"seconds": tokenizer.figures["seconds"] + figures["seconds"],
                      "examples_per_second": figures["examples_per_second"], "parameters": figures["parameters"],
                      "step": figures["chosen_step"]},
-        "tokenizer": tokenizer.figures,
+        "tokenizer": tokenizer.figures | {"lives": tokenizer.lives},
         "data": {name: getattr(log.tables.report, name) for name in ("rows_read", "rows_kept", "dropped", "notes")},
     }
     temporary = workdir / "report.json.tmp"
@@ -80,6 +80,7 @@ def print_report(trained: Trained, workdir: Path) -> None:
     liverec = report["protocols"]["liverec"]["all"]
     print(f"\nliverec protocol: NDCG@10 {liverec['ndcg@10']:.3f}, HR@1 {liverec['hr@1']:.3f}, "
           f"HR@10 {liverec['hr@10']:.3f} (n = {liverec['n']})")
+    print(recall_line(report["tokenizer"]))
     speed = report["training"]["examples_per_second"]  # None where a resumed run had no step left
     print(f"{report['training']['parameters']:,} parameters, trained in {report['training']['seconds']:.0f} s with the "
           "tokenizer" + (f" ({speed:.0f} examples/s)" if speed else ""))

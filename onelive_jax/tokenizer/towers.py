@@ -7,6 +7,7 @@ Axes: B users or pairs, T history views, A authors, M (author, moment) rows, Q q
 author's attributes, F width of a user's features, D embedding width, H hidden width.
 """
 
+import functools
 from typing import Mapping
 
 import flax.linen as nn
@@ -232,13 +233,14 @@ def author_embeddings(params: dict, config: TokenizerConfig, author_views: np.nd
     content = np.zeros((len(author), 0), np.float32) if content is None else np.asarray(content, np.float32)
     has_content = np.full(len(author), content.shape[1] > 0) if has_content is None else np.asarray(has_content, bool)
     _check_content(params, content, has_content)
-    model = TwoTowers(len(table), config)
-    embed = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="authors"))
     views = np.asarray(author_views)[author].astype(np.float32)
     sides = [] if attributes is None else [attributes[author]]
-    parts = [embed(params, *(rows[i:i + chunk] for rows in (author, views, content, has_content, *sides)))
-             for i in range(0, len(author), chunk)]
-    return np.concatenate([np.asarray(part) for part in parts])
+    parts = []
+    for i in range(0, len(author), chunk):
+        rows = [values[i:i + chunk] for values in (author, views, content, has_content, *sides)]
+        parts.append(np.asarray(_authors(params["author_tower"], config.dim, config.hidden, *map(_padded, rows)))
+                     [:len(rows[0])])
+    return np.concatenate(parts) if parts else np.zeros((0, config.dim), np.float32)
 
 
 def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndarray, history_BxT: np.ndarray,
@@ -257,13 +259,37 @@ def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndar
         content_BxTxC = np.zeros((*history_BxT.shape, 0), np.float32)
     if has_content_BxT is None:
         has_content_BxT = np.full(history_BxT.shape, content_BxTxC.shape[-1] > 0)
-    model = TwoTowers(len(params["author_tower"]["author_id"]), config)
-    embed = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method="users"))
     views = np.asarray(author_views)[history_BxT].astype(np.float32)
     _check_content(params, content_BxTxC, has_content_BxT)
     attributes = None if attributes_AxS is None else attributes_AxS[history_BxT]
-    return np.asarray(embed(params, history_BxT, views, content_BxTxC, has_content_BxT, mask_BxT, attributes,
-                            features_BxF))
+    rows = (history_BxT, views, content_BxTxC, has_content_BxT, mask_BxT, attributes, features_BxF)
+    rows = [None if values is None else _padded(values) for values in rows]
+    towers = {name: params[name] for name in ("author_tower", "user_tower")}
+    return np.asarray(_users(towers, config.dim, config.hidden, config.history_items, *rows))[:len(history_BxT)]
+
+
+# Compiled once for a shape, not once a call: segments and requests come all day long.
+
+
+@functools.partial(jax.jit, static_argnames=("dim", "hidden"))
+def _authors(author_tower: dict, dim: int, hidden: int, *described: Array) -> Array:
+    tower = AuthorTower(author_tower["author_id"].shape[0], dim, hidden)
+    return _normalise(tower.apply({"params": author_tower}, *described))
+
+
+@functools.partial(jax.jit, static_argnames=("dim", "hidden", "history"))
+def _users(params: dict, dim: int, hidden: int, history: int, author: Array, views: Array, content: Array,
+           has_content: Array, mask: Array, attributes: Array | None, features: Array | None) -> Array:
+    tower = AuthorTower(params["author_tower"]["author_id"].shape[0], dim, hidden)
+    items_BxTxD = tower.apply({"params": params["author_tower"]}, author, views, content, has_content, attributes)
+    user = UserTower(history, dim, hidden)
+    return _normalise(user.apply({"params": params["user_tower"]}, items_BxTxD, mask, features))
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """Rows of zeros up to the next power of two: any number of segments runs in one of few compiled programs."""
+    missing = (1 << max(len(rows) - 1, 0).bit_length()) - len(rows)
+    return np.pad(rows, ((0, missing), *((0, 0),) * (rows.ndim - 1))) if missing else rows
 
 
 def _check_content(params: dict, content: np.ndarray, has_content: np.ndarray) -> None:

@@ -1,0 +1,17 @@
+"""A simulated platform with four days after training, for daily refreshes of the codebooks (experiments/refresh.py).
+
+    python -m experiments.refresh --config=experiments/configs/refresh.py --workdir=W --days=3
+"""
+
+from experiments.configs import demo
+from onelive_jax.config import Config
+
+
+def get_config() -> Config:
+    config = demo.get_config()
+    config.name = "refresh"
+    config.data.valid_hours, config.data.test_hours = 24.0, 72.0
+    config.simulator.users, config.simulator.authors, config.simulator.days = 1500, 1000, 14
+    config.simulator.segment_seconds = 300
+    config.training.batch_size = 128
+    return config

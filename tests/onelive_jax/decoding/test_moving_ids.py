@@ -1,0 +1,64 @@
+"""New segments, new codes, the same live index: from content to a search that sees it, and nothing compiled again."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onelive_jax.batch import LiveRooms
+from onelive_jax.config import TokenizerConfig
+from onelive_jax.decoding import beam_search, live_index
+from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
+
+AUTHORS, LEVELS, CODES, DIM = 12, 3, 4, 6
+CONFIG = TokenizerConfig(levels=LEVELS, codes=CODES, dim=DIM, hidden=8)
+
+
+def test_a_search_sees_the_codes_of_new_segments_and_nothing_is_compiled_again(caplog):
+    rng = np.random.default_rng(0)
+    params = tower_training.init_params(towers.TwoTowers(AUTHORS, CONFIG), 10, seed=0)
+    books = residual_kmeans.Codebooks(jnp.asarray(0.4 * rng.normal(size=(LEVELS, CODES, DIM)), jnp.float32))
+
+    def encode(author, content):
+        points = towers.author_embeddings(params, CONFIG, np.arange(AUTHORS), author, content.astype(np.float32))
+        return np.asarray(residual_kmeans.encode(books, points))
+
+    def level_logits(level, state, previous, prefix):
+        return 20.0 * jax.nn.one_hot(state["wanted"][..., level], CODES), state
+
+    @jax.jit
+    def search(index, wanted):
+        return beam_search.decode(level_logits, {"wanted": jnp.broadcast_to(wanted, (1, 1, LEVELS))}, index, batch=1,
+                                  beams=8, k=AUTHORS)
+
+    everyone = np.arange(AUTHORS, dtype=np.int32)
+    table = semantic_ids.IdTable.static(encode(everyone, rng.normal(size=(AUTHORS, 10))))
+    index = live_index.from_rooms(LiveRooms(jnp.asarray(everyone), jnp.asarray(table.codes),
+                                            jnp.zeros((AUTHORS, 2)), jnp.ones(AUTHORS, bool)), CODES)
+    moved = 0
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for minute in range(12):
+            if minute == 3:
+                caplog.clear()  # by now every program has run once
+            segments = rng.choice(AUTHORS, 5, replace=False).astype(np.int32)
+            new = encode(segments, rng.normal(size=(5, 10)))
+            table, late, changed = table.extend(segments, np.full(5, 60_000 * minute), new)
+            assert late == 0
+            moved += len(changed)
+            # Rows of one fixed size: those without news name a slot that is not there.
+            rows = np.resize(changed if len(changed) else [0], AUTHORS).astype(np.int32)
+            slots = np.where(np.arange(AUTHORS) < len(changed), rows, AUTHORS).astype(np.int32)
+            codes = table.codes_at(rows, 60_000 * minute)
+            index = live_index.update(index, slots, rows, codes, np.zeros((AUTHORS, 2), np.float32),
+                                      np.ones(AUTHORS, bool))
+            wanted = new[0]
+            best = search(index, jnp.asarray(wanted))
+            assert bool(best.valid[0, 0])
+            np.testing.assert_array_equal(best.codes[0, 0], wanted)
+            found = set(np.asarray(best.author[0])[(np.asarray(best.codes[0]) == wanted).all(axis=1)].tolist())
+            now = table.codes_at(everyone, 60_000 * minute)
+            assert found == set(np.flatnonzero((now == wanted).all(axis=1)).tolist())
+            assert int(segments[0]) in found
+    assert moved > 20
+    assert [record for record in caplog.records if "Compiling" in record.getMessage()] == []
