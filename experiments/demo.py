@@ -1,5 +1,8 @@
 """The whole system on a simulated platform: `make demo`. Nothing is downloaded; a few minutes on two cores.
 
+From the log to a trained model and its report, recommendations for some people, a reward model, a short alignment, and
+a played A/B test of the aligned model against the supervised one.
+
     python -m experiments.demo [--workdir=runs/demo]
 """
 
@@ -7,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import flags
+from experiments import ab_test, flags, played
 from experiments.recommend import format_rooms, moment, recommend
 from experiments.run import Trained, print_report, run
+from experiments.train_policy import format_curve, train_policy
+from experiments.train_reward import format_report, train_reward
 from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import make_recommender
 
 PEOPLE, ROOMS = 3, 5
+REQUESTS = 4000  # of the A/B test
 
 
 def show_people(trained: Trained, config: Config) -> None:
@@ -29,10 +35,26 @@ def show_people(trained: Trained, config: Config) -> None:
         print(format_rooms(rooms))
 
 
+def align_and_play(trained: Trained, config: Config, workdir: Path) -> None:
+    """A reward model, a short alignment, and both models played against each other on the days after the log."""
+    log, tokenizer = trained.log, trained.tokenizer
+    _, _, reward = train_reward(config, workdir, log, tokenizer)
+    print("\nThe reward model on validation rows:\n\n" + format_report(reward))
+    model, params, policy = train_policy(config, workdir, log, tokenizer, workdir / "supervised")
+    print("\nAlignment, judged on validation:\n\n" + format_curve(policy))
+    platform = played.make_platform(config, log)
+    asker, asked = played.make_asker(config, log, platform, tokenizer), platform.requests(REQUESTS, 0)
+    arms = [platform.play(played.best(asker, model, arm), asked) for arm in (trained.params, params)]
+    print(f"\nPlayed A/B test: the supervised model (control) against the aligned one, {REQUESTS:,} requests of the "
+          f"{config.simulator.play_days} days after the log, means over what chance decides:\n")
+    print(ab_test.format_table(ab_test.report(*arms)["expected"]))
+
+
 def main(config: Config, workdir: Path) -> None:
     trained = run(config, workdir)
     print_report(trained, workdir)
     show_people(trained, config)
+    align_and_play(trained, config, workdir)
     print(f"\nOpen {(workdir / 'report.html').resolve()} in a browser.")
 
 

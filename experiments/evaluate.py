@@ -1,16 +1,19 @@
 """Ranks the rooms on air at every target of a split and prints what the rankings are worth, beside the heuristics.
 
-    python -m experiments.evaluate --workdir=W [--split=validation|test] [--protocol=strict|liverec]
+    python -m experiments.evaluate --workdir=W [--split=validation|test] [--protocol=strict|liverec] [--policy=W/policy]
 
-Without --config, the settings that the workdir was trained with.
+Without --config, the settings that the workdir was trained with. With --policy, an aligned policy is compared with the
+supervised model request by request, also by NDCG@10 in which a target weighs as many minutes as it was watched.
 """
 
 from pathlib import Path
 
+import numpy as np
 from absl import flags as absl_flags
 
 from experiments import flags, heuristics, scoring
 from experiments.prepare import Log, prepare
+from experiments.train_policy import load_params
 from experiments.train_supervised import load_supervised
 from experiments.train_tokenizer import load_tokenizer
 from onelive_jax import evaluation
@@ -56,12 +59,55 @@ def tuned_weights(config: Config, log: Log) -> heuristics.Weights:
     return heuristics.tune(log.views, task, log.split.p1_ms) if task.user.size else heuristics.Weights()
 
 
+def compare_policies(log: Log, config: Config, rank, control, treatment, maker, split: str,
+                     protocol: str) -> dict[str, dict]:
+    """Two sets of parameters of one model on the same targets.
+
+    Returns: {"ndcg@10" (every target alike), "watch ndcg@10" (weight of a target: minutes watched), "hr@128":
+    {"control", "treatment", "lift", "low", "high"}}; intervals of relative lifts by a paired bootstrap over targets.
+    """
+    task = scoring.targets(log, config, split, protocol)
+    own_rows = protocol == "liverec"
+    gains = [evaluation.gains(evaluation.ranks_csr(scoring.score(rank, params, maker, task, own_rows), task.offsets,
+                                                   task.position)) for params in (control, treatment)]
+    minutes = (log.views.stop_ms[task.view] - log.views.start_ms[task.view]) / 60_000
+    alike = np.ones_like(minutes)
+    return {"ndcg@10": weighted_lift(*(gain["ndcg@10"] for gain in gains), alike),
+            "watch ndcg@10": weighted_lift(*(gain["ndcg@10"] for gain in gains), minutes),
+            "hr@128": weighted_lift(*(gain["hr@128"] for gain in gains), alike)}
+
+
+def weighted_lift(control_R: np.ndarray, treatment_R: np.ndarray, weight_R: np.ndarray, resamples: int = 1000,
+                  seed: int = 0) -> dict[str, float]:
+    """Weighted means of two figures of the same R requests, and the relative lift with its 95 % interval."""
+    both_Rx2 = np.stack([control_R, treatment_R], 1) * weight_R[:, None]
+    rng, share = np.random.default_rng(seed), np.full(weight_R.size, 1 / weight_R.size)
+    drawn = np.stack([rng.multinomial(weight_R.size, share) @ both_Rx2 for _ in range(resamples)])
+    control, treatment = both_Rx2.sum(0) / weight_R.sum()
+    low, high = np.percentile(drawn[:, 1] / drawn[:, 0] - 1, [2.5, 97.5])
+    return {"control": float(control), "treatment": float(treatment), "lift": float(treatment / control - 1),
+            "low": float(low), "high": float(high)}
+
+
+def format_policies(figures: dict[str, dict]) -> str:
+    """One line a figure: supervised model, policy, relative lift with its interval."""
+    lines = [f"{'':<16}{'supervised':>12}{'policy':>10}{'lift':>9}   95 % interval"]
+    lines += [f"{name:<16}{x['control']:>12.4f}{x['treatment']:>10.4f}{x['lift']:>+9.2%}   {x['low']:+.2%} … "
+              f"{x['high']:+.2%}" for name, x in figures.items()]
+    return "\n".join(lines)
+
+
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir)
     model, params, _ = load_supervised(config, workdir, log)
     maker = log.batch_maker(tokenizer.ids, config)
+    if values.policy:
+        print(format_policies(compare_policies(log, config, scoring.make_ranker(model, config), params,
+                                               load_params(Path(values.policy).expanduser()), maker, values.split,
+                                               values.protocol)))
+        return
     rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
                                           values.protocol, tuned_weights(config, log))
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
@@ -73,5 +119,6 @@ def main(config: Config, workdir: Path) -> None:
 if __name__ == "__main__":
     flags.define_config(from_workdir=True)
     absl_flags.DEFINE_enum("split", "test", scoring.SPLITS, "which period's views are the targets")
+    absl_flags.DEFINE_string("policy", None, "folder of an aligned policy (W/policy) to compare with W/supervised")
     absl_flags.DEFINE_enum("protocol", "strict", scoring.PROTOCOLS, "which authors count as on air (docs/quality.md)")
     flags.run(main)

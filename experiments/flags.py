@@ -27,6 +27,7 @@ from onelive_jax.config import Config
 # Flags defined here count as the calling script's own, so that its help shows them.
 flags.disclaim_key_flags()
 
+DISTRIBUTED = ("auto", "none", "tpu", "slurm", "coordinator")
 HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort", "-?")
 
 
@@ -48,6 +49,15 @@ def define_config(default_config: str | None = None, default_workdir: str | None
     flags.DEFINE_string("compile_cache_dir", None, "folder that keeps compiled programs, so that the next start of the "
                         "same run need not compile again", flag_values=flag_values)
     flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_enum("distributed", "auto", DISTRIBUTED, "how the processes of one run find each other. auto: by a "
+                      "coordinator that is named, else as a SLURM step of several tasks, else as a TPU slice of "
+                      "several hosts on Kubernetes, else there is one process", flag_values=flag_values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0 (or JAX_COORDINATOR_ADDRESS)",
+                        flag_values=flag_values)
+    flags.DEFINE_integer("processes", None, "number of processes (or JAX_NUM_PROCESSES)", lower_bound=1,
+                         flag_values=flag_values)
+    flags.DEFINE_integer("process", None, "number of this process, from 0 (or JAX_PROCESS_ID, or the pod's index "
+                         "in an indexed Job)", lower_bound=0, flag_values=flag_values)
 
 
 def _is_library(frame) -> bool:
@@ -81,8 +91,8 @@ def run(main: Callable[[Config, Path], Any]) -> None:
     """Parses the command line and calls `main(config, workdir)` under absl; ends the process.
 
     Exit codes: 0; 2 after a sentence on stderr if the command line or a setting is wrong; 1 after a sentence on stderr
-    if the project itself refused something (a ValueError, FileNotFoundError or FloatingPointError of its own). Any
-    other exception keeps its traceback.
+    if the project itself refused something (a ValueError, OSError or FloatingPointError of its own); 75 if training
+    was asked to stop (SIGTERM), saved its state and did. Any other exception keeps its traceback.
     """
     def quietly(parsed):
         # orbax and others tell absl's logger of every file they touch; what the project says of itself stays.
@@ -91,8 +101,12 @@ def run(main: Callable[[Config, Path], Any]) -> None:
         for package in ("onelive_jax", "data_pipelines", "experiments"):
             logging.getLogger(package).setLevel(logging.INFO)
         try:
+            if "jax" in sys.modules:  # a command that computes nothing is one process, and need not wait for jax
+                from experiments import distributed
+
+                distributed.initialize(flags.FLAGS)
             return main(*parsed)
-        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             # What the project itself raises is meant for a person; what a library raises is a bug and keeps its trace.
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
             if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]) or _is_library(frame):

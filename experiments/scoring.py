@@ -5,9 +5,11 @@ Axes: R requests, N rooms on air (padded), C candidates of all requests (flat).
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from data_pipelines.batches import BatchMaker
 from experiments import tasks
+from experiments.distributed import on_this_process
 from experiments.prepare import Log
 from onelive_jax import evaluation
 from onelive_jax.config import Config
@@ -49,10 +51,12 @@ def make_ranker(model: OneLive, config: Config):
     return rank
 
 
-def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False) -> np.ndarray:
+def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False,
+          part: tuple[int, int] = (0, 1)) -> np.ndarray:
     """float32 [C]: what decoding says of every candidate of `task`; −inf for rooms that the beams did not return.
 
-    Args: rank, from `make_ranker`; own_rows, True for a task of the liverec protocol.
+    Args: rank, from `make_ranker`; own_rows, True for a task of the liverec protocol; part, (i, n): only the i-th of n
+      shares of the requests, −inf for all others.
 
     The candidates are decoded under a live index of their own moment, so a score is that of the real search.
     """
@@ -62,7 +66,7 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
     count = np.diff(task.offsets)
     slots = -(-max(int(count.max(initial=1)), maker.config.live_slots) // 32) * 32
     scores = np.full(task.candidates.size, -np.inf, np.float32)
-    for low in range(0, task.user.size, CHUNK):
+    for low in range(CHUNK * part[0], task.user.size, CHUNK * part[1]):
         # The last chunk is filled up, so that there is one shape and one compilation.
         r = np.minimum(np.arange(low, low + CHUNK), task.user.size - 1)
         begin, length = task.offsets[r], count[r]
@@ -83,8 +87,14 @@ def evaluate_task(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: b
 
 
 def validate(rank, params, maker: BatchMaker, task: tasks.Task) -> dict[str, float]:
-    """The figures that a training run watches: NDCG@10, its parts on repeat and new targets, HR@1, HR@10, MRR."""
-    result = evaluate_task(rank, params, maker, task)
+    """The figures that a training run watches: NDCG@10, its parts on repeat and new targets, HR@1, HR@10, MRR.
+
+    Every process calls it; each scores a share of the requests.
+    """
+    scores = score(rank, on_this_process(params), maker, task, part=(jax.process_index(), jax.process_count()))
+    if jax.process_count() > 1:
+        scores = multihost_utils.process_allgather(scores).max(0)
+    result = evaluation.metrics(evaluation.ranks_csr(scores, task.offsets, task.position), task.repeat)
     figures = {name: result["all"][name] for name in ("ndcg@10", "hr@1", "hr@10", "mrr")}
     for group in ("repeat", "new"):
         if result[group]["n"]:

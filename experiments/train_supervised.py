@@ -3,6 +3,7 @@
     python -m experiments.train_supervised --config=experiments/configs/twitch.py --config.data.path=FILE --workdir=W
 
 Trains the tokenizer first where the workdir has none. A killed run resumes from its newest checkpoint, bit for bit.
+On SIGTERM it finishes the step, saves, and ends with exit code 75. Several processes: experiments/distributed.py.
 """
 
 import functools
@@ -18,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.loader import training_batches
-from experiments import flags, scoring
+from experiments import distributed, flags, scoring
 from experiments.prepare import Log, flat, is_done, mark_done, prepare, save_config
 from experiments.train_tokenizer import Tokenizer, settings_of, train_tokenizer
 from onelive_jax import presets
@@ -63,10 +64,10 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     shown = maker.shown_by_others(views)
     logger.info("%d of %d training views are of a room that others show on air; the live losses read only those",
                 shown.sum(), shown.size)
-    batches = training_batches(maker, (views[shown], views[~shown]), (config.data.on_air_share,
-                               1 - config.data.on_air_share), c.batch_size // jax.process_count(), config.seed,
-                               jax.process_index(), jax.process_count())
     mesh = partitioning.make_mesh(config.mesh)
+    batches = training_batches(maker, (views[shown], views[~shown]), (config.data.on_air_share,
+                               1 - config.data.on_air_share), c.batch_size, config.seed,
+                               partitioning.local_rows(mesh, c.batch_size))
     tx = train_state.make_optimizer(c)
     example = maker.batch(views[:1], np.random.default_rng(0))
 
@@ -83,7 +84,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                       out_shardings=(shardings, partitioning.replicated(mesh)))
     validation, rank = scoring.targets(log, config, "validation", "strict"), scoring.make_ranker(model, config)
     judge = log.batch_maker(tokenizer.ids, config)
-    with Checkpoints(folder, c.keep_checkpoints, BEST) as saved:
+    with Checkpoints(folder, c.keep_checkpoints, BEST) as saved, distributed.stopping() as wanted:
         first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
             state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))
@@ -92,13 +93,13 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
             check_same_run(restored.config, config, folder)
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
-            clock.resume(folder, first)
             logger.info("resuming %s from step %d", folder, first)
         parameters = presets.count(state.params, author_rows=True)
         logger.info("%s", presets.parameter_table(state.params))
         per_example = flops_per_example(config, log)
-        with MetricWriter(folder, first) as writer, tqdm(total=c.steps, initial=first, desc="supervised", unit="step",
-                                                         disable=None) as bar:
+        with MetricWriter(folder, first) as writer, distributed.progress(c.steps, first, "supervised") as bar:
+            if first and distributed.is_main():
+                clock.resume(folder, first)
             late = OneStepLate(functools.partial(_log, writer, bar, clock, c.batch_size, per_example), c.log_every)
             profiler = Profiler(folder / "profile", c.profile_at, c.profile_steps)
             for step in range(first + 1, c.steps + 1):
@@ -112,7 +113,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                     clock.steps += 1
                 bar.update(1)
                 judged = step == c.steps or (c.eval_every > 0 and step % c.eval_every == 0)
-                if not judged and step % c.checkpoint_every:
+                stop = wanted(step)
+                if not judged and not stop and step % c.checkpoint_every:
                     continue
                 late.flush()
                 clock.stop()
@@ -120,17 +122,24 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                 if judged:
                     scores = scoring.validate(rank, state.params, judge, validation)
                     writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
-                    bar.write(f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
+                    distributed.say(bar, f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
                 saved.save(state, batches.get_state(), config, scores)
+                if stop and step < c.steps:
+                    profiler.close(state)
+                    saved.wait()
+                    raise distributed.Stopped(folder, step)
                 clock.start()
             profiler.close(state)
         saved.wait()
         chosen = saved.best_step()
     figures = {"parameters": parameters, "seconds": clock.elapsed(), "chosen_step": chosen,
                "examples_per_second": clock.steps * c.batch_size / clock.stepping if clock.steps else None}
-    figures_file.write_text(json.dumps(figures, indent=1))
-    mark_done(folder, settings)
-    return model, restore_params(folder, step=chosen), figures
+    params = restore_params(folder, step=chosen)
+    if distributed.is_main():
+        figures_file.write_text(json.dumps(figures, indent=1))
+        mark_done(folder, settings)
+    distributed.wait_for_all("supervised is done")
+    return model, params, figures
 
 
 class Stopwatch:
@@ -239,10 +248,13 @@ def check_same_run(before: Config, now: Config, folder: Path, settings=stage_set
 
 
 def main(config: Config, workdir: Path) -> None:
-    log = prepare(config, workdir)
-    _, _, figures = train_supervised(config, workdir, log, train_tokenizer(config, workdir, log))
-    save_config(config, workdir)
-    print(json.dumps(figures, indent=1))
+    with distributed.main_first(workdir / "prepared"):
+        log = prepare(config, workdir)
+        tokenizer = train_tokenizer(config, workdir, log)
+    _, _, figures = train_supervised(config, workdir, log, tokenizer)
+    if distributed.is_main():
+        save_config(config, workdir)
+        print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

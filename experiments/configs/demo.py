@@ -1,4 +1,4 @@
-"""The demonstration: a small simulated platform, from its log to recommendations.
+"""The demonstration: a small simulated platform, from its log to recommendations and alignment.
 
     make demo        (or: python -m experiments.demo)
 """
@@ -17,4 +17,9 @@ def get_config() -> Config:
     config.tokenizer.batch_size = 256
     config.training.steps = 1000
     config.training.eval_every = 500
+    # A small share of a short run would be no policy group at all: every request has one here.
+    config.reward.steps, config.reward.candidates = 600, 6
+    config.reward.ippo_every = 200
+    config.alignment.share, config.alignment.weight, config.alignment.steps = 1.0, 10.0, 60
+    config.alignment.learning_rate, config.alignment.sync_every, config.alignment.eval_every = 5e-4, 10, 30
     return config

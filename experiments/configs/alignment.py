@@ -1,0 +1,32 @@
+"""Alignment proved on the simulated platform: a small world, a supervised model, and what alignment makes of it.
+
+    python -m experiments.alignment_study --config=experiments/configs/alignment.py --workdir=W --seeds=3
+
+The share of requests with a policy term is 1 here, not the paper's 1 %: the same number of policy groups is then seen
+in a hundredth of the steps, so that the study runs on two cores.
+"""
+
+from onelive_jax.config import Config
+
+
+def get_config() -> Config:
+    config = Config(name="alignment")
+    config.data.source = "simulated"
+    config.data.valid_hours = config.data.test_hours = 24.0
+    config.data.max_targets = 1000
+    config.data.history_items, config.data.history_window = 32, 128
+    config.simulator.users, config.simulator.authors, config.simulator.days = 3000, 1000, 10
+    config.simulator.segment_seconds = 600
+    config.tokenizer.codes = 32
+    config.tokenizer.dim = 32
+    config.tokenizer.steps = 500
+    config.tokenizer.batch_size = 256
+    config.training.steps = 1500
+    config.training.eval_every = 500
+    config.reward.steps, config.reward.candidates = 2500, 6  # a slate is 6 rooms
+    config.alignment.share = 1.0
+    config.alignment.weight = 10.0  # the supervised loss is a sum over codes and rooms, several times as steep
+    config.alignment.learning_rate, config.alignment.sync_every = 5e-4, 10
+    config.alignment.steps = 300
+    config.alignment.eval_every = config.alignment.checkpoint_every = 50
+    return config
