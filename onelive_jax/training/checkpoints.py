@@ -2,10 +2,12 @@
 
 A checkpoint of step s lies in FOLDER/s and has four items: `params`, `opt_state`, `data` (where the batches were) and
 `meta` (step, random key, config, metrics; readable as JSON). It is written beside its final name and renamed when it
-is whole, so that an interrupted save leaves nothing that could be loaded.
+is whole, so that an interrupted save leaves nothing that could be loaded. One that was damaged later is set aside as
+FOLDER/s.damaged when a run resumes, with a warning, and the one before it is used.
+
+Nothing in a checkpoint depends on the mesh or on the number of processes that wrote it.
 """
 
-import base64
 import dataclasses
 import json
 import logging
@@ -20,9 +22,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from onelive_jax import config as config_lib
+from onelive_jax.training import checkpoint_files
 from onelive_jax.training.train_state import TrainState
 
 ITEMS = ("params", "opt_state", "data", "meta")
+
+logger = logging.getLogger(__name__)
+
+# What reading a damaged checkpoint raises: missing files, cut or altered ones, and metadata that is no JSON any more.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+PASSED_OVER = "%s/%d is damaged and is passed over: %s"
 
 # orbax describes every save in several lines at INFO.
 logging.getLogger("orbax").setLevel(logging.WARNING)
@@ -34,7 +44,7 @@ class Restored:
 
     Attributes:
       state: the training state, bit for bit as it was saved, under the shardings of the target.
-      data: state of this process's batch iterator as it was saved (bytes, JSON value, or None).
+      data: state of the batch iterator as it was saved (bytes, JSON value, or None).
       config: settings of the run that saved it.
       metrics: metrics given to `save` (empty if none).
     """
@@ -64,6 +74,15 @@ class Checkpoints:
         if best_metric is not None:
             policies.append(ocp.checkpoint_managers.BestN(
                 get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False))
+        if jax.process_index() == 0:  # orbax reads the metrics of all steps at once, and fails of a single one
+            for step in _steps(self.folder):
+                metrics = self.folder / str(step) / "metrics" / "metrics"
+                damage = checkpoint_files.json_damage(metrics) if metrics.exists() else None
+                if damage is not None:
+                    logger.warning(PASSED_OVER, self.folder, step, f"metrics: {damage}")
+                    checkpoint_files.set_aside(self.folder, step)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{self.folder}: damaged checkpoints are set aside")
         # orbax writes metrics only where best_fn is set; which checkpoints stay is up to the policies.
         self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=ocp.CheckpointManagerOptions(
             create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True,
@@ -86,16 +105,18 @@ class Checkpoints:
              metrics: Mapping[str, float] | None = None) -> None:
         """Saves the state of step `int(state.step)`; returns when the arrays are copied, and writes in the background.
 
-        Every process calls it, each with the state of its own iterator.
+        Every process calls it.
 
         Args:
           state: the training state. It may be donated to the next step as soon as this returns.
-          data: the batch iterator's state: bytes, a JSON value, or None.
+          data: the batch iterator's state: bytes, a JSON value, or None. It must be the same on every process, i.e. say
+            where the run is in an order of examples that is common to all; that of process 0 is written.
           config: settings of the run.
           metrics: validation metrics of this very step; they decide which checkpoint is best.
 
         Raises:
           ValueError: the step is saved already, or a metric is not a finite number.
+          OSError: the disk is full (perhaps already at the save before). Checkpoints that are there stay.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -108,16 +129,16 @@ class Checkpoints:
             "step": step,
             "key": np.asarray(jax.random.key_data(state.key)).tolist(),
             "key_impl": str(jax.random.key_impl(state.key)),
-            "processes": jax.process_count(),
             "config": json.loads(config_lib.to_json(config)),
             "metrics": metrics,
         }
         ranked = metrics if self.best_metric in metrics else None
-        saved = self._manager.save(step, metrics=ranked, args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            opt_state=ocp.args.StandardSave(state.opt_state),
-            data=ocp.args.JsonSave({"iterators": _of_all_processes(_encode(data))}),
-            meta=ocp.args.JsonSave(meta)))
+        with checkpoint_files.told_of_a_full_disk(self.folder):
+            saved = self._manager.save(step, metrics=ranked, args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(state.opt_state),
+                data=ocp.args.JsonSave({"iterator": checkpoint_files.encode(data)}),
+                meta=ocp.args.JsonSave(meta)))
         if not saved:
             raise ValueError(f"{self.folder}: step {step} is not after the newest checkpoint, {self.latest_step()}; "
                              "resume from the newest, or use another folder")
@@ -137,42 +158,54 @@ class Checkpoints:
 
         Args:
           target: shapes, dtypes and shardings to restore to (`train_state.abstract_state`, or a state); the mesh may
-            be another than the one it was saved under.
-          step: which checkpoint; the newest when None.
+            be another than the one it was saved under, and so may the number of processes.
+          step: which checkpoint; when None the newest that is whole. Newer ones are set aside (FOLDER/s.damaged).
 
         Raises:
           FileNotFoundError: there is no (such) checkpoint.
-          ValueError: it was saved by another number of processes, or its arrays have other names or shapes.
+          ValueError: no checkpoint is whole, or its arrays have other names or shapes.
         """
         self._manager.wait_until_finished()
-        step = _existing_step(self.folder, self._manager.all_steps(), step)
-        meta, data = self._json_items(step)
-        if meta["processes"] != jax.process_count():
-            raise ValueError(f"{self.folder}/{step} holds the batch iterators of {meta['processes']} processes, this "
-                             f"run has {jax.process_count()}: resume with {meta['processes']}, or start a new run "
-                             "from its parameters (restore_params)")
+        steps = self._manager.all_steps()
+        if step is None and steps:
+            step = self._set_damaged_aside(sorted(steps))
+        step = _existing_step(self.folder, steps, step)
+        meta, data = (checkpoint_files.read_json(self.folder / str(step) / item) for item in ("meta", "data"))
         _check_shapes(target.params, self.folder / str(step) / "params")
         arrays = self._manager.restore(step, args=ocp.args.Composite(
             params=ocp.args.StandardRestore(_abstract(target.params)),
             opt_state=ocp.args.StandardRestore(_abstract(target.opt_state))))
-        key = jax.random.wrap_key_data(np.asarray(meta["key"], np.uint32), impl=meta["key_impl"])
+        key = jax.random.wrap_key_data(_placed(np.asarray(meta["key"], np.uint32), target.key), impl=meta["key_impl"])
         state = TrainState(step=_placed(np.asarray(meta["step"], np.int32), target.step), params=arrays.params,
-                           opt_state=arrays.opt_state, key=_placed(key, target.key))
-        return Restored(state=state, data=_decode(data["iterators"][jax.process_index()]),
+                           opt_state=arrays.opt_state, key=key)
+        return Restored(state=state, data=checkpoint_files.decode(data["iterator"]),
                         config=config_lib.from_json(json.dumps(meta["config"])), metrics=meta["metrics"])
 
-    def _json_items(self, step: int) -> tuple[dict, dict]:
-        items = self._manager.restore(step, args=ocp.args.Composite(
-            meta=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()))
-        return items.meta, items.data
+    def _set_damaged_aside(self, steps: list[int]) -> int:
+        """The newest step that process 0 can read in full; what is newer gets another name."""
+        whole = -1
+        if jax.process_index() == 0:
+            whole = _newest_whole(self.folder, steps, ITEMS)
+            for step in steps[steps.index(whole) + 1:] if whole >= 0 else ():
+                checkpoint_files.set_aside(self.folder, step)
+        if jax.process_count() > 1:
+            whole = int(multihost_utils.broadcast_one_to_all(np.asarray(whole, np.int32)))
+        if whole < 0:
+            raise ValueError(f"no checkpoint in {self.folder} is whole: {', '.join(map(str, steps))} are all damaged. "
+                             f"Restore one from a backup, or delete {self.folder} to start anew")
+        if whole != steps[-1]:
+            self._manager.reload()
+        return whole
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises what went wrong while it was written."""
-        self._manager.wait_until_finished()
+        """Blocks until the last save is on disk; raises what went wrong while it was written (a full disk: OSError)."""
+        with checkpoint_files.told_of_a_full_disk(self.folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes the last save and ends the background threads."""
-        self._manager.close()
+        """Finishes the last save and ends the background threads; raises as `wait`."""
+        with checkpoint_files.told_of_a_full_disk(self.folder):
+            self._manager.close()
 
 
 def read_config(folder: str | Path, step: int | None = None) -> config_lib.Config:
@@ -186,19 +219,34 @@ def restore_params(folder: str | Path, target: Any = None, step: int | None = No
     Args:
       folder: a run's folder of checkpoints.
       target: tree of arrays or `jax.ShapeDtypeStruct`s with shardings; None gives NumPy arrays on the host.
-      step: which checkpoint; the newest when None (`Checkpoints.best_step` tells the best).
+      step: which checkpoint; when None the newest whose parameters are whole (`Checkpoints.best_step` tells the best).
 
     Raises:
       FileNotFoundError: there is no (such) checkpoint.
-      ValueError: its arrays have other names or shapes than the target.
+      ValueError: no checkpoint is whole, or its arrays have other names or shapes than the target.
     """
     folder = Path(folder).resolve()
-    step = _existing_step(folder, _steps(folder), step)
+    steps = _steps(folder)
+    if step is None and steps:
+        step = _newest_whole(folder, steps, ("params", "meta"))
+        if step < 0:
+            raise ValueError(f"no checkpoint in {folder} is whole: {', '.join(map(str, steps))} are all damaged")
+    step = _existing_step(folder, steps, step)
     path = folder / str(step) / "params"
     if target is None:
         return _read_arrays(path)
     _check_shapes(target, path)
     return ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(_abstract(target)))
+
+
+def read(folder: str | Path, step: int) -> dict[str, Any]:
+    """All that the checkpoint of a step holds, on the host: "params", "opt_state" (trees of NumPy arrays), "data",
+    "meta". For looking at; a run resumes by `Checkpoints.restore`. Raises FileNotFoundError.
+    """
+    folder = Path(folder).resolve()
+    path = folder / str(_existing_step(folder, _steps(folder), step))
+    readers = dict.fromkeys(("params", "opt_state"), _read_arrays)
+    return {item: readers.get(item, checkpoint_files.read_json)(path / item) for item in ITEMS}
 
 
 def save_artifact(folder: str | Path, arrays: Any, meta: Mapping[str, Any]) -> None:
@@ -217,7 +265,12 @@ def save_artifact(folder: str | Path, arrays: Any, meta: Mapping[str, Any]) -> N
         raise ValueError(f"an artifact's meta needs kind (str) and version (int), got {dict(meta)}")
     if folder.exists() and any(folder.iterdir()) and not (folder / "arrays").is_dir():
         raise ValueError(f"{folder} exists and is not an artifact: not overwritten; give an empty or new folder")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+    # Without the other processes, which may not come here at all.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me},
+                                               barrier_sync_key_prefix=f"only_{me}")
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as writer:
         writer.save(folder, force=True, args=ocp.args.Composite(
             arrays=ocp.args.StandardSave(jax.tree.map(np.asarray, arrays)), meta=ocp.args.JsonSave(dict(meta))))
 
@@ -232,8 +285,7 @@ def load_artifact(folder: str | Path, kind: str, version: int) -> tuple[Any, dic
     folder = Path(folder).resolve()
     if not (folder / "arrays").is_dir() or not (folder / "meta").is_dir():
         raise FileNotFoundError(f"{folder} holds no saved {kind}; run the stage that writes it first")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        meta = reader.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    meta = checkpoint_files.read_json(folder / "meta")
     found = (meta["kind"], meta["version"])
     if found != (kind, version):
         raise ValueError(f"{folder} holds {found[0]!r} version {found[1]}, but {kind!r} version {version} is needed; "
@@ -242,9 +294,7 @@ def load_artifact(folder: str | Path, kind: str, version: int) -> tuple[Any, dic
 
 
 def _read_meta(folder: Path, step: int | None) -> dict[str, Any]:
-    step = _existing_step(folder, _steps(folder), step)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    return checkpoint_files.read_json(folder / str(_existing_step(folder, _steps(folder), step)) / "meta")
 
 
 def _steps(folder: Path) -> list[int]:
@@ -258,6 +308,32 @@ def _existing_step(folder: Path, steps, step: int | None) -> int:
     if step is not None and step not in steps:
         raise FileNotFoundError(f"{folder} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     return steps[-1] if step is None else step
+
+
+def _newest_whole(folder: Path, steps: list[int], items: tuple[str, ...]) -> int:
+    """The last of `steps` (ascending) whose items can be read in full; −1 if none can. Warns of those that cannot."""
+    for step in reversed(steps):
+        damage = _damage(folder / str(step), items)
+        if damage is None:
+            return step
+        logger.warning(PASSED_OVER, folder, step, damage)
+    return -1
+
+
+def _damage(path: Path, items: tuple[str, ...]) -> str | None:
+    """What keeps a checkpoint from being read, or None. Reads all of it, one item at a time, onto the host."""
+    for item in items:
+        arrays = item in ("params", "opt_state")
+        files = (path / item / "array_metadatas").glob("*") if arrays else [path / item / "metadata"]
+        damage = next(filter(None, map(checkpoint_files.json_damage, files)), None)
+        if damage is None and arrays:
+            try:
+                _read_arrays(path / item)
+            except UNREADABLE as error:
+                damage = checkpoint_files.first_line(error)
+        if damage is not None:
+            return f"{item}: {damage}"
+    return None
 
 
 def _saved_tree(path: Path) -> Any:
@@ -296,25 +372,3 @@ def _first_device() -> jax.sharding.Sharding:
 
 def _placed(value: Any, target: Any) -> jax.Array:
     return jax.device_put(value, getattr(target, "sharding", None) or _first_device())
-
-
-def _encode(data: Any) -> str:
-    """An iterator's state as text; bytes and JSON values come back as what they were."""
-    if isinstance(data, bytes):
-        return json.dumps({"bytes": base64.b64encode(data).decode()})
-    return json.dumps({"json": data})
-
-
-def _decode(text: str) -> Any:
-    kind, value = next(iter(json.loads(text).items()))
-    return base64.b64decode(value) if kind == "bytes" else value
-
-
-def _of_all_processes(text: str) -> list[str]:
-    """Every process's text, in process order: each reads its own shard of the data, so each has a state to keep."""
-    if jax.process_count() == 1:
-        return [text]
-    raw = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.asarray(raw.size))
-    padded = multihost_utils.process_allgather(np.pad(raw, (0, int(sizes.max()) - raw.size)))
-    return [bytes(row[:size]).decode() for row, size in zip(padded, sizes, strict=True)]

@@ -18,6 +18,8 @@ FILE = "metrics.jsonl"
 class MetricWriter:
     """Writes metrics.jsonl, and TensorBoard event files beside it where tensorboardX is installed.
 
+    Of several processes, the first one writes; the others only check what they are given.
+
     Args:
       folder: the run's folder; made if it is missing.
       resume_step: step that the run goes on from. Lines of later steps, and a last line that a crash cut short, are
@@ -29,6 +31,9 @@ class MetricWriter:
 
     def __init__(self, folder: str | Path, resume_step: int = 0):
         self.folder = Path(folder)
+        self._file = self._tensorboard = None
+        if jax.process_index() != 0:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / FILE
         if path.exists():
@@ -55,6 +60,8 @@ class MetricWriter:
         """
         values = {name: None if value is None else _number(value) for name, value in metrics.items()}
         check_finite(step, values)
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": int(step), **values}) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
@@ -63,7 +70,8 @@ class MetricWriter:
                     self._tensorboard.add_scalar(name, value, int(step))
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -142,11 +142,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
 
 
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """int64, ascending: the rows of a batch of `rows` that this process's devices hold, so those that it has to make.
+
+    Processes whose devices differ only in `tensor` hold the same rows.
+
+    Raises:
+      ValueError: `rows` is not a multiple of data x fsdp.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise ValueError(f"a batch of {rows} rows cannot be split over mesh.data x mesh.fsdp = {parts} devices; "
+                         "set config.training.batch_size to a multiple")
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts the rows that this process loaded on its devices, as its part of the global batch.
 
     Args:
-      batch: tree of NumPy arrays [B / processes, ...].
+      batch: tree of NumPy arrays, the rows `local_rows(mesh, B)` of a batch; with one process [B, ...].
       mesh: the mesh of the run.
 
     Returns:
@@ -155,15 +171,19 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     Raises:
       ValueError: B is not a multiple of data x fsdp.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    sharding = batch_sharding(mesh)
+    sharding, parts = batch_sharding(mesh), mesh.shape["data"] * mesh.shape["fsdp"]
+    mine = local_rows(mesh, parts).size  # of `parts` equal parts, those held here
 
     def put(array):
         array = np.asarray(array)
-        rows = array.shape[0] * jax.process_count()
-        if rows % parts:
-            raise ValueError(f"a batch of {rows} rows cannot be split over mesh.data x mesh.fsdp = {parts} devices; "
-                             "set config.training.batch_size to a multiple")
-        return jax.make_array_from_process_local_data(sharding, array)
+        rows = array.shape[0] * parts // mine
+        held = local_rows(mesh, rows)
+
+        def part(index):
+            low, high, _ = index[0].indices(rows)
+            first = np.searchsorted(held, low)
+            return array[first:first + high - low]
+
+        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, part)
 
     return jax.tree.map(put, batch)

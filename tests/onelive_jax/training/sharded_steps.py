@@ -1,6 +1,6 @@
 """What runs on a mesh, each step as a function of the mesh alone: one device must give what eight devices give.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.onelive_jax.training.sharded_steps STEP …
+    NPROC=32 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.onelive_jax.training.sharded_steps STEP
 
 A new step is a function (mesh) → tree of results, entered into STEPS with the meshes it is tried on; what it prepares
 must not depend on the mesh. Every result is compared with that of one device.
@@ -17,13 +17,23 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from onelive_jax.config import Config, DecodingConfig, MeshConfig, TokenizerConfig, TrainingConfig
+from onelive_jax.alignment.reward_model import RewardModel
+from onelive_jax.batch import Feedback
+from onelive_jax.config import (
+    AlignmentConfig,
+    Config,
+    DecodingConfig,
+    MeshConfig,
+    RewardConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from onelive_jax.decoding.live_index import from_rooms
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.tokenizer import kmeans
 from onelive_jax.tokenizer.towers import TwoTowers, info_nce
-from onelive_jax.training import partitioning, supervised, train_state
+from onelive_jax.training import partitioning, policy, reward, supervised, train_state
 from onelive_jax.training.placement import on_mesh
 from tests.onelive_jax.random_batches import random_batch, random_params, small_config
 
@@ -56,9 +66,10 @@ def supervised_step(mesh):
         check_tables_stay_apart(compiled.as_text())
     check_specs(abstract, mesh)
     before = state
-    state, metrics = compiled(state, placed)  # compiled once: this program refuses any other shape or sharding,
+    state, metrics = jax.block_until_ready(compiled(state, placed))
+    # Compiled once: this program refuses any other shape or sharding, and takes its own output.
     moments = jax.device_get(optax.tree_utils.tree_get(state.opt_state, "mu"))
-    state, _ = compiled(state, placed)        # and takes its own output.
+    state, _ = jax.block_until_ready(compiled(state, placed))
     assert jax.tree.map(lambda x: x.sharding, state) == shardings
     # The state is updated in place, on every device.
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
@@ -132,6 +143,50 @@ def tower_step(mesh):
     return step(jax.device_put(params, shardings), *partitioning.put_batch((pair, history), mesh))
 
 
+def reward_step(mesh):
+    """A step of the reward model: losses, base rates and gradients."""
+    config = Config(reward=RewardConfig(dim=DIM, num_heads=2, mlp_dim=24, tower_dim=6, dropout=0.0, warmup_steps=0))
+    model = RewardModel(config.reward, LEVELS, CODES, AUTHORS, 8, ("click", "gift"))
+    batch, rng = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), np.random.default_rng(0)
+    rooms, blank = batch.live, np.zeros(batch.live.mask.shape, np.float32)
+    outcomes = (rng.random((*rooms.mask.shape, 2)) < 0.4).astype(np.float32)
+    known = np.broadcast_to(rooms.mask[..., None], outcomes.shape)
+    feedback = Feedback(request=batch.request, rooms=rooms, outcomes=outcomes * known, known=known, reward=blank,
+                        rewarded=blank > 0, propensity=blank, weight=np.ones(BATCH, np.float32))
+    tx = reward.make_reward_optimizer(config, 2)
+    abstract = train_state.abstract_state(lambda key: model.init(key, batch.request, rooms)["params"], tx, mesh)
+    state, metrics = one_step(reward.make_reward_step(model, tx, config), abstract,
+                              random_params(model, batch.request, rooms), tx, mesh, feedback)
+    return metrics, optax.tree_utils.tree_get(state.opt_state, "mu"), state.opt_state.rate_O
+
+
+def policy_step(mesh):
+    """A step of alignment, policy term included: metrics and gradients. The reference lies as the parameters do."""
+    config = Config(model=small_config(mtp=False, copy=False, habits=False, seen=False),
+                    alignment=AlignmentConfig(share=1.0, group_size=3, beams=4, warmup_steps=0))
+    model = on_mesh(OneLive(config.model, LEVELS, CODES, AUTHORS, 8), mesh)
+    batch, tx = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), policy.make_policy_optimizer(
+        config)
+    liked = np.linspace(-1, 1, AUTHORS).astype(np.float32)
+    step = policy.make_policy_step(model, tx, config, lambda params, request, rooms, feedback: (
+        jnp.asarray(liked)[rooms.author], rooms.mask))
+    abstract = train_state.abstract_state(lambda key: model.init(key, batch)["params"], tx, mesh)
+    assert train_state.shardings(abstract.opt_state.reference) == train_state.shardings(abstract.params)
+    state, metrics = one_step(step, abstract, random_params(model, batch), tx, mesh, batch)
+    assert metrics["policy_requests"] == BATCH
+    return metrics, optax.tree_utils.tree_get(state.opt_state, "mu")
+
+
+def one_step(step, abstract, params, tx, mesh, batch):
+    """(state, metrics) after one step from `params`, sharded as a run shards it."""
+    shardings = train_state.shardings(abstract)
+    state = jax.device_put(train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0)),
+                           shardings)
+    step = jax.jit(step, donate_argnums=0, in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+                   out_shardings=(shardings, partitioning.replicated(mesh)))
+    return step(state, partitioning.put_batch(batch, mesh))
+
+
 def kmeans_step(mesh):
     """Three Lloyd iterations over points split over data and fsdp."""
     points = np.random.default_rng(0).normal(size=(203, DIM)).astype(np.float32)
@@ -153,8 +208,9 @@ def decoding_step(mesh):
 
 
 # Name → (step, meshes).
-STEPS = {"supervised": (supervised_step, MESHES), "towers": (tower_step, MESHES), "kmeans": (kmeans_step, MESHES),
-         "decoding": (decoding_step, MESHES[:1])}
+STEPS = {"supervised": (supervised_step, MESHES), "towers": (tower_step, MESHES[:1]),
+         "kmeans": (kmeans_step, MESHES), "decoding": (decoding_step, MESHES[:1]), "reward": (reward_step, MESHES[:1]),
+         "policy": (policy_step, MESHES[:1])}
 
 
 def main(names: list[str]) -> None:

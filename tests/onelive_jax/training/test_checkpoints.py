@@ -1,6 +1,8 @@
 """Checkpoints: a restored state is the saved one bit for bit, and nothing half-written is ever loaded."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +194,112 @@ def test_a_run_killed_while_saving_leaves_the_checkpoint_before(tmp_path):
         saver.save(new_state().replace(step=jnp.int32(2)), b"again", CONFIG)
         assert saver.restore(new_state()).data == b"again"
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["1", "2"]
+
+
+def damage(step: Path, how: str) -> None:
+    if how == "no metadata":
+        (step / "meta" / "metadata").unlink()
+    elif how == "half of the place in the data":
+        os.truncate(step / "data" / "metadata", 9)
+    elif how == "half of an array":
+        file = next((step / "opt_state" / "d").iterdir())
+        os.truncate(file, file.stat().st_size // 2)
+    elif how == "zeros in an array":
+        file = next((step / "params" / "d").iterdir())
+        file.write_bytes(bytes(file.stat().st_size))
+    elif how == "no parameters":
+        shutil.rmtree(step / "params")
+    elif how == "half of the metrics":
+        os.truncate(step / "metrics" / "metrics", 5)
+    elif how == "half of an index":
+        os.truncate(step / "params" / "array_metadatas" / "process_0", 20)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory) -> Path:
+    """Checkpoints of steps 1 and 2, and what a process that was killed while saving step 3 leaves behind."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    with checkpoints.Checkpoints(folder, best_metric="m") as saver:
+        for step in (1, 2):
+            saver.save(new_state().replace(step=jnp.int32(step)), {"taken": step}, CONFIG, {"m": float(step)})
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    shutil.rmtree(folder / "3.orbax-checkpoint-tmp" / "params")
+    return folder
+
+
+@pytest.mark.parametrize("how", ["no metadata", "half of the place in the data", "half of an array",
+                                 "zeros in an array", "no parameters", "half of the metrics", "half of an index"])
+def test_a_damaged_newest_checkpoint_is_passed_over_and_told(two_steps, tmp_path, caplog, how):
+    folder = tmp_path / "run"
+    shutil.copytree(two_steps, folder)
+    damage(folder / "2", how)
+    with checkpoints.Checkpoints(folder, best_metric="m") as saver:
+        restored = saver.restore(new_state(seed=1))
+        assert (int(restored.state.step), restored.data) == (1, {"taken": 1})
+        assert f"{folder}/2 is damaged and is passed over" in caplog.text
+        assert (saver.latest_step(), saver.best_step()) == (1, 1)
+        # The steps after it are taken and saved again.
+        saver.save(new_state().replace(step=jnp.int32(2)), {"taken": 2}, CONFIG, {"m": 2.0})
+        assert saver.restore(new_state()).data == {"taken": 2}
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "2", "2.damaged"]
+
+
+def test_parameters_alone_come_from_the_newest_whole_checkpoint(two_steps, tmp_path, caplog):
+    shutil.copytree(two_steps, tmp_path / "run")
+    damage(tmp_path / "run" / "2", "half of an array")  # of the optimizer's
+    checkpoints.restore_params(tmp_path / "run")
+    assert "passed over" not in caplog.text
+    damage(tmp_path / "run" / "2", "zeros in an array")
+    checkpoints.restore_params(tmp_path / "run")
+    assert "run/2 is damaged and is passed over" in caplog.text
+    damage(tmp_path / "run" / "1", "no parameters")
+    with pytest.raises(ValueError, match="no checkpoint in .*run is whole: 1, 2 are all damaged"):
+        checkpoints.restore_params(tmp_path / "run")
+    with (checkpoints.Checkpoints(tmp_path / "run", best_metric="m") as saver,
+          pytest.raises(ValueError, match="are all damaged. Restore one from a backup, or delete")):
+        saver.restore(new_state())
+
+
+FULL = """
+import resource, signal
+import jax.numpy as jnp
+from test_checkpoints import CONFIG, new_state
+from onelive_jax.training import checkpoints
+
+state = new_state()
+state = state.replace(params={{**state.params, "b": jnp.arange(300_000.0)}}, opt_state={{"count": jnp.ones(2)}})
+saver = checkpoints.Checkpoints({folder!r})
+saver.save(state.replace(step=jnp.int32(1)), b"one", CONFIG)
+saver.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # from here on the disk takes no large file
+try:
+    saver.save(state.replace(step=jnp.int32(2)), b"two", CONFIG)
+    saver.wait()
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tmp_path):
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    done = subprocess.run([sys.executable, "-c", FULL.format(folder=str(tmp_path))], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert f"a checkpoint could not be written to {tmp_path}, where" in done.stdout, done.stderr
+    assert "MiB are free. Checkpoints that are there: 1." in done.stdout
+    assert checkpoints.read(tmp_path, 1)["params"]["b"][-1] == 299_999
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"),
+                                   ValueError("RESOURCE_EXHAUSTED: writing [No space left on device]")])
+def test_every_form_of_a_full_disk_is_known(tmp_path, monkeypatch, error):
+    def refuse(*args, **kwargs):
+        raise error
+
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        monkeypatch.setattr(saver._manager, "save", refuse)
+        with pytest.raises(OSError, match=f"could not be written to {tmp_path}.*Checkpoints that are there: none"):
+            saver.save(new_state(), None, CONFIG)
 
 
 def test_artifacts_keep_every_dtype(tmp_path):
