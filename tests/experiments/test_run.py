@@ -144,9 +144,10 @@ def test_a_log_of_one_person_has_nothing_to_choose_by_and_says_so(make_config, t
 def test_people_and_authors_first_seen_after_training_are_scored(rounds, make_config, tmp_path):
     """Half of the people appear in the last rounds only, and an author instead of another one."""
     newest = pl.col("start_time") > rounds["stop_time"].max() - 70  # of which 72 are the test period
-    frame = rounds.filter(newest | (pl.col("user_id") % 2 == 0), pl.col("streamer_name") != "streamer_1").with_columns(
-        pl.when(newest & (pl.col("streamer_name") == "streamer_0")).then(pl.lit("newcomer"))
-        .otherwise(pl.col("streamer_name")).alias("streamer_name"))
+    name = pl.col("streamer_name")
+    star, other = rounds.filter(newest).group_by(name).len().sort("len", name, descending=True)["streamer_name"][:2]
+    frame = rounds.filter(newest | (pl.col("user_id") % 2 == 0), name != other).with_columns(
+        pl.when(newest & (name == star)).then(pl.lit("newcomer")).otherwise(name).alias("streamer_name"))
     frame.write_csv(tmp_path / "log.csv")
     trained = run(make_config(data__path=str(tmp_path / "log.csv"), **SHORT), tmp_path / "run")
     check_report(trained.report, levels=2)

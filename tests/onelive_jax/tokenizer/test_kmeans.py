@@ -136,5 +136,5 @@ assert "all-reduce" in text and "all-gather" not in text, "points travel between
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={
         **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+        "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
     assert done.returncode == 0, done.stderr

@@ -135,7 +135,8 @@ X = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
 def run_on_eight_devices(program: str, *args: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
                    "JAX_ENABLE_COMPILATION_CACHE": "false",
-                   "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+                   # More threads than devices: a collective must not wait for one that has no thread.
+                   "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", COMMON + program, *args], env=environment, capture_output=True,
                           text=True, check=False)
     assert done.returncode == 0, done.stderr
