@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_pipelines import draws
+from data_pipelines.intervals import first_not_below
 from data_pipelines.presence import HOUR_MS, NOBODY, OnAir, Presence
 from data_pipelines.timelines import Timelines, clock, histories
 from onelive_jax.batch import Batch, LiveRooms, Request
 from onelive_jax.config import DataConfig
+from onelive_jax.tokenizer.semantic_ids import IdTable
 
-CHUNK = 1_000_000
 # A room is drawn, not every one looked at, where more than this many times the wanted number is on air.
 DRAW_FROM = 4
 NEW_TO_AIR_HOURS = 1.0  # age given to a room that nobody but the asking person was seen in
@@ -27,7 +28,7 @@ class BatchMaker:
 
     Attributes:
       views: all watched views. presence: who is on air when.
-      ids: an object with codes_at(author [n], time_ms [n]) → int32 [n, L].
+      ids: who is called what when.
       config: how long a history is, and of what.
       others: what further sequences are made of: "gift" (the views with a gift) and "video" (short videos).
 
@@ -36,7 +37,7 @@ class BatchMaker:
 
     views: Timelines
     presence: Presence
-    ids: object
+    ids: IdTable
     config: DataConfig
     others: Mapping[str, Timelines] = field(default_factory=dict)
 
@@ -50,11 +51,15 @@ class BatchMaker:
     def codes(self) -> dict[str, np.ndarray]:
         """int32 [V, L] of each sequence: what a view's author was called when it began. Looked up once, not a batch."""
         def of(views: Timelines) -> np.ndarray:
-            parts = [self.ids.codes_at(views.author[low:low + CHUNK], views.start_ms[low:low + CHUNK])
-                     for low in range(0, max(views.author.size, 1), CHUNK)]
-            return np.ascontiguousarray(np.concatenate(parts), np.int32)
+            return np.ascontiguousarray(self.codes_at(views.author, views.start_ms), np.int32)
 
         return {name: of(self.timelines(name)) for name in self.config.sequences}
+
+    def codes_at(self, author: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
+        """`ids.codes_at` of known authors int [n] at moments int64 [n], in a compiled loop."""
+        after = first_not_below(self.ids.ptr, self.ids.from_ms, np.asarray(author, np.int64),
+                                np.asarray(times_ms, np.int64) + 1)
+        return self.ids.codes[after - 1]
 
     def timelines(self, sequence: str) -> Timelines:
         return self.views if sequence == "live" else self.others[sequence]
@@ -119,7 +124,7 @@ class BatchMaker:
         times = np.asarray(times_ms, np.int64)[row]
         features = np.stack([np.log(np.maximum(on_air.viewers[index], 1)),
                              np.log1p(np.maximum(times - on_air.since_ms[index], 0) / HOUR_MS)], -1)
-        codes = self.ids.codes_at(author, times)
+        codes = self.codes_at(author, times)
 
         def place(value, dtype, *tail):
             out = np.zeros((num, slots, *tail), dtype)
@@ -142,7 +147,7 @@ class BatchMaker:
         else:
             on_air = self.on_air(users, times)
         rooms, slot = self.live_rooms(on_air, times, slots, target, rng)
-        return Batch(self.request(users, times), rooms, target, self.ids.codes_at(target, times), slot,
+        return Batch(self.request(users, times), rooms, target, self.codes_at(target, times), slot,
                      np.ones(view.size, np.float32))
 
     def shown_by_others(self, view: np.ndarray) -> np.ndarray:

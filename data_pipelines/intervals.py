@@ -132,8 +132,8 @@ def count_covering(groups, by_user, keys, times_ms, author, stop_ms, users, out)
 
 
 @numba.njit(nogil=True, cache=True)
-def draw(bucket_ptr, bucket_interval, buckets, groups, start_ms, stop_ms, author, owner, times_ms, users, targets,
-         seeds, slots, out):
+def draw(bucket_ptr, bucket_interval, buckets, groups, packed_Ix4, stop_ms, owner, times_ms, users, targets, seeds,
+         slots, out):
     """Up to `slots` intervals on air at each moment, drawn without replacement, one an author: out int64 [R, slots].
 
     The target's own interval (its author's newest that others show) comes first, if it is on air. `out` comes filled
@@ -171,10 +171,10 @@ def draw(bucket_ptr, bucket_interval, buckets, groups, start_ms, stop_ms, author
                 swapped[drawn] = other
                 interval = bucket_interval[low + place[drawn]]
                 drawn += 1
-                own = owner[interval] != NOBODY and owner[interval] == user
-                if own or start_ms[interval] > now or stop_ms[interval] <= now:
+                own = packed_Ix4[interval, 3] != NOBODY and packed_Ix4[interval, 3] == user
+                if own or packed_Ix4[interval, 0] > now or packed_Ix4[interval, 1] <= now:
                     continue
-            who = author[interval]
+            who = packed_Ix4[interval, 2]
             slot = (who * 2654435761) & (size - 1)
             while table_row[slot] == row and table_author[slot] != who:
                 slot = (slot + 1) & (size - 1)

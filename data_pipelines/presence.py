@@ -112,8 +112,8 @@ class Presence:
         times_ms, users = np.asarray(times_ms, np.int64), np.asarray(users, np.int32)
         out = np.full((times_ms.size, slots), -1, np.int64)
         seeds = draws.seeds(rng, times_ms.size, purpose=1)
-        intervals.draw(self.bucket_ptr, self.interval, self._bucket(times_ms), self.by_author, self.start_ms,
-                       self.stop_ms, self.author, self.user, times_ms, users, np.asarray(targets, np.int32), seeds,
+        intervals.draw(self.bucket_ptr, self.interval, self._bucket(times_ms), self.by_author, self.packed,
+                       self.stop_ms, self.user, times_ms, users, np.asarray(targets, np.int32), seeds,
                        slots, out)
         kept = out >= 0
         author = np.where(kept, self.author[out] if self.author.size else 0, np.iinfo(np.int32).max)
@@ -146,6 +146,11 @@ class Presence:
     @functools.cached_property
     def largest_load(self) -> int:
         return int(np.diff(self.bucket_ptr).max(initial=0))
+
+    @functools.cached_property
+    def packed(self) -> np.ndarray:
+        """int64 [I, 4]: start, stop, author and user of each interval."""
+        return np.stack([self.start_ms, self.stop_ms, self.author, self.user], 1).astype(np.int64)
 
     @functools.cached_property
     def by_author(self) -> Grouped:

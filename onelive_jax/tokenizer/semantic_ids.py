@@ -21,12 +21,13 @@ class IdTable:
       author: int32 [M], dense author index, rows sorted by (author, from_ms).
       from_ms: int64 [M], the moment from which the row holds; every author's first row is `ALWAYS`.
       codes: int32 [M, L].
+      ptr: int64 [A + 1], made from `author`: rows of author a are ptr[a] … ptr[a + 1] − 1.
     """
 
     author: np.ndarray
     from_ms: np.ndarray
     codes: np.ndarray
-    _ptr: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+    ptr: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         """Checks every rule that `codes_at` relies on; raises ValueError naming the first row that breaks one."""
@@ -50,8 +51,7 @@ class IdTable:
                              "first moment: its first row needs from_ms = semantic_ids.ALWAYS")
         if self.codes.min() < 0:
             raise ValueError(f"row {int(np.argmax((self.codes < 0).any(axis=1)))} of the id table has a negative code")
-        # Rows of author a are _ptr[a] … _ptr[a + 1] − 1.
-        object.__setattr__(self, "_ptr", np.append(np.flatnonzero(first), len(self.author)))
+        object.__setattr__(self, "ptr", np.append(np.flatnonzero(first), len(self.author)))
 
     @classmethod
     def static(cls, codes_AxL) -> "IdTable":
@@ -150,7 +150,7 @@ class IdTable:
         if authors.size and (authors.min() < 0 or authors.max() >= self.num_authors):
             wrong = authors[(authors < 0) | (authors >= self.num_authors)].flat[0]
             raise ValueError(f"author {wrong} is not in the id table, which holds authors 0 … {self.num_authors - 1}")
-        row, end = self._ptr[authors], self._ptr[authors + 1]
+        row, end = self.ptr[authors], self.ptr[authors + 1]
         # Bisection of every author's rows at once. The first row always holds, so row is one that does throughout.
         for _ in range(int((end - row).max(initial=1) - 1).bit_length()):
             middle = (row + end) // 2

@@ -189,9 +189,7 @@ def test_own_rows_change_nothing_beside_true_lifetimes():
     assert (batch.live.mask.sum(1) == np.where(during, AUTHORS - 1, 0)).all()
 
 
-@pytest.mark.parametrize("chunk", [7, 8192])
-def test_shown_by_others_equals_brute_force(monkeypatch, chunk):
-    monkeypatch.setattr("data_pipelines.batches.CHUNK", chunk)
+def test_shown_by_others_equals_brute_force():
     maker = make(1)
     users = maker.views.users()
     expected = [int(maker.views.author[v]) in shown(maker.views, int(maker.views.start_ms[v]), users[v]) for v in ALL]
