@@ -112,7 +112,8 @@ def main(config: Config, workdir: Path) -> None:
                                           values.protocol, tuned_weights(config, log))
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
     print(evaluation.format_table(rows))
-    print("\n" + evaluation.format_objectives(rows))
+    if objectives := evaluation.format_objectives(rows):
+        print("\n" + objectives)
     print("\n" + format_dropped(dropped) + "\n\n" + format_differences(differences))
 
 

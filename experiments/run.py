@@ -74,7 +74,8 @@ def print_report(trained: Trained, workdir: Path) -> None:
     print(f"\nTest split, strict protocol ({report['protocols']['strict']['all']['n']} targets; heuristics tuned on "
           "validation):\n")
     print(evaluation.format_table({"OneLive": report["protocols"]["strict"]} | report["heuristics"]))
-    print("\n" + evaluation.format_objectives({"OneLive": report["protocols"]["strict"]} | report["heuristics"]))
+    if objectives := evaluation.format_objectives({"OneLive": report["protocols"]["strict"]} | report["heuristics"]):
+        print("\n" + objectives)
     print("\n" + evaluate.format_dropped(report["not_targets"]["strict"]))
     print("\n" + evaluate.format_differences(report["against_heuristics"]))
     liverec = report["protocols"]["liverec"]["all"]
