@@ -111,24 +111,6 @@ def read_kuailive_m3(folder: str | Path, limit_users: int | None = None, progres
                            segments=segments, videos=videos, rooms_are_true_lifetimes=True))
 
 
-def segment_at_view(tables: Tables) -> pl.DataFrame:
-    """What was on the screen when each view began: an as-of join of views to segments.
-
-    Returns:
-      interaction (int32, row of tables.interactions, all of them in order) and segment (int32, row of tables.segments:
-      the last one of the room that had ended at start_ms; -1 where there is none).
-    """
-    log = tables.interactions
-    interaction = pl.int_range(len(log), dtype=pl.Int32, eager=True).alias("interaction")
-    if tables.segments is None or not len(tables.segments):
-        return pl.DataFrame([interaction, pl.repeat(-1, len(log), dtype=pl.Int32, eager=True).alias("segment")])
-    segments = tables.segments.select("room_id", "end_ms", pl.int_range(pl.len(), dtype=pl.Int32).alias("segment"))
-    views = log.select("room_id", "start_ms", interaction).sort("start_ms")
-    found = views.join_asof(segments.sort("end_ms"), left_on="start_ms", right_on="end_ms", by="room_id",
-                            strategy="backward", check_sortedness=False)
-    return found.select("interaction", pl.col("segment").fill_null(-1)).sort("interaction")
-
-
 def _find(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Give the folder of the downloaded data set")

@@ -2,7 +2,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines.kuailive_m3 import read_kuailive_m3, segment_at_view
+from data_pipelines.content import author_content
+from data_pipelines.kuailive_m3 import read_kuailive_m3
 from data_pipelines.simulated_formats import write_kuailive_m3
 from tests.data_pipelines.logs_in_form import simulated
 
@@ -63,17 +64,24 @@ def test_the_same_log_gives_the_same_bytes_in_the_publishers_layout_too(folder, 
     assert moved.videos.equals(flat.videos)
 
 
+def content_of_views(tables):
+    """x_30s of every view: the last segment of its author that had ended when it began; zeros where there is none."""
+    content, log = author_content(tables, 0), tables.interactions
+    rows = content.row_at(log["author_id"].to_numpy(), log["start_ms"].to_numpy())
+    return content.values(rows)[:, :content.width]
+
+
 def test_segments_join_the_views_that_they_precede(folder):
     tables = read_kuailive_m3(folder)
-    found = segment_at_view(tables)
     room, end = (tables.segments[name].to_numpy() for name in ("room_id", "end_ms"))
-    expected = [max(np.flatnonzero((room == r) & (end <= t)), default=-1)
-                for r, t in tables.interactions.select("room_id", "start_ms").rows()]
-    assert found["interaction"].to_list() == list(range(len(tables.interactions)))
-    assert found["segment"].to_list() == expected
-    assert max(expected) > 0
-    tables.segments = None
-    assert set(segment_at_view(tables)["segment"]) == {-1}
+    author, values = tables.rooms["author_id"].to_numpy()[room], tables.segments["embedding"].to_numpy()
+    expected = np.zeros((len(tables.interactions), values.shape[1]), np.float32)
+    for view, (who, time) in enumerate(tables.interactions.select("author_id", "start_ms").rows()):
+        known = np.flatnonzero((author == who) & (end <= time))
+        if known.size:
+            expected[view] = values[known[np.argmax(end[known])]]
+    np.testing.assert_array_equal(content_of_views(tables), expected)
+    assert expected.any(1).mean() > 0.5
 
 
 def test_limited_to_the_first_people(folder):
@@ -94,7 +102,7 @@ def test_columns_by_hand(tmp_path):
     assert tables.rooms["live_name"].to_list() == ["a", None]
     assert tables.segments.rows() == [(0, 1500, [3.0, 4.0]), (0, 1600, [1.0, 2.0]), (1, 3000, [5.0, 6.0])]
     assert tables.segments.schema["embedding"] == pl.Array(pl.Float32, 2)
-    assert segment_at_view(tables)["segment"].to_list() == [0, -1, 0]
+    assert content_of_views(tables).tolist() == [[3.0, 4.0], [0.0, 0.0], [3.0, 4.0]]
     assert tables.videos is None
     assert tables.report.dropped == {
         "room that live_room_meta does not have": 1,
