@@ -4,8 +4,9 @@
 
 On the simulated platform, where it is known when a room's content jumped (a song, a sale, a battle). Every variant is
 trained on the same log with the same settings but for its ids, and judged on the test period: over all targets, and
-over those whose room had jumped in the ten minutes before the view (of these also over the new ones: a person returns
-to an author for other reasons than what is on). A seed is a world and a training of its own.
+over those whose room had jumped in the ten minutes before the view, to something else than it showed before (of these
+also over the new ones: a person returns to an author for other reasons than what is on). A seed is a world and a
+training of its own. All variants of a seed read the same towers: what differs is what is quantized, and when.
 "ids alone" is the model without its identity head: there only the ids say what is on. Runs are kept under
 W/SEED/VARIANT and a killed study resumes; the table is also W/dynamic_ids.json.
 """
@@ -26,22 +27,45 @@ from experiments.train_supervised import train_supervised
 from experiments.train_tokenizer import train_tokenizer
 from onelive_jax import evaluation
 from onelive_jax.config import Config
+from onelive_jax.tokenizer.semantic_ids import IdTable
 
 IDS: dict[str, dict[str, object]] = {
     "dynamic": {},
     "static": {"tokenizer.follow_content": False},
     "content only": {"tokenizer.embedding": "mllm"},
 }
-MODELS: dict[str, dict[str, object]] = {"ids alone": {"model.identity": False}, "whole model": {}}
+SHARED = {"tokenizer.follow_content": True, "tokenizer.embedding": "ia"}  # of the tokenizer whose towers all read
+MODELS: dict[str, dict[str, object]] = {"whole model": {}, "ids alone": {"model.identity": False}}
 JUMP_MINUTES = 10.0
-FIGURES = (("after_jump", "hr@10"), ("after_jump_new", "hr@10"), ("all", "hr@10"), ("all", "ndcg@10"))
+WINDOW_MS = round(JUMP_MINUTES * 60_000)
+SAME = 0.7  # content before and after a jump that is at least so alike (cosine) did not change: one theme, or none
+FIGURES = (("after_jump", "hr@10"), ("after_jump_new", "hr@10"), ("new", "hr@10"), ("all", "hr@10"), ("all", "ndcg@10"))
 
 
 def jumped(log: Log, config: Config, view: np.ndarray) -> np.ndarray:
-    """bool [n]: views of a room whose content had jumped in the last JUMP_MINUTES before they began."""
-    time = log.views.start_ms[view]
-    last = make_world(config.simulator).last_jump_ms(log.views.room[view], time)
-    return (last >= 0) & (time - last <= JUMP_MINUTES * 60_000)
+    """bool [n]: views of a room whose content had jumped in the last JUMP_MINUTES before they began, to something else
+    than it showed just before that jump."""
+    room, time = log.views.room[view], log.views.start_ms[view]
+    world = make_world(config.simulator)
+    last = world.last_jump_ms(room, time)
+    recent = (last >= 0) & (time - last <= WINDOW_MS)
+    alike = np.einsum("nz,nz->n", world.content(room, np.where(recent, last - 1, time)), world.content(room, time))
+    return recent & (alike < SAME)
+
+
+def changed_codes(log: Log, ids: IdTable, view: np.ndarray, after_jump: np.ndarray) -> dict[str, dict[str, float]]:
+    """Shares of views whose author's q0, and id, are others than JUMP_MINUTES before: after a jump, and the rest.
+
+    Of views of a room that was on air then. An id that moves as often without a jump says nothing of the content.
+    """
+    author, time = log.views.author[view], log.views.start_ms[view]
+    lasting = log.tables.rooms["start_ms"].to_numpy()[log.views.room[view]] <= time - WINDOW_MS
+    differs = ids.codes_at(author, time) != ids.codes_at(author, time - WINDOW_MS)
+    shares = {}
+    for name, group in (("after_jump", after_jump & lasting), ("calm", ~after_jump & lasting)):
+        part = differs[group]
+        shares[name] = {"q0": float(part[:, 0].mean()), "id": float(part.any(1).mean())} if len(part) else {}
+    return shares
 
 
 def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path) -> dict[str, dict]:
@@ -53,17 +77,12 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path) 
         return json.loads(result.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     shared = workdir / str(seed) / "log"
-    prepare(config, shared)
-    parts = ["data", "examples"]
-    first = workdir / str(seed) / f"{ids}-{next(iter(MODELS))}".replace(" ", "_")  # its tokenizer serves both models
-    if folder != first and (first / "tokenizer.json").exists():
-        parts += ["tokenizer", "tokenizer.json"]
-    for part in parts:
-        source = first / part if part.startswith("tokenizer") else shared / part
+    towers = train_tokenizer(changed(config, SHARED, seed), shared, prepare(config, shared))
+    for part in ("data", "examples"):
         if not (folder / part).exists():
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / part)
+            shutil.copytree(shared / part, folder / part)
     log = prepare(config, folder)
-    tokenizer = train_tokenizer(config, folder, log)
+    tokenizer = train_tokenizer(config, folder, log, towers)
     network, params, _ = train_supervised(config, folder, log, tokenizer)
     save_config(config, folder)
     task = scoring.targets(log, config, "test", "strict")
@@ -72,6 +91,7 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path) 
     after_jump = jumped(log, config, task.view)
     rows = evaluation.metrics(ranks, task.repeat, groups={"after_jump": after_jump,
                                                           "after_jump_new": after_jump & ~task.repeat})
+    rows["changed_codes"] = changed_codes(log, tokenizer.ids, task.view, after_jump)
     result.write_text(json.dumps(rows))
     return rows
 
@@ -87,7 +107,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 def format_study(results: dict[str, list[dict]]) -> str:
     """A line a variant, and the differences to dynamic ids seed by seed."""
-    group_name = {"all": "all", "after_jump": "after a jump", "after_jump_new": "after a jump, new"}
+    group_name = {"all": "all", "new": "new", "after_jump": "after a jump", "after_jump_new": "after a jump, new"}
     lines = ["mean (95 % interval over seeds)".ljust(32) + "".join(
         f"{figure.upper()} {group_name[group]}".rjust(30) for group, figure in FIGURES)]
     value = lambda row, group, figure: row[group][figure]  # noqa: E731
@@ -108,6 +128,11 @@ def format_study(results: dict[str, list[dict]]) -> str:
                                         for a, b in zip(results[f"dynamic, {model}"], rows, strict=True)])
             cells.append(f"{mean:+.3f} ({low:+.3f} … {high:+.3f})".rjust(30))
         lines.append(f"  {name}".ljust(32) + "".join(cells))
+    lines.append(f"q0 (id) other than {JUMP_MINUTES:.0f} minutes before: of views after a jump, of the rest; by seed")
+    for name, rows in results.items():
+        cells = ["{q0:.2f} ({id:.2f})".format(**shares) if shares else "-"
+                 for row in rows for shares in row["changed_codes"].values()]
+        lines.append(f"  {name}".ljust(32) + "; ".join(", ".join(cells[i:i + 2]) for i in range(0, len(cells), 2)))
     return "\n".join(lines)
 
 

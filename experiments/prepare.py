@@ -72,8 +72,10 @@ def is_done(folder: Path, settings: dict) -> bool:
     file = folder / DONE
     if not file.is_file():
         return False
-    before = json.loads(file.read_text())
     now = json.loads(json.dumps(settings))
+    # A setting that is younger than the folder stood at its default then.
+    default = json.loads(json.dumps(flat(Config(), *(section.name for section in dataclasses.fields(Config)))))
+    before = {name: default[name] for name in now if name in default} | json.loads(file.read_text())
     if before != now:
         changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
                    for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]

@@ -94,11 +94,12 @@ class Tokenizer:
 
 
 class TowerLog(NamedTuple):
-    """Views as `tower_training` reads them: user_ptr [U + 1], author [V], content [S, 2C] and content_row [V] (or
-    None, None)."""
+    """Views as `tower_training` reads them: user_ptr [U + 1], author [V], time_ms [V], content [S, 2C] and
+    content_row [V] (or None, None)."""
 
     user_ptr: np.ndarray
     author: np.ndarray
+    time_ms: np.ndarray
     content: np.ndarray | None
     content_row: np.ndarray | None
 
@@ -110,8 +111,11 @@ def settings_of(config: Config) -> dict:
     return data | tokenizer
 
 
-def train_tokenizer(config: Config, workdir: Path, log: Log) -> Tokenizer:
-    """Fits the tokenizer on views and segments of the training period, once a workdir."""
+def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenizer | None = None) -> Tokenizer:
+    """Fits the tokenizer on views and segments of the training period, once a workdir.
+
+    With `towers_of`, its towers are taken as they are: those of a tokenizer of the same log and tower settings.
+    """
     folder, figures_file = workdir / "tokenizer", workdir / "tokenizer.json"
     settings = settings_of(config)
     if is_done(folder, settings):
@@ -126,7 +130,11 @@ def train_tokenizer(config: Config, workdir: Path, log: Log) -> Tokenizer:
         raise ValueError("config.tokenizer.embedding='mllm' quantizes the content of rooms, and this log has neither "
                          "segments nor titles: use 'ia'")
     of_users, of_authors = side_features_of(log) if c.side_features else (None, None)
-    result = fit_towers(config, tower_log(log, content, log.training_views), log.num_authors, of_users, of_authors)
+    if towers_of is None:
+        result = fit_towers(config, tower_log(log, content, log.training_views), log.num_authors, of_users, of_authors)
+    else:
+        losses = np.full(1, towers_of.figures["info_nce_loss"])
+        result = tower_training.TowersResult(towers_of.params, losses, towers_of.author_views, 0, 0)
     made = Tokenizer(None, None, {}, result.params, result.author_views, None,
                      None if of_authors is None else of_authors.values)
     everyone, p1 = np.arange(log.num_authors, dtype=np.int32), log.split.p1_ms
@@ -221,13 +229,13 @@ def side_features_of(log: Log) -> tuple[SideFeatures | None, SideFeatures | None
 
 def tower_log(log: Log, content: Content | None, rows: np.ndarray) -> TowerLog:
     """The views `rows` int64 [V] (ascending) of a log, with the content that was known when each began."""
-    user, author = log.views.users()[rows], log.views.author[rows]
+    user, author, time_ms = log.views.users()[rows], log.views.author[rows], log.views.start_ms[rows]
     user_ptr = np.searchsorted(user, np.arange(log.views.num_users + 1))
     if content is None:
-        return TowerLog(user_ptr, author, None, None)
+        return TowerLog(user_ptr, author, time_ms, None, None)
     # Only the moments that some view reads, each once.
-    moments, row = np.unique(content.row_at(author, log.views.start_ms[rows]), return_inverse=True)
-    return TowerLog(user_ptr, author, content.values(moments), np.where(moments[row] < 0, -1, row))
+    moments, row = np.unique(content.row_at(author, time_ms), return_inverse=True)
+    return TowerLog(user_ptr, author, time_ms, content.values(moments), np.where(moments[row] < 0, -1, row))
 
 
 def fit_towers(config: Config, views: TowerLog, num_authors: int, of_users: SideFeatures | None,
@@ -241,7 +249,7 @@ def fit_towers(config: Config, views: TowerLog, num_authors: int, of_users: Side
         return tower_training.train_towers(
             views.user_ptr, views.author, config.tokenizer, num_authors, views.content, views.content_row, config.seed,
             progress=progress, attributes=None if of_authors is None else of_authors.values,
-            user_features=None if of_users is None else of_users.values, **more)
+            user_features=None if of_users is None else of_users.values, time_ms=views.time_ms, **more)
 
 
 def recall(made: Tokenizer, result: tower_training.TowersResult, config: Config, log: Log, content: Content | None,

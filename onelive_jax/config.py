@@ -78,6 +78,10 @@ class TokenizerConfig:
     learning_rate: float = setting(3e-3, "peak rate of AdamW", low=0.0, high=1.0)
     weight_decay: float = setting(1e-4, "AdamW weight decay", low=0.0, high=1.0)
     temperature: float = setting(0.1, "starting InfoNCE temperature (learned)", low=1e-3, high=10.0)
+    negatives: str = setting("any", "of InfoNCE: pairs of any moment, or of one moment (a batch is a run of views that "
+                             "follow each other in time)", choices=("any", "same time"))
+    gate_limit: float = setting(1.0, "most that an author's own embedding weighs beside its content (lambda)", low=0.0,
+                                high=1.0)
     kmeans_iterations: int = setting(25, "Lloyd iterations of a level", low=1, high=10_000)
     kmeans_init: str = setting("k-means++", "start of a level", choices=("k-means++", "sample"))
     kmeans_mode: str = setting("lloyd", "centroids move once a pass, or after every mini-batch",
@@ -118,6 +122,9 @@ class ModelConfig:
     room_features: bool = setting(True, "the identity head reads viewers and age of a room")
     identity: bool = setting(True, "identity head: tells authors on air apart beyond their codes")
     identity_loss: float = setting(1.0, "weight of the identity loss over the rooms on air", low=0.0)
+    author_negatives: int = setting(0, "authors drawn a step that the loss over all authors is estimated from; 0: all "
+                                    "of them (a score an example and author: too much where there are millions)",
+                                    low=0, high=10_000_000)
     author_items: bool = setting(True, "history items carry the author's own embedding")
     author_scale: float = setting(1.0, "length of an author's embedding (the tokenizer's) at the start", low=0.0)
     dropout: float = setting(0.1, "dropout on residual branches", low=0.0, high=0.95)
@@ -177,6 +184,13 @@ class RewardConfig:
     warmup_steps: int = setting(100, "linear warm-up", low=0)
     weight_decay: float = setting(0.05, "AdamW weight decay", low=0.0, high=10.0)
     ensemble_loss: float = setting(1.0, "weight of the ensemble head's loss", low=0.0)
+    ensemble_labels: float = setting(0.1, "share of what was logged in the ensemble's targets; the rest are the heads' "
+                                     "own probabilities, which say the same with less noise", low=0.0, high=1.0)
+    objective_values: tuple[float, ...] = setting((0.0,) * 8, "what one of each objective is worth, in the order of "
+                                                  "batch.OBJECTIVES (watch: of watch_cap minutes, on the log scale); "
+                                                  "all 0: equal voices, however rare", low=0.0)
+    read_on: float = setting(0.0, "chance that a person who does not click a room of a slate looks at the next one; "
+                             "the score is then what a look is worth that may end the reading", low=0.0, high=0.999)
     rate_decay: float = setting(0.99, "decay of the running base rate of each objective", low=0.0, high=0.99999)
     ippo_every: int = setting(200, "steps between updates of the ensemble's objective weights", low=1)
     ippo_rate: float = setting(10.0, "how fast a lagging objective gains weight: factor exp(rate x AUC it lags)",
@@ -266,6 +280,9 @@ class Config:
             if phase.warmup_steps >= phase.steps:
                 raise ValueError(f"config.{name}.warmup_steps={phase.warmup_steps} must be below "
                                  f"config.{name}.steps={phase.steps}")
+        if len(self.reward.objective_values) != 8:
+            raise ValueError(f"config.reward.objective_values has {len(self.reward.objective_values)} values, one is "
+                             "needed for each of the 8 objectives of batch.OBJECTIVES")
         if self.reward.dim % self.reward.num_heads:
             raise ValueError(f"config.reward.num_heads={self.reward.num_heads} must divide "
                              f"config.reward.dim={self.reward.dim}")

@@ -10,15 +10,21 @@ from onelive_jax.config import Config
 def get_config() -> Config:
     config = demo.get_config()
     config.name = "dynamic_ids"
-    config.simulator.users, config.simulator.authors, config.simulator.days = 1000, 400, 8
+    config.simulator.users, config.simulator.authors, config.simulator.days = 1500, 400, 8
     config.simulator.segment_seconds = 60
     config.simulator.jump_size = 2.5  # after a jump a room is mostly about something else than its author is
-    config.data.max_targets = 4000
-    config.tokenizer.codes = 64
+    config.data.max_targets = 8000
+    config.data.history_items, config.data.live_slots = 32, 96
+    # About as many codes as there are kinds of content: with 64, what a person watched says little of what is on.
+    config.tokenizer.codes = 16
+    config.tokenizer.negatives, config.tokenizer.gate_limit = "same time", 0.5
     config.tokenizer.dim = 64
-    config.tokenizer.steps = 800
+    config.tokenizer.steps = 500
     config.tokenizer.batch_size = 512
+    config.model.num_layers, config.model.dropout = 1, 0.2
     config.training.batch_size = 96
     config.training.steps = 600
+    config.training.learning_rate = 2e-3
     config.training.eval_every = 0
+    config.decoding.identity_weight = 2.0  # as on Twitch; with 1, ids that move cost people's known authors some places
     return config

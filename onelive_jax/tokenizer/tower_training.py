@@ -68,7 +68,8 @@ def slice_history(user_ptr: np.ndarray, positions: np.ndarray, length: int) -> t
 def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConfig, num_authors: int,
                  content: np.ndarray | None = None, content_row: np.ndarray | None = None, seed: int = 0,
                  initial: dict | None = None, progress: Callable[[int, float], None] | None = None,
-                 attributes: np.ndarray | None = None, user_features: np.ndarray | None = None) -> TowersResult:
+                 attributes: np.ndarray | None = None, user_features: np.ndarray | None = None,
+                 time_ms: np.ndarray | None = None) -> TowersResult:
     """Aligns the towers on the training views by InfoNCE (AdamW, cosine schedule).
 
     Views of the positive author are taken out of the history: with them the towers would learn that people return to
@@ -88,6 +89,7 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
       progress: called with (steps done, mean loss since the last call) every 100 steps and at the end.
       attributes: float32 [A, S], side features of every author (numbers, one-hot categories), or None.
       user_features: float32 [U, F], side features of every user, or None.
+      time_ms: int64 [V], when each view began; read where config.negatives is "same time" (`_runs` says why).
 
     Returns:
       TowersResult.
@@ -104,6 +106,9 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     if len(positives) < 2:
         raise ValueError(f"{len(positives)} of {len(author)} training views have a view of another author by the same "
                          "user before them; the towers need at least 2 such pairs")
+    if config.negatives == "same time" and (time_ms is None or len(time_ms) != len(author)):
+        raise ValueError("config.tokenizer.negatives='same time' needs time_ms, one moment for each of the "
+                         f"{len(author)} views")
     views = np.bincount(author, minlength=num_authors).astype(np.int32)
     log_q = np.log(np.maximum(np.bincount(author[positives], minlength=num_authors), 1) / len(positives))
     log_q = log_q.astype(np.float32)
@@ -127,7 +132,11 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
                             weight_decay=config.weight_decay,
                             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree))
     step, state, key = _train_step(model, optimizer), (params, optimizer.init(params)), jax.random.key(seed)
-    batches = _batches(positives, min(config.batch_size, len(positives)), np.random.default_rng(seed))
+    batch_size, rng = min(config.batch_size, len(positives)), np.random.default_rng(seed)
+    if config.negatives == "same time":
+        batches = _runs(positives[np.argsort(np.asarray(time_ms)[positives], kind="stable")], batch_size, rng)
+    else:
+        batches = _batches(positives, batch_size, rng)
     losses, pending = np.zeros(config.steps, np.float32), []
     for index in range(config.steps):
         rows = next(batches)
@@ -261,6 +270,20 @@ def _batches(positives: np.ndarray, batch_size: int, rng: np.random.Generator) -
         order = rng.permutation(positives)
         for start in range(0, len(order) - batch_size + 1, batch_size):
             yield order[start:start + batch_size]
+
+
+def _runs(by_time: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches of views that follow each other in time; every epoch cuts elsewhere and has an order of its own.
+
+    The negatives of a pair are then rooms that others chose among at that time, with what they showed at that time. Of
+    any moment, most negatives are told from the positive by the hours at which an author goes on air: that says who it
+    is and nothing of what it shows, and the towers lean on their ids.
+    """
+    while True:
+        last = len(by_time) - batch_size
+        starts = np.arange(rng.integers(min(batch_size, last + 1)), last + 1, batch_size)
+        for start in rng.permutation(starts):
+            yield by_time[start:start + batch_size]
 
 
 def _train_step(model: TwoTowers, optimizer: optax.GradientTransformation):

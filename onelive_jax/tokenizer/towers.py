@@ -59,9 +59,10 @@ class Mlp(nn.Module):
 class AuthorTower(nn.Module):
     """x_author = lambda x_AId + (1 - lambda) x_MLLM, x_MLLM = MLP(concat(x_30s, x_pool)).
 
-    The gate lambda = sigmoid(slope log(1 + training views) + bias) learns how much evidence an author's own embedding
-    needs before it is trusted. It is 0 for an author never seen in training (whose own embedding is noise) and 1 where
-    there is no content. An author with neither keeps its random, untrained embedding: its codes set it apart but mean
+    The gate lambda = limit sigmoid(slope log(1 + training views) + bias) learns how much evidence an author's own
+    embedding needs before it is trusted. It is 0 for an author never seen in training (whose own embedding is noise)
+    and 1 where there is no content. Without a limit below 1, lambda of busy authors nears 1, and their ids no longer
+    follow what they show. An author with neither keeps its random, untrained embedding: its codes set it apart but mean
     nothing.
 
     With attributes, x_AId = [views > 0] id + MLP(attributes): an author never seen, and without content, is then placed
@@ -71,6 +72,7 @@ class AuthorTower(nn.Module):
     num_authors: int
     dim: int
     hidden: int
+    gate_limit: float = 1.0
 
     @nn.compact
     def __call__(self, author: Array, views: Array, content: Array, has_content: Array,
@@ -97,13 +99,16 @@ class AuthorTower(nn.Module):
             return x_id
         gate = self.param("gate", nn.with_logical_partitioning(lambda *_: jnp.array([1.0, -2.0]), (None,)))
         x_mllm = Mlp(self.hidden, self.dim, CONTENT, name="content")(jnp.where(has_content[..., None], content, 0.0))
-        mix = gate_value(gate, views, has_content)[..., None]
+        mix = gate_value(gate, views, has_content, self.gate_limit)[..., None]
         return mix * x_id + (1.0 - mix) * x_mllm
 
 
-def gate_value(gate: Array, views: Array, has_content: Array) -> Array:
-    """lambda, float32 [...], from (slope, bias) float32 [2], training views [...] and has_content bool [...]."""
-    learned = jax.nn.sigmoid(gate[0] * jnp.log1p(views) + gate[1])
+def gate_value(gate: Array, views: Array, has_content: Array, limit: float = 1.0) -> Array:
+    """lambda, float32 [...], from (slope, bias) float32 [2], training views [...] and has_content bool [...].
+
+    At most `limit` where there is content.
+    """
+    learned = limit * jax.nn.sigmoid(gate[0] * jnp.log1p(views) + gate[1])
     return jnp.where(has_content, jnp.where(views > 0, learned, 0.0), 1.0)
 
 
@@ -150,7 +155,7 @@ class TwoTowers(nn.Module):
 
     def setup(self):
         c = self.config
-        self.author_tower = AuthorTower(self.num_authors, c.dim, c.hidden)
+        self.author_tower = AuthorTower(self.num_authors, c.dim, c.hidden, c.gate_limit)
         self.user_tower = UserTower(c.history_items, c.dim, c.hidden)
         self.log_excess = self.param("log_excess_temperature",
                                      nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
@@ -238,8 +243,8 @@ def author_embeddings(params: dict, config: TokenizerConfig, author_views: np.nd
     parts = []
     for i in range(0, len(author), chunk):
         rows = [values[i:i + chunk] for values in (author, views, content, has_content, *sides)]
-        parts.append(np.asarray(_authors(params["author_tower"], config.dim, config.hidden, *map(_padded, rows)))
-                     [:len(rows[0])])
+        parts.append(np.asarray(_authors(params["author_tower"], config.dim, config.hidden, config.gate_limit,
+                                         *map(_padded, rows)))[:len(rows[0])])
     return np.concatenate(parts) if parts else np.zeros((0, config.dim), np.float32)
 
 
@@ -265,22 +270,23 @@ def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndar
     rows = (history_BxT, views, content_BxTxC, has_content_BxT, mask_BxT, attributes, features_BxF)
     rows = [None if values is None else _padded(values) for values in rows]
     towers = {name: params[name] for name in ("author_tower", "user_tower")}
-    return np.asarray(_users(towers, config.dim, config.hidden, config.history_items, *rows))[:len(history_BxT)]
+    users = _users(towers, config.dim, config.hidden, config.gate_limit, config.history_items, *rows)
+    return np.asarray(users)[:len(history_BxT)]
 
 
 # Compiled once for a shape, not once a call: segments and requests come all day long.
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "hidden"))
-def _authors(author_tower: dict, dim: int, hidden: int, *described: Array) -> Array:
-    tower = AuthorTower(author_tower["author_id"].shape[0], dim, hidden)
+@functools.partial(jax.jit, static_argnames=("dim", "hidden", "limit"))
+def _authors(author_tower: dict, dim: int, hidden: int, limit: float, *described: Array) -> Array:
+    tower = AuthorTower(author_tower["author_id"].shape[0], dim, hidden, limit)
     return _normalise(tower.apply({"params": author_tower}, *described))
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "hidden", "history"))
-def _users(params: dict, dim: int, hidden: int, history: int, author: Array, views: Array, content: Array,
-           has_content: Array, mask: Array, attributes: Array | None, features: Array | None) -> Array:
-    tower = AuthorTower(params["author_tower"]["author_id"].shape[0], dim, hidden)
+@functools.partial(jax.jit, static_argnames=("dim", "hidden", "limit", "history"))
+def _users(params: dict, dim: int, hidden: int, limit: float, history: int, author: Array, views: Array,
+           content: Array, has_content: Array, mask: Array, attributes: Array | None, features: Array | None) -> Array:
+    tower = AuthorTower(params["author_tower"]["author_id"].shape[0], dim, hidden, limit)
     items_BxTxD = tower.apply({"params": params["author_tower"]}, author, views, content, has_content, attributes)
     user = UserTower(history, dim, hidden)
     return _normalise(user.apply({"params": params["user_tower"]}, items_BxTxD, mask, features))

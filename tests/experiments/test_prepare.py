@@ -13,7 +13,7 @@ from data_pipelines import simulator, tables
 from data_pipelines.content import author_content
 from data_pipelines.presence import HOUR_MS
 from experiments import prepare, train_supervised, train_tokenizer
-from onelive_jax.config import to_json
+from onelive_jax.config import Config, to_json
 from onelive_jax.tokenizer import residual_kmeans, tower_training
 
 
@@ -220,6 +220,11 @@ def test_a_stage_is_done_with_one_set_of_settings(tmp_path):
     assert not prepare.is_done(tmp_path / "stage", {"a.b": 1})
     prepare.mark_done(tmp_path / "stage", {"a.b": 1, "a.weights": (1.0, 2.0), "a.gone": True})
     assert prepare.is_done(tmp_path / "stage", {"a.b": 1, "a.weights": (1.0, 2.0), "a.gone": True})
+    # A setting that came later counts as its default.
+    later = {"a.b": 1, "a.weights": (1.0, 2.0), "a.gone": True, "model.loss_weights": Config().model.loss_weights}
+    assert prepare.is_done(tmp_path / "stage", later)
+    with pytest.raises(ValueError, match=r"model.loss_weights: \[1.0, 1.0, 1.0\] then, \[2.0\] now"):
+        prepare.is_done(tmp_path / "stage", later | {"model.loss_weights": (2.0,)})
     with pytest.raises(ValueError) as error:
         prepare.is_done(tmp_path / "stage", {"a.b": 2, "a.weights": (1.0, 2.0), "a.new": 3})
     message = str(error.value)

@@ -15,6 +15,16 @@ from onelive_jax.tokenizer import residual_kmeans, semantic_ids, towers
 from onelive_jax.training import checkpoints
 
 
+def test_towers_of_another_tokenizer_are_taken_as_they_are(finished, tmp_path):
+    trained = finished.trained
+    static = dataclasses.replace(finished.config, tokenizer=dataclasses.replace(finished.config.tokenizer,
+                                                                                follow_content=False))
+    made = train_tokenizer.train_tokenizer(static, tmp_path, trained.log, trained.tokenizer)
+    np.testing.assert_array_equal(made.embedding_AxD, trained.tokenizer.embedding_AxD)
+    np.testing.assert_array_equal(made.ids.codes, trained.tokenizer.ids.codes_at(np.arange(made.ids.num_authors), 0))
+    assert made.figures["recall"] == trained.tokenizer.figures["recall"]
+
+
 def test_an_artefact_of_another_version_width_or_log_is_refused_by_name(finished, tmp_path):
     config, log = finished.config, finished.trained.log
     shutil.copytree(finished.workdir / "tokenizer", tmp_path / "tokenizer")

@@ -11,6 +11,7 @@ from data_pipelines.simulated_world import make_world
 from experiments import benchmark_tokenizer, dynamic_ids, scoring, table1
 from experiments.ablate import changed
 from onelive_jax.config import TokenizerConfig
+from onelive_jax.tokenizer import semantic_ids
 
 
 def test_the_benchmark_judges_every_target(monkeypatch):
@@ -73,10 +74,18 @@ def test_dynamic_ids_judges_views_after_a_jump(finished, tmp_path):
         assert rows["all"][figure] == pytest.approx(whole[figure])
     log, world = finished.trained.log, make_world(config.simulator)
     task = scoring.targets(log, config, "test", "strict")
-    last = np.array([world.last_jump_ms(log.views.room[view:view + 1], log.views.start_ms[view:view + 1])[0]
-                     for view in task.view])
-    age = log.views.start_ms[task.view] - last
-    assert rows["after_jump"]["n"] == ((last >= 0) & (age <= 600_000)).sum() > 0
+    room, time = log.views.room[task.view], log.views.start_ms[task.view]
+    expected = 0
+    last = world.last_jump_ms(room, time)
+    for i in np.flatnonzero((last >= 0) & (time - last <= 600_000)):
+        before, now = (world.content(room[i:i + 1], np.array([at]))[0] for at in (last[i] - 1, time[i]))
+        expected += before @ now < 0.7
+    assert 0 < rows["after_jump"]["n"] == expected < (last >= 0).sum()
+    for shares in rows["changed_codes"].values():
+        assert 0 <= shares["q0"] <= shares["id"] <= 1
+    still = semantic_ids.IdTable.static(np.zeros((log.num_authors, 2), np.int32))
+    assert dynamic_ids.changed_codes(log, still, task.view, np.ones(task.view.size, bool)) == {
+        "after_jump": {"q0": 0.0, "id": 0.0}, "calm": {}}
     assert dynamic_ids.run_variant(config, 0, "dynamic", "whole model", tmp_path) == rows  # from its file
     for settings in (*dynamic_ids.IDS.values(), *dynamic_ids.MODELS.values()):
         changed(config, settings, 1)  # every variant is a config that validates
@@ -84,13 +93,16 @@ def test_dynamic_ids_judges_views_after_a_jump(finished, tmp_path):
 
 def test_the_table_of_dynamic_ids_shows_differences_seed_by_seed():
     def row(value):
-        return {group: {figure: value for _, figure in dynamic_ids.FIGURES} for group, _ in dynamic_ids.FIGURES}
+        return {group: {figure: value for _, figure in dynamic_ids.FIGURES} for group, _ in dynamic_ids.FIGURES} | {
+            "changed_codes": {"after_jump": {"q0": 0.25, "id": 0.5}, "calm": {}}}
 
     text = dynamic_ids.format_study({"dynamic, whole model": [row(0.5), row(0.7)],
                                      "static, whole model": [row(0.4), row(0.6)]})
-    last = text.splitlines()[-1]
-    assert last.split()[:2] == ["static,", "whole"]
-    assert last.count("+0.100 (+0.100 … +0.100)") == len(dynamic_ids.FIGURES)
+    lines = text.splitlines()
+    difference = lines[lines.index("dynamic minus the other, seed by seed") + 1]
+    assert difference.split()[:2] == ["static,", "whole"]
+    assert difference.count("+0.100 (+0.100 … +0.100)") == len(dynamic_ids.FIGURES)
+    assert lines[-1].endswith(" 0.25 (0.50), -; 0.25 (0.50), -")
 
 
 def test_intervals_over_seeds():

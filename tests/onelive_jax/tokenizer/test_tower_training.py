@@ -1,5 +1,7 @@
 """Training of the towers: what a history is, what is learned, continuation, clear errors."""
 
+import dataclasses
+
 import chex
 import numpy as np
 import pytest
@@ -59,6 +61,22 @@ def test_authors_of_one_audience_come_together(plain):
     world = (np.arange(AUTHORS) // 8)[known]
     cosine, same = embedding @ embedding.T, world[:, None] == world
     assert cosine[same].mean() > cosine[~same].mean() + 0.5
+
+
+def test_negatives_of_the_same_time(plain):
+    runs = tower_training._runs(np.arange(40, 90), 16, np.random.default_rng(0))
+    batches = np.stack([next(runs) for _ in range(20)])
+    assert (np.diff(batches, axis=1) == 1).all()
+    assert len(np.unique(batches[:, 0])) > 5
+    only = next(tower_training._runs(np.arange(16), 16, np.random.default_rng(0)))
+    np.testing.assert_array_equal(only, np.arange(16))
+    # Each world has an hour of its own: against its own hour an author cannot be told by its world.
+    config, (user_ptr, author) = dataclasses.replace(CONFIG, negatives="same time"), world_log()
+    with pytest.raises(ValueError, match="negatives='same time' needs time_ms, one moment for each of the 1200 views"):
+        train_towers(user_ptr, author, config, AUTHORS)
+    time_ms = 3_600_000 * (author // 8) + np.random.default_rng(0).permutation(author.size)
+    result = train_towers(user_ptr, author, config, AUTHORS, time_ms=time_ms)
+    assert result.losses[-20:].mean() > plain[0].losses[-20:].mean() + 0.5
 
 
 def test_users_find_the_authors_of_their_world(plain):

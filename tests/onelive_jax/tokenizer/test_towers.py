@@ -1,5 +1,6 @@
 """The towers and their loss: fusion and gate, user tower, InfoNCE by hand."""
 
+import dataclasses
 import math
 
 import chex
@@ -62,6 +63,21 @@ def test_gate_rises_with_evidence_within_0_and_1():
     assert np.all(np.diff(gate) > 0)
     assert 0 < gate[1] < gate[3] < 1
     chex.assert_trees_all_equal(gate_value(jnp.array([1.0, -2.0]), jnp.zeros(2), jnp.zeros(2, bool)), jnp.ones(2))
+
+
+def test_a_limit_keeps_the_content_of_busy_authors():
+    views = jnp.array([0.0, 1, 10, 1e6])
+    free, bound = (gate_value(jnp.array([1.0, -2.0]), views, jnp.ones(4, bool), limit) for limit in (1.0, 0.4))
+    chex.assert_trees_all_close(bound, 0.4 * free)
+    chex.assert_trees_all_equal(gate_value(jnp.array([1.0, -2.0]), views, jnp.zeros(4, bool), 0.4), jnp.ones(4))
+    # With a limit of 0 an author is its content alone, in training and in what the ids are made of.
+    config = TokenizerConfig(dim=8, hidden=16, history_items=2, gate_limit=0.0)
+    params = init_params(TwoTowers(2, config), 6, 0)
+    own = towers.author_embeddings(params, config, np.array([500, 0]), np.array([0, 1]), CONTENT[[0, 0]])
+    np.testing.assert_allclose(own[0], own[1], rtol=1e-6)
+    free = dataclasses.replace(config, gate_limit=1.0)
+    own = towers.author_embeddings(params, free, np.array([500, 0]), np.array([0, 1]), CONTENT[[0, 0]])
+    assert np.abs(own[0] - own[1]).max() > 0.05
 
 
 def test_gate_is_learned():
