@@ -6,6 +6,7 @@ The share of requests with a policy term is 1 here, not the paper's 1 %: the sam
 in a hundredth of the steps, so that the study runs on two cores.
 """
 
+from experiments.configs import demo
 from onelive_jax.config import Config
 
 
@@ -23,9 +24,11 @@ def get_config() -> Config:
     config.tokenizer.batch_size = 256
     config.training.steps = 1500
     config.training.eval_every = 500
-    config.reward.steps, config.reward.candidates = 2500, 6  # a slate is 6 rooms
+    config.reward.steps, config.reward.candidates = 5000, 6  # a slate is 6 rooms
+    config.reward.objective_values, config.reward.read_on = demo.OBJECTIVE_VALUES, demo.READ_ON
+    config.reward.ippo_rate = 0.0  # the values are the trade-off; IPPO would move the score away from them
     config.alignment.share = 1.0
-    config.alignment.weight = 10.0  # the supervised loss is a sum over codes and rooms, several times as steep
+    config.alignment.weight = 30.0  # the supervised loss is a sum over codes and rooms, several times as steep
     config.alignment.learning_rate, config.alignment.sync_every = 5e-4, 10
     config.alignment.steps = 300
     config.alignment.eval_every = config.alignment.checkpoint_every = 50

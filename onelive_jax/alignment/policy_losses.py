@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 LOSSES = ("grpo", "ecpo", "gbpo", "dpo", "reinforce")
+MOST_LOG_RATIO = 20.0
 LEAST_SPREAD = 1e-6  # rewards closer than this are equal: their order would be that of rounding errors
 
 
@@ -46,9 +47,12 @@ def kl_to_reference(log_prob_BxGxP: Array, reference_log_prob_BxGxP: Array) -> A
     """The k3 estimate of KL(π ‖ π_ref) at each token: π_ref/π − log(π_ref/π) − 1 ≥ 0, float32 [B, G, P].
 
     Unbiased where the tokens were drawn from π, never negative, and with the gradient 1 − π_ref/π per log-probability.
+    Beyond π_ref/π = exp(MOST_LOG_RATIO) it goes on as a line: DPO drives the worst of a group there, and a run is not
+    to stop because a figure that is only watched became infinite.
     """
     log_ratio = reference_log_prob_BxGxP - log_prob_BxGxP
-    return jnp.exp(log_ratio) - log_ratio - 1.0
+    held = jnp.minimum(log_ratio, MOST_LOG_RATIO)
+    return jnp.exp(held) * (1.0 + log_ratio - held) - log_ratio - 1.0
 
 
 def clipped_objective(ratio_BxGxP: Array, advantage_BxG: Array, clip: float) -> Array:

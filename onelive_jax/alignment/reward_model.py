@@ -6,7 +6,8 @@
                                                         ensemble(h_1 … h_O, user, moment) ─ score in (0, 1)
 
 The ensemble reads hidden states, not probabilities, and hands no gradient back: objectives are predicted as well as
-without it. Its loss is a weighted sum over objectives; `training/reward.py` says how the weights move (IPPO).
+without it. Its loss is a weighted sum over objectives (`reward_losses`): equal voices or what each is worth to the
+platform, times weights that `training/reward.py` moves (IPPO).
 
 The history is encoded once a request, whatever the number of candidates: rollouts are scored the way logs are.
 
@@ -16,6 +17,7 @@ E author width, F habit features, U tower width.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from onelive_jax.batch import OBJECTIVES, Feedback, LiveRooms, Request
@@ -24,6 +26,7 @@ from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.layers import (
     MLP,
     Context,
+    Placement,
     RMSNorm,
     TimeEmbedding,
     attention,
@@ -62,6 +65,7 @@ class RewardModel(nn.Module):
       config: its settings. levels, num_codes: L, K of the semantic ids.
       num_authors, author_dim: A, E of the author table (start it from the tokenizer's embedding).
       objectives: those of the log. sequences: history sequences read.
+      placement: where activations lie, see `Placement`.
     """
 
     config: RewardConfig
@@ -71,6 +75,7 @@ class RewardModel(nn.Module):
     author_dim: int
     objectives: tuple[str, ...] = OBJECTIVES
     sequences: tuple[str, ...] = ("live",)
+    placement: Placement = Placement()
 
     def setup(self):
         check_objectives(self.objectives)
@@ -79,13 +84,15 @@ class RewardModel(nn.Module):
                                  normal(D**-0.5))
         self.author_table = weight(self, "author_table", (self.num_authors, self.author_dim), ("authors", "features"),
                                    normal(self.author_dim**-0.5))
-        self.author_bias = weight(self, "author_bias", (self.num_authors,), ("authors",), zeros)
+        self.author_bias = weight(self, "author_bias", (self.num_authors, len(self.objectives)), ("authors", None),
+                                  zeros)
         self.projector = ContextProjector(ModelConfig(dim=D, num_heads=c.num_heads, num_groups=c.num_heads,
-                                                      context_split=2, dropout=c.dropout), self.sequences)
+                                                      context_split=2, dropout=c.dropout), self.sequences,
+                                          self.placement)
         self.room = RoomEncoder(D)
         self.pool = HistoryPool(c.num_heads)
         self.towers = Towers(c, len(self.objectives))
-        self.ensemble = Ensemble(c)
+        self.ensemble = Ensemble(c, self.objectives)
 
     def encode(self, request: Request, train: bool = False) -> Context:
         """The history as keys and values; once a request."""
@@ -96,16 +103,19 @@ class RewardModel(nn.Module):
 
         What it says of slots without a room is not to be read.
         """
-        codes = sum(self.code_table[level][rooms.codes[..., level]] for level in range(self.levels))
-        room_BxCxD, moment_BxD = self.room(context, request, rooms, codes, self.author_table[rooms.author])
-        pooled_BxCxD = self.pool(room_BxCxD, context)
+        take, rows = self.placement.take, self.placement.rows
+        codes = sum(take(self.code_table[level], ("codes", "embed"), rooms.codes[..., level])
+                    for level in range(self.levels))
+        author_BxCxE = take(self.author_table, ("authors", "features"), rooms.author)
+        room_BxCxD, moment_BxD = map(rows, self.room(context, request, rooms, rows(codes), author_BxCxE))
+        pooled_BxCxD = rows(self.pool(room_BxCxD, context))
         mask = context.mask[..., None]
         user_BxD = jnp.sum(jnp.where(mask, context.items, 0.0), 1) / jnp.maximum(mask.sum(1), 1)
         user_BxCxD = jnp.broadcast_to((user_BxD + moment_BxD)[:, None], room_BxCxD.shape)
         together = jnp.concatenate([room_BxCxD, pooled_BxCxD, user_BxCxD, room_BxCxD * pooled_BxCxD,
                                     room_BxCxD * user_BxCxD], -1)
-        hidden_BxCxOxU, logits_BxCxO = self.towers(together, train)
-        logits_BxCxO = logits_BxCxO + self.author_bias[rooms.author][..., None]
+        hidden_BxCxOxU, logits_BxCxO = map(rows, self.towers(rows(together), train))
+        logits_BxCxO = logits_BxCxO + take(self.author_bias, ("authors", None), rooms.author)
         return logits_BxCxO, self.ensemble(hidden_BxCxOxU, logits_BxCxO, user_BxCxD)
 
     def __call__(self, request: Request, rooms: LiveRooms, train: bool = False) -> tuple[Array, Array]:
@@ -181,25 +191,65 @@ class Towers(nn.Module):
 class Ensemble(nn.Module):
     """The heads' hidden states, without gradient, fused for this viewer at this moment: float32 [B, C].
 
-    Each objective's hidden state is scaled by a gate in (0, 2) that the viewer sets; a two-layer network reads them.
+    log Σ_o exp(θ_o) · P(o) − log(1 − read_on · P(no click)) is what the heads say themselves (`reward_losses` has the
+    formula); θ starts from the objectives' values and is learned. A network adds what they miss: it reads each
+    objective's hidden state and logit, scaled by a gate in (0, 2) that the viewer sets.
     """
 
     config: RewardConfig
+    objectives: tuple[str, ...]
 
     @nn.compact
     def __call__(self, hidden_BxCxOxU: Array, logits_BxCxO: Array, user_BxCxD: Array) -> Array:
         B, C, O, U = hidden_BxCxOxU.shape
         hidden, logits, user = jax.lax.stop_gradient((hidden_BxCxOxU, logits_BxCxO, user_BxCxD))
+        log_voice = weight(self, "log_voice", (O,), (None,), lambda *_: jnp.log(self._values()))
+        logits = logits.astype(jnp.float32)
+        worth = jax.nn.logsumexp(log_voice + jax.nn.log_sigmoid(logits), -1)
+        if "click" in self.objectives:
+            no_click = nn.sigmoid(-logits[..., self.objectives.index("click")])
+            worth = worth - jnp.log1p(-self.config.read_on * no_click)
         gate = 2.0 * nn.sigmoid(MLP(self.config.tower_dim, O, out_scale=0.02, name="gate")(user))
         fused = (hidden * gate[..., None]).reshape(B, C, O * U)
         fused = jnp.concatenate([fused, logits * gate, user], -1)
         score = MLP(self.config.mlp_dim, 1, out_scale=0.02, name="mlp")(fused)[..., 0]
-        return score.astype(jnp.float32) + weight(self, "bias", (), (), zeros)
+        return worth + score.astype(jnp.float32) + weight(self, "bias", (), (), zeros)
+
+    def _values(self) -> Array:
+        """What an objective is worth to begin with, float32 [O]; one that is worth nothing is all but silent."""
+        value = np.array([self.config.objective_values[OBJECTIVES.index(name)] for name in self.objectives], np.float32)
+        return jnp.asarray(np.maximum(value, 1e-3 * value.max()) if value.any() else np.ones_like(value))
 
 
 def binary_cross_entropy(logits: Array, labels: Array) -> Array:
     """−y log σ(x) − (1 − y) log(1 − σ(x)) of labels in 0 … 1, same shape, float32."""
     return jax.nn.softplus(logits) - labels * logits
+
+
+def objective_voices(rate_O: Array, values: tuple[float, ...], objectives: tuple[str, ...]) -> Array:
+    """How loud each objective speaks in the ensemble before IPPO, float32 [O], mean 1.
+
+    Equal where `values` (config.reward.objective_values) are all 0; else value × base rate: its share in what an
+    average room is worth.
+    """
+    value_O = np.array([values[OBJECTIVES.index(name)] for name in objectives], np.float32)
+    if not value_O.any():
+        return jnp.ones(len(objectives))
+    worth_O = value_O * jnp.clip(rate_O, RATE_LOW, RATE_HIGH)
+    return worth_O / worth_O.mean()
+
+
+def attention_taken(label_BxCxO: Array, objectives: tuple[str, ...], rate_O: Array, read_on: float) -> Array:
+    """What a look at a room takes of the attention that a slate gets, [B, C, 1], about 1 on average.
+
+    A click ends the reading and takes all of it; a room that is passed by takes 1 − read_on. Everything is 1 for
+    read_on = 0, and for a log without clicks.
+    """
+    if "click" not in objectives:
+        return jnp.ones_like(label_BxCxO[..., :1])
+    at = objectives.index("click")
+    taken = lambda click: 1.0 - read_on * (1.0 - click)  # noqa: E731
+    return taken(label_BxCxO[..., at, None]) / taken(jnp.clip(rate_O[at], RATE_LOW, RATE_HIGH))
 
 
 def reward_losses(objective_logits_BxCxO: Array, score_logit_BxC: Array, feedback: Feedback,
@@ -208,13 +258,21 @@ def reward_losses(objective_logits_BxCxO: Array, score_logit_BxC: Array, feedbac
     """Loss of all heads and of the ensemble.
 
     Heads: mean binary cross-entropy of each objective over what is known of it, summed over objectives; its minimum is
-    the expectation of the label, so that heads are calibrated. Ensemble: Σ_o w_o · BCE_o(score) / Σ_o w_o, where BCE_o
-    weighs positives by 1/(2·rate_o) and negatives by 1/(2·(1 − rate_o)): every objective then speaks with the same
-    voice however rare it is, and w_o alone says how loud. The score is thus a weighted mean over objectives of the
-    probability that a balanced log would show, 1/2 for an average room.
+    the expectation of the label, so that heads are calibrated.
+
+    Ensemble: Σ_o w_o · ½ E[ y_o / rate_o · (−log σ(s)) + a · (−log(1 − σ(s))) ] / Σ_o w_o, with a the attention that a
+    look takes (`attention_taken`) and w_o the objective's voice times its IPPO weight. Its targets y are mostly the
+    heads' probabilities (config.ensemble_labels), so that a rare gift does not move it by luck. At its minimum the odds
+    of the score are
+
+        σ(s) / (1 − σ(s)) = (Σ_o w_o E[y_o] / rate_o / Σ_o w_o) / E[a],
+
+    1 for an average room. With objective values, the numerator is Σ_o value_o · E[y_o] over its mean: what the room is
+    worth. Over E[a] = 1 − read_on · P(no click), which is the index that sorts a list best that is read from the top
+    until a click: a likely click on a room of little worth costs the looks at all rooms below it.
 
     Args:
-      rate_O: float32, base rates of the labels. weight_O: float32, the ensemble's objective weights.
+      rate_O: float32, base rates of the labels. weight_O: float32, the ensemble's IPPO weights.
 
     Returns: (float32 scalar, metrics): "loss", "loss_ensemble", "loss_NAME" and "rate_NAME" (mean label of the batch).
     An objective of which a batch knows nothing has loss 0 there.
@@ -226,9 +284,12 @@ def reward_losses(objective_logits_BxCxO: Array, score_logit_BxC: Array, feedbac
     head_O = mean_O(binary_cross_entropy(objective_logits_BxCxO, label))
     rate = jnp.clip(rate_O, RATE_LOW, RATE_HIGH)
     score = score_logit_BxC[..., None]
-    balanced = (label * jax.nn.softplus(-score) / rate + (1 - label) * jax.nn.softplus(score) / (1 - rate)) / 2
-    present_O = weight_O * (total_O > 0)
-    ensemble = jnp.sum(present_O * mean_O(balanced)) / jnp.maximum(present_O.sum(), 1e-6)
+    share = config.ensemble_labels
+    target = share * label + (1 - share) * jax.lax.stop_gradient(jax.nn.sigmoid(objective_logits_BxCxO))
+    taken = attention_taken(target, objectives, rate_O, config.read_on)
+    fused = (target * jax.nn.softplus(-score) / rate + taken * jax.nn.softplus(score)) / 2
+    present_O = weight_O * objective_voices(rate_O, config.objective_values, objectives) * (total_O > 0)
+    ensemble = jnp.sum(present_O * mean_O(fused)) / jnp.maximum(present_O.sum(), 1e-6)
     total = head_O.sum() + config.ensemble_loss * ensemble
     rates = mean_O(label)
     metrics = {"loss": total, "loss_ensemble": ensemble}

@@ -61,6 +61,9 @@ def test_kl_by_hand():
     # k3 with π_ref/π = 2: 2 - log 2 - 1 = 0.306853, gradient 1 - 2 = -1; with 1/2: 1/2 + log 2 - 1 = 0.193147, 1/2.
     kl = policy_losses.kl_to_reference(jnp.log(jnp.array([0.2, 0.4])), jnp.log(jnp.array([0.4, 0.2])))
     np.testing.assert_allclose(kl, [0.306853, 0.193147], rtol=1e-5)
+    # Where the policy has all but given a token up: finite, and the gradient of exp(20) pulls it back.
+    far, slope = jax.value_and_grad(lambda x: policy_losses.kl_to_reference(x, jnp.float32(0.0)))(jnp.float32(-500.0))
+    np.testing.assert_allclose([far, slope], [481 * np.exp(20), -np.exp(20)], rtol=1e-5)
     # Equal rewards leave the KL alone: 10 · mean over 2 candidates of 1 token; gradients 10 · (-1, 1/2) / 2.
     value, gradient, metrics = value_and_gradient("grpo", [[[0.2], [0.4]]], [[[0.2], [0.4]]], [[[0.4], [0.2]]], kl=10.0,
                                                   reward_BxG=jnp.ones((1, 2)))

@@ -93,16 +93,46 @@ def test_losses_by_hand():
     feedback = Feedback(request=None, rooms=rooms, outcomes=jnp.asarray(outcomes), known=jnp.asarray(known),
                         reward=None, rewarded=None, propensity=None, weight=jnp.array([1.0, 0.0]))
     score = jnp.array([[0.5, -1.0, 9.0], [9.0, 9.0, 9.0]])
-    total, metrics = reward_losses(jnp.zeros((2, 3, 2)), score, feedback, ("click", "gift"), jnp.array([0.25, 0.001]),
-                                   jnp.array([3.0, 1.0]), dataclasses.replace(CONFIG, ensemble_loss=2.0))
-    # Heads at probability 1/2: log 2 each. Click of the score, base rate 1/4: log(1 + e^-0.5)·4/2 for the click and
-    # log(1 + e^-1)·(4/3)/2 for its absence, mean of the two; gift: rate held at 0.01, log(1 + e^-0.5)·100/2.
-    click = (np.log1p(np.exp(-0.5)) * 2 + np.log1p(np.exp(-1)) * 2 / 3) / 2
-    gift = np.log1p(np.exp(-0.5)) * 50
+    lose = lambda **settings: reward_losses(  # noqa: E731
+        jnp.zeros((2, 3, 2)), score, feedback, ("click", "gift"), jnp.array([0.25, 0.001]), jnp.array([3.0, 1.0]),
+        dataclasses.replace(CONFIG, ensemble_loss=2.0, **settings))
+    total, metrics = lose(ensemble_labels=1.0)
+    # Heads at probability 1/2: log 2 each. Score with a = log(1 + e^-0.5) for a click of base rate 1/4 (· 4/2), with
+    # b = log(1 + e^0.5)/2 for the look at it, c = log(1 + e^-1)/2 for the look at the other; gift: rate held at 0.01.
+    a, b, c = np.log1p(np.exp(-0.5)), np.log1p(np.exp(0.5)) / 2, np.log1p(np.exp(-1)) / 2
+    click, gift = (2 * a + b + c) / 2, 50 * a + b
     np.testing.assert_allclose([metrics["loss_click"], metrics["loss_gift"]], np.log(2), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss_ensemble"], (3 * click + gift) / 4, rtol=1e-5)
     np.testing.assert_allclose(total, 2 * np.log(2) + 2 * (3 * click + gift) / 4, rtol=1e-5)
     np.testing.assert_allclose([metrics["rate_click"], metrics["rate_gift"]], [0.5, 1.0])
+    # Half of the targets from the heads: clicks 3/4 and 1/4 instead of 1 and 0, a gift of 3/4.
+    _, metrics = lose(ensemble_labels=0.5)
+    click = (1.5 * a + b + 0.5 * np.log1p(np.exp(1)) + c) / 2
+    np.testing.assert_allclose(metrics["loss_ensemble"], (3 * click + 37.5 * a + b) / 4, rtol=1e-5)
+    # A click is worth 2 and a gift 10: voices 2 · 0.25 to 10 · 0.01, times the weights 3 and 1.
+    _, metrics = lose(ensemble_labels=1.0, objective_values=(2.0, 0, 0, 0, 0, 0, 0, 10.0))
+    click = (2 * a + b + c) / 2
+    np.testing.assert_allclose(metrics["loss_ensemble"], (1.5 * click + 0.1 * gift) / 1.6, rtol=1e-5)
+    # Of those who pass a room by half read on: the click takes all of the attention, the other half; mean 1 − 3/8.
+    _, metrics = lose(ensemble_labels=1.0, read_on=0.5)
+    click, gift = (2 * a + b / 0.625 + 0.5 * c / 0.625) / 2, 50 * a + b / 0.625
+    np.testing.assert_allclose(metrics["loss_ensemble"], (3 * click + gift) / 4, rtol=1e-5)
+
+
+def test_the_score_is_worth_over_attention():
+    """Its odds at the minimum of the loss are Σ value · probability over what the look takes, both over their means."""
+    probability, rate, values = np.array([0.4, 0.02]), np.array([0.2, 0.05]), (1.0, 0, 0, 0, 0, 0, 0, 6.0)
+    logits = jnp.asarray(np.log(probability / (1 - probability)))[None, None]
+    known = np.ones((1, 1, 2), bool)
+    feedback = Feedback(request=None, rooms=jax.tree.map(lambda x: jnp.asarray(x[:1, :1]), LIVE).replace(
+        mask=jnp.ones((1, 1), bool)), outcomes=jnp.zeros((1, 1, 2)), known=jnp.asarray(known), reward=None,
+        rewarded=None, propensity=None, weight=jnp.ones(1))
+    settings = dataclasses.replace(CONFIG, ensemble_labels=0.0, objective_values=values, read_on=0.8)
+    ensemble = lambda score: reward_losses(logits, score.reshape(1, 1), feedback, ("click", "gift"),  # noqa: E731
+                                           jnp.asarray(rate), jnp.ones(2), settings)[1]["loss_ensemble"]
+    odds = ((0.4 + 6 * 0.02) / (0.2 + 6 * 0.05)) / ((1 - 0.8 * 0.6) / (1 - 0.8 * 0.8))
+    np.testing.assert_allclose(jax.grad(ensemble)(jnp.log(odds)), 0.0, atol=1e-6)
+    assert jax.grad(ensemble)(jnp.log(odds) + 0.1) > 1e-3
 
 
 @pytest.mark.parametrize("objectives", [(), ("gift", "click"), ("click", "click"), ("applause",)])
