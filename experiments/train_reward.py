@@ -30,6 +30,7 @@ from onelive_jax.config import Config
 from onelive_jax.training import partitioning, reward, train_state
 from onelive_jax.training.checkpoints import Checkpoints, restore_params
 from onelive_jax.training.metrics import MetricWriter, OneStepLate
+from onelive_jax.training.placement import on_mesh
 
 logger = logging.getLogger(__name__)
 CHUNK = 256  # validation requests scored together
@@ -81,7 +82,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
 
     abstract = train_state.abstract_state(init_params, tx, mesh)
     placed = train_state.shardings(abstract)
-    step_fn = jax.jit(reward.make_reward_step(model, tx, config), donate_argnums=0,
+    step_fn = jax.jit(reward.make_reward_step(on_mesh(model, mesh), tx, config), donate_argnums=0,
                       in_shardings=(placed, partitioning.batch_sharding(mesh)),
                       out_shardings=(placed, partitioning.replicated(mesh)))
     judged, predict = validation(config, log, tokenizer, model), make_predictor(model)

@@ -3,18 +3,26 @@
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from data_pipelines.platform import compare
-from experiments import ab_test, evaluate, online, played, scoring, train_policy, train_reward
+from experiments import ab_test, distributed, evaluate, online, played, scoring, train_policy, train_reward
 from experiments.prepare import save_config
 from experiments.train_supervised import load_supervised
 from onelive_jax.config import AlignmentConfig, RewardConfig
+from onelive_jax.training import checkpoints, partitioning
 from onelive_jax.training.metrics import read
+from tests.experiments import all_phases
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +61,23 @@ def test_the_reward_report_has_every_objective_of_the_log(aligned):
     assert np.std(list(report["weights"].values())) > 0
 
 
-def test_a_killed_reward_run_goes_on_as_if_it_had_not_been(aligned, tmp_path):
+def test_a_reward_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(aligned, tmp_path, monkeypatch):
     config, workdir, log, tokenizer, report, _ = aligned
-    shutil.copytree(workdir, tmp_path / "w")
-    (tmp_path / "w" / "reward" / "done.json").unlink()
-    shutil.rmtree(tmp_path / "w" / "reward" / "12")
+    shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("reward*", "policy*"))
+    original, calls = partitioning.put_batch, []
+
+    def put_batch(batch, mesh):
+        calls.append(1)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch, mesh)
+
+    monkeypatch.setattr(partitioning, "put_batch", put_batch)
+    monkeypatch.setattr(train_reward, "LEAST_POSITIVES", 2)
+    with pytest.raises(distributed.Stopped) as stopped:
+        train_reward.train_reward(config, tmp_path / "w", log, tokenizer)
+    assert (stopped.value.code, len(calls)) == (75, 8)
+    assert (tmp_path / "w" / "reward" / "8").is_dir()
     _, _, again = train_reward.train_reward(config, tmp_path / "w", log, tokenizer)
     assert again["objectives"] == report["objectives"]
     config = copy.deepcopy(config)
@@ -87,12 +107,68 @@ def test_a_policy_run_judges_syncs_resumes_and_hands_on(aligned, tmp_path):
     assert max(jax.tree.leaves(moved)) > 0
 
 
+def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, tmp_path):
+    """All phases in two processes (gloo), from the tokenizer on. SIGTERM to one of them stops both after the same step
+    of the policy; one process alone resumes from there, and ends where the run of one process ended."""
+    config, workdir, log, tokenizer, reward_report, _ = aligned
+    copied = tmp_path / "w"
+    shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns("tokenizer*", "supervised*", "reward*", "policy*"))
+    root = Path(__file__).resolve().parents[2]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    processes = [subprocess.Popen(
+        [sys.executable, "-m", "tests.experiments.all_phases", f"--workdir={copied}", f"--process={number}",
+         f"--config={root}/experiments/configs/saved.py:{workdir}", f"--coordinator=localhost:{port}",
+         "--processes=2"], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for number in range(2)]
+    try:
+        said = [process.communicate(timeout=550) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for another for ever must not outlive the test
+    assert [process.returncode for process in processes] == [distributed.STOPPED] * 2, said
+    stopped = max(int(entry.name) for entry in (copied / "policy").iterdir() if entry.name.isdigit())
+    assert all_phases.SIGNALLED <= stopped < config.alignment.steps
+    assert f"stopped after step {stopped}, which is saved" in said[0][1]
+    assert "2 processes, 2 devices" in said[0][1]
+    # The other process says nothing, whatever libraries do.
+    assert "stopped after" not in said[1][1]
+    assert "experiments" not in said[1][0]
+    assert not (copied / "prepared").exists()
+
+    for phase, steps in (("supervised", config.training.steps), ("reward", config.reward.steps), ("policy", stopped)):
+        two, one = ({line["step"]: line["train/loss"] for line in read(folder / phase) if "train/loss" in line}
+                    for folder in (copied, workdir))
+        assert list(two) == list(range(1, steps + 1))  # by process 0 alone: every step once
+        np.testing.assert_allclose([two[step] for step in two], [one[step] for step in two], rtol=1e-5)
+    np.testing.assert_allclose(list(json.loads((copied / "reward.json").read_text())["weights"].values()),
+                               list(reward_report["weights"].values()), rtol=0.02)
+    train_policy.train_policy(config, copied, log, tokenizer, copied / "supervised")
+    one, two = (checkpoints.read(folder / "policy", config.alignment.steps) for folder in (workdir, copied))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two["params"], one["params"])
+    assert two["data"] == one["data"]
+    assert two["meta"]["key"] == one["meta"]["key"]
+
+
 def test_steps_after_a_loss_of_hr_are_not_handed_on():
     values = {0: 0.9, 5: 0.9, 10: 0.895, 15: 0.88, 20: 0.9}
     curve = [{"step": step, "hr@128": value} for step, value in values.items()]
     assert train_policy.choose_step(curve) == 10
     assert train_policy.choose_step(curve[:3]) == 10
     assert train_policy.choose_step([curve[0], curve[3], curve[4]]) == 15
+
+
+def test_steps_that_gain_no_more_reward_are_not_handed_on():
+    gains = {0: 0.0, 5: 0.5, 10: 0.995, 15: 1.0, 20: 1.5}
+    curve = [{"step": step, "hr@128": 0.5 if step == 20 else 0.9, "predicted_reward": 0.4 + gain}
+             for step, gain in gains.items()]
+    assert train_policy.choose_step(curve) == 10  # 99 % of the gain at 15: step 20 has too little HR@128 to count
+    assert train_policy.choose_step(curve[:3]) == 10
+    losing = [line | {"predicted_reward": 0.4 - 0.1 * i} for i, line in enumerate(curve)]
+    assert train_policy.choose_step(losing) == 5
 
 
 def test_the_predicted_reward_is_that_of_the_best_rooms():
