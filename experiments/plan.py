@@ -264,6 +264,8 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", devices)  # before any device is asked for
     config.training.batch_size, config.training.accumulate = values.batch, values.accumulate
     config.model.remat = values.remat or config.model.remat
+    if values.author_negatives is not None:
+        config.model.author_negatives = values.author_negatives
     rows = mesh_config.data * mesh_config.fsdp
     if values.batch % (rows * values.accumulate) or values.requests % rows:
         raise app.UsageError(f"--batch={values.batch} and --requests={values.requests} must be multiples of data x "
@@ -291,6 +293,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("what", ["train"], "what is planned: train, kmeans, decode")
     flags.DEFINE_integer("history", 256, "items of a history", lower_bound=1)
     flags.DEFINE_integer("authors", 4_000_000, "authors of the platform", lower_bound=1)
+    flags.DEFINE_integer("author_negatives", None, "config.model.author_negatives; the preset's unless given",
+                         lower_bound=0)
     flags.DEFINE_integer("rooms", 16_384, "rooms on air (decode)", lower_bound=2)
     flags.DEFINE_integer("beams", 128, "beam width (decode)", lower_bound=1)
     flags.DEFINE_integer("requests", 256, "requests answered together, over all devices (decode)", lower_bound=1)

@@ -84,25 +84,32 @@ def fit(parameters: np.ndarray, losses: np.ndarray) -> dict[str, float]:
 
 
 def plot(path: Path, results: dict[str, dict], law: dict[str, float]) -> None:
-    """Loss over training steps, and the last loss over parameters with the fitted law and the paper's points."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    """Loss over training steps; the last loss over parameters with the fitted law; and, on axes of their own since the
+    data are others, the paper's four models with theirs."""
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    steps, ours, paper = figure.subplots(1, 3, width_ratios=(4, 4, 3))
     for name, result in results.items():
-        left.plot(result["steps"], result["losses"], label=f"{name}: {result['parameters'] / 1e6:.2f} M")
-    left.set(xlabel="step", ylabel="code loss of the main decoder", yscale="log")
-    left.legend()
-    sizes = np.array([result["parameters"] for result in results.values()])
-    losses = np.array([result["loss"] for result in results.values()])
-    right.plot(sizes, losses, "o", label="this ladder")
-    if law:
-        line = np.geomspace(sizes.min() / 1.5, sizes.max() * 1.5, 100)
-        right.plot(line, law["floor"] + law["a"] * line**-law["b"], "-",
-                   label=f"{law['floor']:.2f} + {law['a']:.3g} N^-{law['b']:.3f}")
-    right.plot(list(PAPER), list(PAPER.values()), "s", label="paper, Figure 4 (its own data)")
-    right.set(xlabel="parameters", ylabel="loss", xscale="log")
-    right.legend()
-    figure.savefig(path, dpi=120)
+        steps.plot(result["steps"], result["losses"], lw=1.0, label=f"{name}: {result['parameters'] / 1e6:.2f} M")
+    steps.set(xlabel="step", ylabel="code loss of the main decoder", title="training")
+    steps.legend(title="parameters")
+    points = {result["parameters"]: result["loss"] for result in results.values()}
+    for axes, values, fitted, title in ((ours, points, law, "this ladder"),
+                                        (paper, PAPER, fit(list(PAPER), list(PAPER.values())), "paper, Figure 4")):
+        sizes = np.array(list(values))
+        axes.plot(sizes, list(values.values()), "o")
+        if fitted:
+            line = np.geomspace(sizes.min() / 1.3, sizes.max() * 1.3, 100)
+            floor = f"{fitted['floor']:.2f} + " if fitted["floor"] else ""
+            axes.plot(line, fitted["floor"] + fitted["a"] * line**-fitted["b"], "-",
+                      label=f"{floor}{fitted['a']:.3g} · N^(−{fitted['b']:.3f})")
+            axes.legend()
+        axes.set(xlabel="parameters N", ylabel="last loss", xscale="log", title=title)
+    for name, result in results.items():
+        ours.annotate(name, (result["parameters"], result["loss"]), (6, 6), textcoords="offset points")
+    for axes in (steps, ours, paper):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
 
 
 def main(config: Config, workdir: Path) -> None:

@@ -16,6 +16,7 @@ from flax.core import meta
 from onelive_jax.config import Config, ModelConfig
 
 LEVELS, CODES = 3, 8192
+AUTHOR_NEGATIVES = 8192  # of platforms with more authors; docs/scaling.md says what all of 4 million would take
 # Rows of these have one row for each author.
 AUTHOR_ROWS = ("author_table", "identity/bias")
 
@@ -29,7 +30,8 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> Config:
-    """Settings of a preset: the tiny one as they are by default, the others in bfloat16 with scanned layers.
+    """Settings of a preset: the tiny one as they are by default, the others in bfloat16 with scanned layers and
+    a sampled loss over authors.
 
     Raises: ValueError for an unknown name, with those that there are.
     """
@@ -38,7 +40,8 @@ def preset(name: str) -> Config:
     config = Config(name=name, model=dataclasses.replace(PRESETS[name]))
     if name != "tiny":
         config.tokenizer.codes = CODES
-        config.model = dataclasses.replace(config.model, scan_layers=True, remat="dots", activation_dtype="bfloat16")
+        config.model = dataclasses.replace(config.model, scan_layers=True, remat="dots", activation_dtype="bfloat16",
+                                           author_negatives=AUTHOR_NEGATIVES)
         config.training.batch_size = 1024
         config.training.learning_rate = 3e-4
         config.training.warmup_steps = 1000

@@ -14,7 +14,16 @@ from flax import linen as nn
 
 from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, LiveRooms
 from onelive_jax.config import ModelConfig
-from onelive_jax.model.layers import MLP, NEG_INF, Context, normal, rms_normalise, weight, zeros
+from onelive_jax.model.layers import (
+    MLP,
+    NEG_INF,
+    Context,
+    Placement,
+    normal,
+    rms_normalise,
+    weight,
+    zeros,
+)
 
 Array = jax.Array
 COPY_DIM = 32
@@ -65,6 +74,7 @@ class IdentityHead(nn.Module):
 
     config: ModelConfig
     num_authors: int
+    placement: Placement = Placement()
 
     def setup(self):
         # Read by `user`, `rooms` and `everyone`, so declared once here.
@@ -86,6 +96,25 @@ class IdentityHead(nn.Module):
         """Generated scores of all authors, float32 [B, A]."""
         return user_BxE @ author_table_AxE.T + self.bias
 
+    def sampled(self, user_BxE: Array, author_table_AxE: Array, target_B: Array, key: Array) -> Array:
+        """Generated scores that stand for those of all authors in a softmax, float32 [B, 1 + S]: the target's own, then
+        those of S authors drawn uniformly, each with log(A / S) added, so that Σ exp has the right expectation.
+
+        A draw that is the target counts as none (NEG_INF).
+        """
+        A, S = author_table_AxE.shape[0], self.config.author_negatives
+        drawn_S = jax.random.randint(key, (S,), 0, A, jnp.int32)
+        own_B = jnp.einsum("be,be->b", user_BxE, self._embedding(author_table_AxE, target_B)) + self._bias(target_B)
+        drawn_BxS = user_BxE @ self._embedding(author_table_AxE, drawn_S).T + self._bias(drawn_S) + jnp.log(A / S)
+        drawn_BxS = jnp.where(drawn_S == target_B[:, None], NEG_INF, drawn_BxS)
+        return jnp.concatenate([own_B[:, None], drawn_BxS], 1)
+
+    def _embedding(self, author_table_AxE: Array, author: Array) -> Array:
+        return self.placement.take(author_table_AxE, ("authors", "features"), author)
+
+    def _bias(self, author: Array) -> Array:
+        return self.placement.take(self.bias[:, None], ("authors", None), author)[..., 0]
+
     def rooms(self, hidden_BxD: Array, user_BxE: Array, context: Context, rooms: LiveRooms,
               author_table_AxE: Array, everyone_BxA: Array | None = None) -> Array:
         """Scores of rooms on air, float32 [B, N]; NEG_INF where there is no room.
@@ -97,12 +126,12 @@ class IdentityHead(nn.Module):
             rows = jnp.broadcast_to(rooms.author, (everyone_BxA.shape[0], rooms.author.shape[1]))
             generated = jnp.take_along_axis(everyone_BxA, rows, 1)
         else:
-            embedding = author_table_AxE[rooms.author]
+            embedding = self._embedding(author_table_AxE, rooms.author)
             if embedding.shape[0] == 1:
                 generated = user_BxE @ embedding[0].T
             else:
                 generated = jnp.einsum("be,bne->bn", user_BxE, embedding)
-            generated = generated + self.bias[rooms.author]
+            generated = generated + self._bias(rooms.author)
         score = generated
         if self.config.copy:
             copy_BxT = self.copy_score(hidden_BxD[:, None, None], context)[:, 0, 0]

@@ -60,7 +60,7 @@ class OneLive(nn.Module):
             self.author_table = weight(self, "author_table", (self.num_authors, self.author_dim),
                                        ("authors", "features"), normal(self.author_dim**-0.5))
         if c.identity:
-            self.identity = IdentityHead(c, self.num_authors)
+            self.identity = IdentityHead(c, self.num_authors, self.placement)
 
     # What every use of the model starts with.
 
@@ -189,10 +189,18 @@ class OneLive(nn.Module):
         user = self.identity.user(self.placement.rows(hidden_BxD), self.author_dim)
         return self.identity.everyone(user, self.author_table)
 
+    def sampled_author_scores(self, hidden_BxD: Array, target_B: Array, train: bool) -> Array:
+        """Scores that stand for `author_scores` in a loss, float32 [B, 1 + S], see `IdentityHead.sampled`; without
+        `train` the draw is always the same."""
+        key = self.make_rng("dropout") if train else jax.random.key(0)
+        user = self.identity.user(self.placement.rows(hidden_BxD), self.author_dim)
+        return self.identity.sampled(user, self.author_table, target_B, key)
+
     def __call__(self, batch: Batch, train: bool = False):
         """Everything that training needs; also what `init` runs.
 
-        Returns: (modules, room_scores float32 [B, N] or None, author_scores float32 [B, A] or None).
+        Returns: (modules, room_scores float32 [B, N] or None, author_scores float32 or None: [B, A], or [B, 1 + S] with
+        the target's first where 0 < S = config.author_negatives < A).
         """
         return self.with_largest_logit(batch, train)[0]
 
@@ -202,5 +210,8 @@ class OneLive(nn.Module):
         modules, hidden, largest = self._training_pass(context, batch.request, batch.target_codes, train)
         if not self.config.identity:
             return (modules, None, None), largest
+        if 0 < self.config.author_negatives < self.num_authors:
+            sampled = self.sampled_author_scores(hidden, batch.target_author, train)
+            return (modules, self.room_scores(hidden, context, batch.live), sampled), largest
         everyone = self.author_scores(hidden)
         return (modules, self.room_scores(hidden, context, batch.live, everyone), everyone), largest

@@ -7,7 +7,8 @@ two products. With D width, F feed-forward width, T history items, d head width,
     block, a position:   2 · [2 D² + 2 D² + gate · 2 D² + 2 D G d + 3 D F + 2 T D + 2 S D]
                               cross and self q, out; gates; self k, v; SwiGLU; logits and mix of cross and of self
     main decoder:        N blocks x L positions;  module k: (L − k) x (one block + merge 2 · 2 D²)
-    heads, copying:      2 · positions · (D K + 32 D);  identity: 2 · (D E + E A)
+    heads, copying:      2 · positions · (D K + 32 D);  identity: 2 · (D E + E A), or 2 · (D E + E (S + 1)) where only
+                         S authors are drawn (and E for each of some hundred rooms on air, not counted)
     context, an item:    2 · (habits D (F_habits + D) + time D² + author E D + L_kv S_kv D G d + copy keys 2 · 32 D)
 
 Products that only look something up (a one-hot times a table) are left out: a faster implementation would not have
@@ -54,7 +55,8 @@ def forward_flops(config: ModelConfig, *, history: int, levels: int, codes: int,
         heads = 1 + c.identity  # the codes' copy scores, and the authors'
         parts["copy"] = (states + c.identity) * D * COPY_DIM + heads * T * D * COPY_DIM + states * T * COPY_DIM
     if c.identity:
-        parts["identity"] = D * author_dim + author_dim * authors
+        drawn = c.author_negatives
+        parts["identity"] = D * author_dim + author_dim * (drawn + 1 if 0 < drawn < authors else authors)
     return {name: 2 * products for name, products in parts.items()}
 
 

@@ -98,7 +98,10 @@ def losses(modules: list[list[Array]], room_scores_BxN: Array | None, author_sco
     metrics["acc_all"] = mean(sum(hits) / levels, batch.weight, whole)
     if room_scores_BxN is not None:
         identity = mean(cross_entropy(room_scores_BxN, jnp.maximum(batch.target_slot, 0)), on_air, whole_on_air)
-        everyone = mean(cross_entropy(author_scores_BxA, batch.target_author), batch.weight, whole)
+        # Of sampled scores the target's is the first; there are fewer of them than authors.
+        sampled = config.author_negatives > 0 and author_scores_BxA.shape[1] == 1 + config.author_negatives
+        target = jnp.zeros_like(batch.target_author) if sampled else batch.target_author
+        everyone = mean(cross_entropy(author_scores_BxA, target), batch.weight, whole)
         metrics["loss_identity"] = identity
         metrics["loss_author"] = everyone
         total += config.identity_loss * (identity + config.full_softmax * everyone)

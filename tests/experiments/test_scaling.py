@@ -39,11 +39,14 @@ def test_qk_norm_runs_are_compared_and_plotted_and_one_that_diverges_is_told(mak
         raise FloatingPointError("step 3: loss = nan")
 
     monkeypatch.setattr(qk_norm, "train_variant", train_variant)
-    runs = [qk_norm.run_variant(make_config(), norm, 0.1, tmp_path) for norm in (True, False)]
+    runs = [qk_norm.run_variant(make_config(), norm, 0.1, 3, tmp_path) for norm in (True, False)]
     assert [run["diverged"] for run in runs] == [None, "step 3"]
     assert [run["top_logit"] for run in runs] == [5.0, 4.0]
     qk_norm.plot(tmp_path / "qk_norm.png", runs)
     assert (tmp_path / "qk_norm.png").stat().st_size > 10_000
+    assert "without QK-norm" in (said := qk_norm.as_text(runs).splitlines()[2])
+    assert said.endswith("1 of 1")
+    np.testing.assert_allclose(qk_norm.smooth([1.0, 3.0, 5.0], 2), [1.0, 2.0, 4.0])
 
 
 def test_a_stopwatch_splits_its_steps():

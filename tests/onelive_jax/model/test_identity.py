@@ -141,6 +141,29 @@ def test_room_scores_by_hand_without_copying(head_without_copy):
     np.testing.assert_allclose(everyone, np.asarray(user) @ TABLE.T + params["bias"], atol=1e-4)
 
 
+def test_sampled_authors_stand_for_all():
+    """By hand for one draw; over many, Σ exp(score) is that of all authors on average."""
+    S = 6
+    module = IdentityHead(small_config(copy=False, author_negatives=S), A)
+    rng = np.random.default_rng(0)
+    user, bias = (jnp.asarray(scale * rng.normal(size=size), jnp.float32) for scale, size in ((0.3, (2, E)), (0.5, A)))
+    target = np.array([3, 8])
+
+    def scores(key):
+        return module.apply({"params": {"bias": bias}}, user, jnp.asarray(TABLE), target, key, method="sampled")
+
+    got_KxBxS = np.asarray(jax.jit(jax.vmap(scores))(jax.random.split(jax.random.key(1), 4000)), np.float64)
+    assert got_KxBxS.shape == (4000, 2, 1 + S)
+    everyone = user @ TABLE.T + bias
+    np.testing.assert_allclose(got_KxBxS[:, :, 0], np.broadcast_to(everyone[[0, 1], target], (4000, 2)), rtol=1e-5)
+    others = everyone + np.log(A / S)
+    distance = np.abs(got_KxBxS[:, :, 1:, None] - np.where(np.arange(A) == target[:, None], np.inf, others)[:, None])
+    drawn = got_KxBxS[:, :, 1:] > NEG_INF / 2
+    assert distance.min(-1)[drawn].max() < 1e-4
+    assert np.abs(1 - drawn.mean() - 1 / A) < 0.01  # a draw that is the target counts as none
+    np.testing.assert_allclose(np.exp(got_KxBxS).sum(-1).mean(0), np.exp(everyone).sum(-1), rtol=0.03)
+
+
 def been_there(b, n, items) -> bool:
     """A view of the author is younger than the broadcast."""
     gap, age = HABIT_FEATURES.index("log_gap"), ROOM_FEATURES.index("log_age")

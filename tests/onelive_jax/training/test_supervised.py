@@ -119,6 +119,10 @@ def test_the_loss_by_hand():
     want = parts[0] + 0.5 * parts[1] + 0.25 * parts[2] + 2.0 * (identity + 0.3 * author)
     np.testing.assert_allclose(total, want, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+    # Scores of drawn authors have the target's first.
+    drawn = np.argsort(np.arange(AUTHORS) != batch.target_author[:, None], 1, kind="stable")
+    first = modules, rooms, np.take_along_axis(authors, drawn, 1)
+    np.testing.assert_allclose(loss(first, batch, author_negatives=AUTHORS - 1, **weights)[0], want, rtol=1e-5)
 
 
 def value_and_gradients(batch=BATCH_OF_4, args=None, **changes):
