@@ -3,13 +3,11 @@
     python -m experiments.train_policy --workdir=W --init_from=W/supervised [--out=NAME] [--config.alignment.loss=dpo …]
 
 Writes W/policy (or W/policy_NAME, so that several live side by side) and W/policy.json. A killed run resumes. Every
-judged step keeps its checkpoint. Handed on is the judged step that had 99 % of what predicted reward there was to gain,
-and no step after the policy has lost more than 1 % of the HR@128 on validation that it began with: beyond the one, it
-learns the reward model's errors; beyond the other, the reward is bought with what people are known to want.
+judged step keeps its checkpoint. Handed on is the last judged step before the policy has lost more than 1 % of the
+HR@128 on validation that it began with: beyond it, the reward is bought with what people are known to want.
 """
 
 import functools
-import itertools
 import json
 import logging
 import time
@@ -40,7 +38,6 @@ from onelive_jax.training.placement import on_mesh
 
 logger = logging.getLogger(__name__)
 LEAST_HR128 = 0.99  # of the first: a judged step below it is not handed on
-ENOUGH = 0.99  # of the gain in predicted reward: what comes after it is not worth what it breaks
 FIGURES = ("ndcg@10", "hr@10", "hr@128", "mrr")
 SHOWN = 6  # best rooms of a validation request whose predicted reward is watched
 
@@ -138,9 +135,8 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     report = {"chosen_step": choose_step(curve), "steps": a.steps, "loss": a.loss, "left_out": left_out,
               "validation": curve, "seconds": time.perf_counter() - started}
     if report["chosen_step"] < a.steps:
-        logger.warning("%s: step %d is handed on, not the last: HR@128 on validation then fell below %.0f %% of the "
-                       "first, or %.0f %% of the gain in predicted reward was reached", folder, report["chosen_step"],
-                       100 * LEAST_HR128, 100 * ENOUGH)
+        logger.warning("%s: step %d is handed on, not the last: HR@128 on validation fell below %.0f %% of the first",
+                       folder, report["chosen_step"], 100 * LEAST_HR128)
     report_file.write_text(json.dumps(report, indent=1))
     mark_done(folder, settings)
     distributed.wait_for_all("the policy is done")
@@ -227,18 +223,14 @@ def validation_curve(folder: Path) -> list[dict]:
 
 
 def choose_step(curve: list[dict]) -> int:
-    """The judged step that is handed on: of those before HR@128 falls below `LEAST_HR128` of the first, the earliest
-    that reached `ENOUGH` of the largest gain in predicted reward (the last of them, where no reward is predicted).
-
-    Past it there is little left to gain but the reward model's errors. The first step trained, where all fall below.
-    """
+    """The last judged step before HR@128 falls below `LEAST_HR128` of the first; the first one trained where all do."""
     least = LEAST_HR128 * curve[0]["hr@128"]
-    allowed = list(itertools.takewhile(lambda line: line["hr@128"] >= least, curve[1:])) or curve[1:2]
-    if "predicted_reward" not in curve[0]:
-        return allowed[-1]["step"]
-    gain = [line["predicted_reward"] - curve[0]["predicted_reward"] for line in allowed]
-    return next(line["step"] for line, value in zip(allowed, gain, strict=True)
-                if value >= ENOUGH * max(gain) or value == max(gain))
+    chosen = curve[1]["step"]
+    for line in curve[1:]:
+        if line["hr@128"] < least:
+            break
+        chosen = line["step"]
+    return chosen
 
 
 def _both(made: Any) -> tuple[Any, Any]:

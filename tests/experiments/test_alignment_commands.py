@@ -161,16 +161,6 @@ def test_steps_after_a_loss_of_hr_are_not_handed_on():
     assert train_policy.choose_step([curve[0], curve[3], curve[4]]) == 15
 
 
-def test_steps_that_gain_no_more_reward_are_not_handed_on():
-    gains = {0: 0.0, 5: 0.5, 10: 0.995, 15: 1.0, 20: 1.5}
-    curve = [{"step": step, "hr@128": 0.5 if step == 20 else 0.9, "predicted_reward": 0.4 + gain}
-             for step, gain in gains.items()]
-    assert train_policy.choose_step(curve) == 10  # 99 % of the gain at 15: step 20 has too little HR@128 to count
-    assert train_policy.choose_step(curve[:3]) == 10
-    losing = [line | {"predicted_reward": 0.4 - 0.1 * i} for i, line in enumerate(curve)]
-    assert train_policy.choose_step(losing) == 5
-
-
 def test_the_predicted_reward_is_that_of_the_best_rooms():
     offsets = np.array([0, 3, 4])
     value = train_policy.mean_of_best(np.array([1.0, 3.0, 2.0, -np.inf]), np.array([10.0, 1.0, 3.0, 7.0]), offsets, 2)
