@@ -31,6 +31,6 @@ def get_config() -> Config:
     config.alignment.weight = 30.0  # the supervised loss is a sum over codes and rooms, several times as steep
     # Slow and to the end of the decay: at 5e-4 the first steps learn which authors are rewarded, and watching falls.
     config.alignment.learning_rate, config.alignment.sync_every = 2e-4, 10
-    config.alignment.steps = 600
+    config.alignment.steps = 400
     config.alignment.eval_every = config.alignment.checkpoint_every = 100
     return config
