@@ -125,7 +125,7 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
          "--processes=2"], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for number in range(2)]
     try:
-        said = [process.communicate(timeout=550) for process in processes]
+        said = [process.communicate(timeout=1500) for process in processes]
     finally:
         for process in processes:
             process.kill()  # one that waits for another for ever must not outlive the test
