@@ -33,7 +33,6 @@ from onelive_jax.config import Config
 logger = logging.getLogger(__name__)
 FINAL, WATCHED = 1, 2  # seeds of the requests of the final A/B tests, and of those that checkpoints are watched on
 HEURISTICS = ("viewers", "own_counts", "oracle")
-OBJECTIVES = ("click", "long_view", "watch", "like", "comment", "follow", "share", "gift")
 # DPO sums over a room's tokens, has no clip and looks at two candidates: of 1/15, 1/3 and 1 of the weight of the
 # others, a third served world 0 best.
 WEIGHT = {"dpo": 1 / 3}

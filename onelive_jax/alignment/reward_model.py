@@ -248,8 +248,8 @@ def attention_taken(label_BxCxO: Array, objectives: tuple[str, ...], rate_O: Arr
     if "click" not in objectives:
         return jnp.ones_like(label_BxCxO[..., :1])
     at = objectives.index("click")
-    taken = lambda click: 1.0 - read_on * (1.0 - click)  # noqa: E731
-    return taken(label_BxCxO[..., at, None]) / taken(jnp.clip(rate_O[at], RATE_LOW, RATE_HIGH))
+    mean = 1.0 - read_on * (1.0 - jnp.clip(rate_O[at], RATE_LOW, RATE_HIGH))
+    return (1.0 - read_on * (1.0 - label_BxCxO[..., at, None])) / mean
 
 
 def reward_losses(objective_logits_BxCxO: Array, score_logit_BxC: Array, feedback: Feedback,

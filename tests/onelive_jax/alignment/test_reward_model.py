@@ -93,9 +93,11 @@ def test_losses_by_hand():
     feedback = Feedback(request=None, rooms=rooms, outcomes=jnp.asarray(outcomes), known=jnp.asarray(known),
                         reward=None, rewarded=None, propensity=None, weight=jnp.array([1.0, 0.0]))
     score = jnp.array([[0.5, -1.0, 9.0], [9.0, 9.0, 9.0]])
-    lose = lambda **settings: reward_losses(  # noqa: E731
-        jnp.zeros((2, 3, 2)), score, feedback, ("click", "gift"), jnp.array([0.25, 0.001]), jnp.array([3.0, 1.0]),
-        dataclasses.replace(CONFIG, ensemble_loss=2.0, **settings))
+
+    def lose(**settings):
+        return reward_losses(jnp.zeros((2, 3, 2)), score, feedback, ("click", "gift"), jnp.array([0.25, 0.001]),
+                             jnp.array([3.0, 1.0]), dataclasses.replace(CONFIG, ensemble_loss=2.0, **settings))
+
     total, metrics = lose(ensemble_labels=1.0)
     # Heads at probability 1/2: log 2 each. Score with a = log(1 + e^-0.5) for a click of base rate 1/4 (· 4/2), with
     # b = log(1 + e^0.5)/2 for the look at it, c = log(1 + e^-1)/2 for the look at the other; gift: rate held at 0.01.
@@ -128,8 +130,11 @@ def test_the_score_is_worth_over_attention():
         mask=jnp.ones((1, 1), bool)), outcomes=jnp.zeros((1, 1, 2)), known=jnp.asarray(known), reward=None,
         rewarded=None, propensity=None, weight=jnp.ones(1))
     settings = dataclasses.replace(CONFIG, ensemble_labels=0.0, objective_values=values, read_on=0.8)
-    ensemble = lambda score: reward_losses(logits, score.reshape(1, 1), feedback, ("click", "gift"),  # noqa: E731
-                                           jnp.asarray(rate), jnp.ones(2), settings)[1]["loss_ensemble"]
+
+    def ensemble(score):
+        return reward_losses(logits, score.reshape(1, 1), feedback, ("click", "gift"), jnp.asarray(rate), jnp.ones(2),
+                             settings)[1]["loss_ensemble"]
+
     odds = ((0.4 + 6 * 0.02) / (0.2 + 6 * 0.05)) / ((1 - 0.8 * 0.6) / (1 - 0.8 * 0.8))
     np.testing.assert_allclose(jax.grad(ensemble)(jnp.log(odds)), 0.0, atol=1e-6)
     assert jax.grad(ensemble)(jnp.log(odds) + 0.1) > 1e-3
