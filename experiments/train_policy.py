@@ -72,7 +72,6 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     scorer, reward_params = None, None
     if a.reward != "feedback":
         scorer, reward_params, _ = load_reward(config, workdir, log)
-    reward = make_reward(a.reward, scorer, a.mix)
     mesh = partitioning.make_mesh(config.mesh)
     tx = policy.make_policy_optimizer(config)
     batches, example, left_out = alignment_batches(config, log, tokenizer,
@@ -83,14 +82,21 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
 
     abstract = train_state.abstract_state(init_params, tx, mesh)
     placed = train_state.shardings(abstract)
+    judge = Judge(config, log, tokenizer, model, scorer, reward_params)
     everywhere, rows = partitioning.replicated(mesh), partitioning.batch_sharding(mesh)
+    where = None
+    if scorer is not None:
+        # Its tables are as long as the policy's: they are split as those are.
+        where = partitioning.logical_to_sharding(
+            jax.eval_shape(lambda: scorer.init(jax.random.key(0), example.request, example.live)["params"]), mesh)
+        reward_params, scorer = jax.device_put(reward_params, where), on_mesh(scorer, mesh)
+    reward = make_reward(a.reward, scorer, a.mix)
     feedback_rows = rows if reads_feedback(config) else None
     # Two programs: with and without a policy term. `is_policy_step` chooses.
     steps = {with_policy: jax.jit(policy.make_policy_step(on_mesh(model, mesh), tx, config, reward, with_policy),
-                                  donate_argnums=0, in_shardings=(placed, rows, everywhere, feedback_rows),
+                                  donate_argnums=0, in_shardings=(placed, rows, where, feedback_rows),
                                   out_shardings=(placed, everywhere)) for with_policy in (True, False)}
     sync = jax.jit(policy.sync_reference, donate_argnums=0, in_shardings=(placed,), out_shardings=placed)
-    judge = Judge(config, log, tokenizer, model, scorer, reward_params)
     with Checkpoints(folder, keep=a.steps + 1) as saved, distributed.stopping() as wanted:
         first = 0
         if saved.latest_step() is None:

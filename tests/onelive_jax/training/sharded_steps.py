@@ -18,6 +18,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from onelive_jax.alignment.reward_model import RewardModel
+from onelive_jax.alignment.rewards import make_reward
 from onelive_jax.batch import Feedback
 from onelive_jax.config import (
     AlignmentConfig,
@@ -167,7 +168,8 @@ def reward_step(mesh):
 
 
 def policy_step(mesh):
-    """A step of alignment, policy term included: metrics and gradients. The reference lies as the parameters do."""
+    """A step of alignment, policy term included: metrics and gradients. The reference lies as the parameters do, and
+    the reward model is split as they are."""
     # What the supervised step has tried is left out: compiling takes the time here.
     config = Config(model=small_config(mtp=False, copy=False, habits=False, seen=False, gate=False, item_time=False,
                                        request_time=False, room_features=False, author_negatives=12),
@@ -175,27 +177,33 @@ def policy_step(mesh):
     model = on_mesh(OneLive(config.model, LEVELS, CODES, AUTHORS, AUTHOR_DIM), mesh)
     batch, tx = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), policy.make_policy_optimizer(
         config)
-    liked = np.linspace(-1, 1, AUTHORS).astype(np.float32)
-    step = policy.make_policy_step(model, tx, config, lambda params, request, rooms, feedback: (
-        jnp.asarray(liked)[rooms.author], rooms.mask))
+    scorer = on_mesh(RewardModel(RewardConfig(dim=DIM, num_heads=2, mlp_dim=24, tower_dim=6), LEVELS, CODES, AUTHORS,
+                                 AUTHOR_DIM, ("click", "gift")), mesh)
+    described = batch.request, batch.live
+    where = partitioning.logical_to_sharding(jax.eval_shape(scorer.init, jax.random.key(0), *described)["params"], mesh)
+    scorer_params = jax.device_put(random_params(scorer, *described), where)
+    step = policy.make_policy_step(model, tx, config, make_reward("model", scorer))
     abstract = train_state.abstract_state(lambda key: model.init(key, batch)["params"], tx, mesh)
     assert train_state.shardings(abstract.opt_state.reference) == train_state.shardings(abstract.params)
-    state, metrics = one_step(step, abstract, random_params(model, batch), tx, mesh, batch)
+    state, metrics = one_step(step, abstract, random_params(model, batch), tx, mesh, batch, (scorer_params, where))
     assert metrics["policy_requests"] == BATCH
     return metrics, optax.tree_utils.tree_get(state.opt_state, "mu")
 
 
-def one_step(step, abstract, params, tx, mesh, batch):
-    """(state, metrics) after one step from `params`, sharded as a run shards it."""
+def one_step(step, abstract, params, tx, mesh, batch, *more):
+    """(state, metrics) after one step from `params`, sharded as a run shards it. more: further (argument, sharding)."""
     shardings = train_state.shardings(abstract)
     state = jax.device_put(train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0)),
                            shardings)
-    step = jax.jit(step, donate_argnums=0, in_shardings=(shardings, partitioning.batch_sharding(mesh)),
+    places = partitioning.batch_sharding(mesh), *(where for _, where in more)
+    step = jax.jit(step, donate_argnums=0, in_shardings=(shardings, *places),
                    out_shardings=(shardings, partitioning.replicated(mesh)))
-    placed = partitioning.put_batch(batch, mesh)
-    compiled = step.lower(state, placed).compile()
+    arguments = partitioning.put_batch(batch, mesh), *(value for value, _ in more)
+    compiled = step.lower(state, *arguments).compile()
     check_tables_stay_apart(compiled.as_text(), mesh)
-    return compiled(state, placed)
+    state, metrics = compiled(state, *arguments)
+    compiled(jax.tree.map(jnp.copy, state), *arguments)  # compiled once: the program takes its own output
+    return state, metrics
 
 
 def kmeans_step(mesh):
@@ -220,9 +228,9 @@ def decoding_step(mesh):
 
 
 # Name → (step, meshes).
-STEPS = {"supervised": (supervised_step, MESHES), "towers": (tower_step, MESHES[:1]),
-         "kmeans": (kmeans_step, MESHES), "decoding": (decoding_step, MESHES[:1]), "reward": (reward_step, MESHES[:1]),
-         "policy": (policy_step, MESHES[:1])}
+STEPS = {"supervised": (supervised_step, MESHES), "towers": (tower_step, MESHES),
+         "kmeans": (kmeans_step, MESHES), "decoding": (decoding_step, MESHES), "reward": (reward_step, MESHES),
+         "policy": (policy_step, MESHES)}
 
 
 def main(names: list[str]) -> None:
