@@ -1,21 +1,29 @@
 """Online signals: the played platform's own feedback, round by round, fed back by GBPO on logged probabilities.
 
     python -m experiments.online --workdir=W [--init_from=W/policy] [--rounds=10] [--requests=4000]
-        [--steps_per_round=60] [--config.alignment.learning_rate=…]
+        [--steps_per_round=60] [--judged_hours=12] [--config.alignment.learning_rate=…]
 
 The played period is cut into rounds. In each, the policy answers requests by drawing rooms from its own distribution
 and logs with what probability; what people did goes into the platform's log (habits, follows and histories move on);
 then the policy takes steps on all rounds so far, rewarded by the feedback itself (config.alignment.reward=feedback,
-sampler=logged, loss=gbpo). An arm that does not learn answers the same requests on a platform of its own. Writes
-W/online.json: true utility per request of both arms, round by round.
+sampler=logged, loss=gbpo). An arm that does not learn answers the same requests on a platform of its own.
+
+Rounds lie at different hours, so that their lifts do not compare well. The last hours of the period are therefore kept
+out of all rounds: there the policy after each round answers one and the same set of requests, on the platform of the
+arm that did not learn.
+
+W/online holds what was shown in each round, the policy after it, and metrics of each step: a killed run goes on from
+its last whole round. W/online.json: true utility per request, round by round and in the judged hours.
 """
 
 import copy
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,19 +34,20 @@ from data_pipelines.batches import BatchMaker
 from data_pipelines.feedback import LEFT_AT_ONCE_MS, MINUTE_MS
 from data_pipelines.loader import training_batches
 from data_pipelines.platform import Batch as Asked
-from data_pipelines.platform import Outcomes, Platform, compare
-from experiments import flags, played
+from data_pipelines.platform import Lift, Outcomes, Platform, PlayRequests, Policy, compare
+from experiments import distributed, flags, played
 from experiments.prepare import prepare
-from experiments.train_policy import load_params
+from experiments.train_policy import load_params, policy_settings
 from experiments.train_supervised import make_model
 from experiments.train_tokenizer import load_tokenizer
 from onelive_jax import batch as arrays
 from onelive_jax.alignment.rewards import make_reward, shape_feedback
 from onelive_jax.config import Config
 from onelive_jax.training import partitioning, policy, train_state
+from onelive_jax.training.checkpoints import Checkpoints, restore_params
+from onelive_jax.training.metrics import MetricWriter, OneStepLate
 
 logger = logging.getLogger(__name__)
-WATCHED = ("ratio_min", "ratio_max", "kl", "entropy")  # of every step, in the report
 
 
 @dataclass
@@ -121,53 +130,150 @@ def rewards_of(platform: Platform, rounds: list[Round]) -> list[np.ndarray]:
     return result
 
 
-def online(config: Config, workdir: Path, init_from: Path, rounds: int, requests: int, steps: int) -> dict:
-    """Plays and learns; returns the report."""
+@dataclass(frozen=True)
+class Plan:
+    """Rounds, requests of each (and of the judged hours), steps after each, hours at the end that only judge."""
+
+    rounds: int
+    requests: int
+    steps: int
+    judged_hours: float
+
+
+def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
+    """Plays and learns, or goes on where it was; returns the report.
+
+    Raises: ValueError where the judged hours are the whole played period, or W/online is of other settings.
+    """
+    folder, total = workdir / "online", plan.rounds * plan.steps
+    a = dataclasses.replace(config.alignment, loss="gbpo", reward="feedback", sampler="logged", steps=total,
+                            warmup_steps=min(config.alignment.warmup_steps, total - 1))
+    config = dataclasses.replace(config, alignment=a)
+    check_same_plan(folder, policy_settings(config, init_from) | dataclasses.asdict(plan))
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
-    model, params = make_model(config, log), load_params(init_from)
+    model, begun = make_model(config, log), load_params(init_from)
     learning = played.make_platform(config, log)
     still = copy.deepcopy(learning)
     askers = [played.make_asker(config, log, platform, tokenizer) for platform in (learning, still)]
-    world = learning.world
-    edges = np.linspace(world.end_ms, world.play_end_ms, rounds + 1).astype(np.int64)
-    a = dataclasses.replace(config.alignment, loss="gbpo", reward="feedback", sampler="logged", steps=rounds * steps,
-                            warmup_steps=min(config.alignment.warmup_steps, rounds * steps - 1))
-    config = dataclasses.replace(config, alignment=a)
+    learner, drawer = (played.drawer(asker, model) for asker in askers)
+    edges = edges_of(learning, plan)
     mesh = partitioning.make_mesh(config.mesh)
     tx = policy.make_policy_optimizer(config)
     step_fn = jax.jit(policy.make_policy_step(model, tx, config, make_reward("feedback")), donate_argnums=0)
     sync = jax.jit(policy.sync_reference, donate_argnums=0)
-    begun = jax.tree.map(jax.numpy.asarray, params)
+    begun = jax.tree.map(jax.numpy.asarray, begun)
     state = train_state.TrainState(jax.numpy.int32(0), jax.tree.map(jax.numpy.copy, begun), tx.init(begun),
                                    jax.random.key(config.seed))
     history, lines = [], []
-    with tqdm(total=rounds * steps, desc="online", unit="step", disable=None) as bar:
-        for i in range(rounds):
-            asked = learning.requests(requests, i, int(edges[i]), int(edges[i + 1]))
-            outcomes = learning.play(played.drawn(askers[0], model, state.params), asked)
-            control = still.play(played.drawn(askers[1], model, begun), asked)
-            lift = compare(control, outcomes)["utility"]
-            told = learning.batch(asked)
-            history.append(Round(told._replace(log=None), outcomes, askers[0].maker(told.log)))
-            learning.append(outcomes)
-            still.append(control)
-            maker = RoundsMaker(askers[0], history)
-            batches = training_batches(maker, (maker.clicked,), (1.0,), config.training.batch_size, config.seed + i)
-            seen = []
-            for _ in range(steps):
-                batch, feedback = next(batches)
-                state, metrics = step_fn(state, partitioning.put_batch(batch, mesh), None,
-                                         partitioning.put_batch(feedback, mesh))
-                seen.append(metrics)
-                bar.update(1)
-            state = sync(state)
-            line = {"round": i + 1, "learning": lift.treatment, "control": lift.control, "lift": lift.lift,
-                    "low": lift.low, "high": lift.high,
-                    **{name: [float(metrics[name]) for metrics in seen] for name in WATCHED}}
-            lines.append(line)
-            bar.write(format_rounds([line]).splitlines()[-1])
-    return {"rounds": lines, "requests": requests, "steps_per_round": steps, "init_from": str(init_from)}
+    with Checkpoints(folder, keep=plan.rounds + 1) as saved, distributed.stopping() as wanted:
+        if saved.latest_step() is not None:
+            state = saved.restore(state).state
+            logger.info("resuming %s after round %d", folder, int(state.step) // plan.steps)
+        first = int(state.step)
+        with MetricWriter(folder, first) as writer, distributed.progress(total, first, "online") as bar:
+            for i in range(plan.rounds):
+                asked = learning.requests(plan.requests, i, int(edges[i]), int(edges[i + 1]))
+                outcomes = play(learning, learner(state.params), asked, folder / f"shown_{i + 1}.npz")
+                control = play(still, drawer(begun), asked, folder / f"shown_{i + 1}_still.npz")
+                told = learning.batch(asked)
+                history.append(Round(told._replace(log=None), outcomes, askers[0].maker(told.log)))
+                learning.append(outcomes)
+                still.append(control)
+                lines.append(line_of(i + 1, compare(control, outcomes)["utility"]))
+                if i * plan.steps < first:
+                    continue
+                distributed.say(bar, format_rounds(lines[-1:]).splitlines()[-1])
+                maker = RoundsMaker(askers[0], history)
+                batches = training_batches(maker, (maker.clicked,), (1.0,), config.training.batch_size, config.seed + i)
+                late = OneStepLate(lambda step, metrics: writer.write(
+                    step, {f"train/{name}": value for name, value in metrics.items()}))
+                stop = False
+                for step in range(i * plan.steps + 1, (i + 1) * plan.steps + 1):
+                    batch, feedback = next(batches)
+                    state, metrics = step_fn(state, partitioning.put_batch(batch, mesh), None,
+                                             partitioning.put_batch(feedback, mesh))
+                    late.push(step, metrics)
+                    bar.update(1)
+                    stop |= wanted(step)
+                late.flush()
+                state = sync(state)
+                saved.save(state, None, config)
+                if stop and i + 1 < plan.rounds:
+                    saved.wait()
+                    raise distributed.Stopped(folder, int(state.step))
+        saved.wait()
+    judged = judge(still, drawer, begun, folder, plan, int(edges[-1]))
+    return {"rounds": lines, "judged": judged, "plan": dataclasses.asdict(plan), "init_from": str(init_from)}
+
+
+def edges_of(platform: Platform, plan: Plan) -> np.ndarray:
+    """int64 [rounds + 1]: ends of the rounds, Unix ms; from the last one on the policies are judged."""
+    world = platform.world
+    end = world.play_end_ms - round(plan.judged_hours * 60 * MINUTE_MS)
+    if end <= world.end_ms:
+        raise ValueError(f"--judged_hours={plan.judged_hours:g} leaves no time for rounds: the played period has "
+                         f"{(world.play_end_ms - world.end_ms) / (60 * MINUTE_MS):g} hours")
+    return np.linspace(world.end_ms, end, plan.rounds + 1).astype(np.int64)
+
+
+def check_same_plan(folder: Path, settings: dict) -> None:
+    """Keeps the settings of the first call in the folder. Raises ValueError with those that a later call differs in."""
+    file, now = folder / "settings.json", json.loads(json.dumps(settings))
+    if file.is_file():
+        before = json.loads(file.read_text())
+        changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+                   for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        if changed:
+            raise ValueError(f"{folder} holds rounds of other settings ({'; '.join(changed)}): choose another "
+                             f"--workdir, or delete {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(now, indent=1))
+
+
+def play(platform: Platform, policy: Policy, asked: PlayRequests, file: Path) -> Outcomes:
+    """Plays a policy, or again what `file` says that it showed; what came of it is the same."""
+    if file.is_file():
+        with np.load(file) as kept:
+            return platform.play(again(kept["room"], kept["propensity"]), asked)
+    outcomes = platform.play(policy, asked)
+    draft = file.with_name("draft.npz")
+    np.savez(draft, room=outcomes.room, propensity=outcomes.propensity)
+    draft.replace(file)
+    return outcomes
+
+
+def again(room: np.ndarray, propensity: np.ndarray) -> Policy:
+    """The policy that shows these slates [n, S]; the platform asks for them part by part, in order."""
+    at = 0
+
+    def policy(batch: Asked) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal at
+        part = slice(at, at + batch.user.size)
+        at = part.stop
+        return room[part], propensity[part]
+
+    return policy
+
+
+def judge(platform: Platform, drawer: Callable[[Any], Policy], begun: Any, folder: Path, plan: Plan,
+          from_ms: int) -> list[dict]:
+    """The policy after each round against the one that it began as, on the same requests of the judged hours."""
+    if plan.judged_hours == 0:
+        return []
+    asked = platform.requests(plan.requests, plan.rounds, from_ms)
+    control = play(platform, drawer(begun), asked, folder / "judged_0.npz")
+    lines = []
+    for i in tqdm(range(plan.rounds), desc="judged", unit="policy", disable=None):
+        params = restore_params(folder, step=(i + 1) * plan.steps)
+        outcomes = play(platform, drawer(params), asked, folder / f"judged_{i + 1}.npz")
+        lines.append(line_of(i + 1, compare(control, outcomes)["utility"]))
+    return lines
+
+
+def line_of(number: int, lift: Lift) -> dict:
+    return {"round": number, "learning": lift.treatment, "control": lift.control, "lift": lift.lift, "low": lift.low,
+            "high": lift.high}
 
 
 def format_rounds(lines: list[dict]) -> str:
@@ -180,9 +286,13 @@ def format_rounds(lines: list[dict]) -> str:
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     init_from = Path(values.init_from).expanduser() if values.init_from else workdir / "supervised"
-    report = online(config, workdir, init_from, values.rounds, values.requests, values.steps_per_round)
+    report = online(config, workdir, init_from, Plan(values.rounds, values.requests, values.steps_per_round,
+                                                     values.judged_hours))
     (workdir / "online.json").write_text(json.dumps(report, indent=1))
-    print("true utility per request:\n" + format_rounds(report["rounds"]))
+    print("true utility per request, round by round:\n" + format_rounds(report["rounds"]))
+    if report["judged"]:
+        print(f"the policy after each round on the same requests of the last {values.judged_hours:g} hours:\n"
+              + format_rounds(report["judged"]))
 
 
 if __name__ == "__main__":
@@ -191,4 +301,6 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("rounds", 10, "rounds that the played period is cut into", lower_bound=1)
     absl_flags.DEFINE_integer("requests", 4000, "requests of a round", lower_bound=2)
     absl_flags.DEFINE_integer("steps_per_round", 60, "optimizer steps after each round", lower_bound=1)
+    absl_flags.DEFINE_float("judged_hours", 12.0, "last hours of the played period, in which the policy after each "
+                            "round is judged; 0 for none", lower_bound=0.0)
     flags.run(main)

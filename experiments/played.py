@@ -7,6 +7,8 @@ Axes: n requests, R requests of a chunk, N rooms on air (padded), S places of a 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,7 +133,13 @@ def best(asker: Asker, model: OneLive, params: Any, k: int = SLATE) -> Policy:
 
 
 def drawn(asker: Asker, model: OneLive, params: Any, k: int = SLATE) -> Policy:
-    """k rooms drawn one after another without replacement from π(room) ∝ exp(score of decoding) (Gumbel top-k).
+    """The policy of these parameters that `drawer` makes."""
+    return drawer(asker, model, k)(params)
+
+
+def drawer(asker: Asker, model: OneLive, k: int = SLATE) -> Callable[[Any], Policy]:
+    """Parameters → policy, compiled once for all of them: k rooms drawn one after another without replacement from
+    π(room) ∝ exp(score of decoding) (Gumbel top-k).
 
     With its propensity: π(room), the probability of being drawn first, for every place. That is the policy's own
     probability of the room, which learning from the log compares with. Random numbers are a function of the request's
@@ -144,7 +152,7 @@ def drawn(asker: Asker, model: OneLive, params: Any, k: int = SLATE) -> Policy:
         opened = rollouts.open_request(model, params, request, rooms, weight)
         return rollouts.room_log_probs(model, params, opened, rooms)
 
-    def policy(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    def policy(params: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         shown, propensity = np.full((batch.user.size, k), -1, np.int32), np.ones((batch.user.size, k), np.float32)
         for row, kept in chunks(batch.user.size):
             request = asker.maker(batch.log).request(batch.user[row], batch.time_ms[row])
@@ -159,7 +167,7 @@ def drawn(asker: Asker, model: OneLive, params: Any, k: int = SLATE) -> Policy:
             propensity[row[:kept]] = np.where(there, np.clip(chance, 1e-12, 1.0), 1.0)[:kept]
         return shown, propensity
 
-    return policy
+    return lambda params: functools.partial(policy, params)
 
 
 def chunks(n: int):

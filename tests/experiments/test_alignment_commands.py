@@ -255,17 +255,59 @@ def test_logged_feedback_can_be_the_reward(aligned, tmp_path):
     assert "predicted_reward" not in report["validation"][0]
 
 
+PLAN = online.Plan(rounds=2, requests=80, steps=2, judged_hours=6.0)
+
+
 def test_rounds_are_learned_from_and_logged(aligned):
     config, workdir, *_ = aligned
-    report = online.online(config, workdir, workdir / "supervised", rounds=2, requests=80, steps=2)
+    report = online.online(config, workdir, workdir / "supervised", PLAN)
     first, second = report["rounds"]
     assert first["lift"] == 0  # nothing has been learned yet: both arms draw the same rooms
     assert second["learning"] > 0
     # What was logged are the probabilities of the very policy that learns: at its first step every ratio is 1.
-    assert first["ratio_max"][0] == pytest.approx(1, abs=1e-3)
-    assert first["ratio_min"][0] == pytest.approx(1, abs=1e-3)
-    assert abs(first["ratio_max"][1] - 1) > 1e-3
+    steps = read(workdir / "online")
+    assert steps[0]["train/ratio_max"] == pytest.approx(1, abs=1e-3)
+    assert steps[0]["train/ratio_min"] == pytest.approx(1, abs=1e-3)
+    assert abs(steps[1]["train/ratio_max"] - 1) > 1e-3
+    # Each round's policy is judged on the same requests: what it is compared with is the same.
+    assert len({line["control"] for line in report["judged"]}) == 1
+    assert len({line["learning"] for line in report["judged"]}) == 2
     assert "\n    2" in online.format_rounds(report["rounds"])
+    with pytest.raises(ValueError, match=r"requests: 80 then, 81 now"):
+        online.online(config, workdir, workdir / "supervised", dataclasses.replace(PLAN, requests=81))
+
+
+def test_rounds_go_on_after_a_kill(aligned, tmp_path, monkeypatch):
+    config, workdir, *_ = aligned
+    shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
+    whole = online.online(config, workdir, workdir / "supervised", PLAN)
+    original, begun = online.training_batches, []
+
+    def cut(*arguments):
+        begun.append(arguments)
+        if len(begun) == 2:
+            raise InterruptedError
+        return original(*arguments)
+
+    monkeypatch.setattr(online, "training_batches", cut)
+    with pytest.raises(InterruptedError):  # when the second round has been shown, before its first step
+        online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
+    assert (tmp_path / "w" / "online" / "shown_2.npz").is_file()
+    monkeypatch.undo()
+    again = online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
+    assert again == whole
+    shown = [line["step"] for line in read(tmp_path / "w" / "online")]
+    assert shown == [1, 2, 3, 4]
+
+
+def test_judged_hours_leave_time_for_rounds(aligned):
+    config, _, log, *_ = aligned
+    platform = played.make_platform(config, log)
+    assert online.edges_of(platform, PLAN)[0] == platform.world.end_ms
+    assert online.edges_of(platform, PLAN)[-1] == platform.world.play_end_ms - 6 * 3_600_000
+    plan = dataclasses.replace(PLAN, judged_hours=1000.0)
+    with pytest.raises(ValueError, match=r"--judged_hours=1000 leaves no time for rounds: the played period has \d+ h"):
+        online.edges_of(platform, plan)
 
 
 def test_targets_can_weigh_as_much_as_they_were_watched(aligned):
