@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import benchmark
+from experiments.benchmark_problem import Sizes, environment, make_model, random_batch, row
 from onelive_jax.config import Config
 from onelive_jax.training import partitioning, train_state
 from onelive_jax.training.supervised import make_train_step
@@ -23,12 +23,12 @@ TARGET, FEW, MANY = 1.5, 6, 24
 STEPS = 20
 
 
-def compile_step(sizes: benchmark.Sizes, layers: int, scan: bool):
+def compile_step(sizes: Sizes, layers: int, scan: bool):
     """(train step of a model with `layers` blocks, abstract state, batch, (wall-clock, processor) seconds that tracing,
     lowering and compiling took); no state is allocated."""
     config = Config(model=replace(sizes.model, num_layers=layers, scan_layers=scan))
-    model, tx = benchmark.make_model(sizes, config.model), train_state.make_optimizer(config.training)
-    batch, mesh = benchmark.random_batch(np.random.default_rng(0), sizes), partitioning.make_mesh(config.mesh)
+    model, tx = make_model(sizes, config.model), train_state.make_optimizer(config.training)
+    batch, mesh = random_batch(np.random.default_rng(0), sizes), partitioning.make_mesh(config.mesh)
     state = train_state.abstract_state(lambda key: model.init(key, batch)["params"], tx, mesh)
     start, processor = time.perf_counter(), time.process_time()
     compiled = jax.jit(make_train_step(model, tx, config), donate_argnums=0).lower(state, batch).compile()
@@ -51,10 +51,10 @@ def step_seconds(compiled, abstract: train_state.TrainState, batch, steps: int =
     return min(taken)
 
 
-def make_report(sizes: benchmark.Sizes, repeats: int = 2, steps: int = STEPS) -> dict:
+def make_report(sizes: Sizes, repeats: int = 2, steps: int = STEPS) -> dict:
     """Seconds of every repeat and the ratios of 24 blocks to 6; ready for JSON."""
     jax.config.update("jax_enable_compilation_cache", False)
-    before, seconds, processor, step = benchmark.environment(), {}, {}, {}
+    before, seconds, processor, step = environment(), {}, {}, {}
     plans = [(scan, layers) for _ in range(repeats) for scan in (True, False) for layers in (FEW, MANY)]
     for scan, layers in tqdm(plans, desc="compile", disable=None):
         kind = "scanned" if scan else "unrolled"
@@ -65,8 +65,8 @@ def make_report(sizes: benchmark.Sizes, repeats: int = 2, steps: int = STEPS) ->
             step[kind] = min(step_seconds(compiled, state, batch, steps), step.get(kind, np.inf))
     ratio, cpu_ratio = ({kind: min(taken[f"{kind}, {MANY} blocks"]) / min(taken[f"{kind}, {FEW} blocks"])
                          for kind in ("scanned", "unrolled")} for taken in (seconds, processor))
-    rows = [benchmark.row(f"scanned: compile time of {MANY} blocks over that of {FEW}", "<=", TARGET, ratio["scanned"])]
-    return {"what": "compile", "before": before, "after": benchmark.environment(), "sizes": asdict(sizes), "rows": rows,
+    rows = [row(f"scanned: compile time of {MANY} blocks over that of {FEW}", "<=", TARGET, ratio["scanned"])]
+    return {"what": "compile", "before": before, "after": environment(), "sizes": asdict(sizes), "rows": rows,
             "seconds": seconds, "processor_seconds": processor, "ratios": ratio, "processor_ratios": cpu_ratio,
             "step_seconds": step}
 

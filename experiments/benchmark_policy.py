@@ -7,13 +7,12 @@ the machine hits all of them. The cost of a share is that of its schedule (`is_p
 policy term, all others supervised; 1 % and 10 % of a batch of 64 run the same program of 8 requests, in 2 steps of 25
 and in 4 of 5. Ratios are medians of the ratios of turns.
 
-Axes: as in experiments/benchmark.py; R requests with a policy term, G candidates.
+Axes: as in experiments/benchmark_problem.py; R requests with a policy term, G candidates.
 """
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
+from experiments.benchmark_problem import Sizes, make_model, random_batch, random_parameters, row
 from onelive_jax.alignment.reward_model import RewardModel
 from onelive_jax.alignment.rewards import make_reward
 from onelive_jax.config import AlignmentConfig, Config
@@ -33,9 +33,8 @@ GROUP_SIZE = 16
 PERIOD = 1000  # steps over which a schedule is counted
 
 
-def measure_policy(sizes: Any, make_model: Callable, random_batch: Callable, random_parameters: Callable, row: Callable,
-                   repeats: int = 20) -> dict:
-    """Rows and the seconds of every step, for experiments/benchmark.py, whose random inputs and sizes it is given."""
+def measure_policy(sizes: Sizes, repeats: int = 20) -> dict:
+    """Rows and the seconds of every step."""
     rng = np.random.default_rng(0)
     batch = jax.device_put(random_batch(rng, sizes))
     model = make_model(sizes, sizes.model)

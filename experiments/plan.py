@@ -26,7 +26,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from experiments import hlo
-from experiments.benchmark import Sizes, random_batch, random_request, random_rooms
+from experiments.benchmark_problem import Sizes, random_batch, random_request, random_rooms
 from onelive_jax import presets
 from onelive_jax.config import Config, DecodingConfig, MeshConfig
 from onelive_jax.decoding import live_index

@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import benchmark
-from experiments.benchmark import Sizes
+from experiments import benchmark, benchmark_problem
+from experiments.benchmark_problem import Sizes
 from onelive_jax.config import ModelConfig
 from onelive_jax.decoding import live_index
 
@@ -50,10 +50,11 @@ def test_report_of_decoding():
 
 def test_a_caller_answers_one_request_after_the_other_without_tracing_again():
     rng = np.random.default_rng(0)
-    index = live_index.from_rooms(benchmark.random_rooms(rng, TINY, TINY.rooms), TINY.codes)
-    model = benchmark.make_model(TINY, TINY.model)
-    params = benchmark.random_parameters(model, benchmark.random_batch(rng, TINY))
-    call = benchmark._caller(model, params, index, 3, [benchmark.random_request(rng, TINY, 2) for _ in range(3)])
+    index = live_index.from_rooms(benchmark_problem.random_rooms(rng, TINY, TINY.rooms), TINY.codes)
+    model = benchmark_problem.make_model(TINY, TINY.model)
+    params = benchmark_problem.random_parameters(model, benchmark_problem.random_batch(rng, TINY))
+    requests = [benchmark_problem.random_request(rng, TINY, 2) for _ in range(3)]
+    call = benchmark._caller(model, params, index, 3, requests)
     call()
     jax.config.update("jax_no_tracing", True)
     try:
@@ -67,9 +68,9 @@ def test_a_caller_answers_one_request_after_the_other_without_tracing_again():
 
 def test_without_multi_token_prediction_the_main_decoder_is_the_same():
     def shapes(mtp):
-        model = benchmark.make_model(TINY, dataclasses.replace(TINY.model, mtp=mtp))
-        example = benchmark.random_batch(np.random.default_rng(0), TINY)
-        params = benchmark.random_parameters(model, example)
+        model = benchmark_problem.make_model(TINY, dataclasses.replace(TINY.model, mtp=mtp))
+        example = benchmark_problem.random_batch(np.random.default_rng(0), TINY)
+        params = benchmark_problem.random_parameters(model, example)
         return jax.tree.map(lambda x: x.shape, params)
 
     params, plain = shapes(True), shapes(False)
@@ -79,9 +80,9 @@ def test_without_multi_token_prediction_the_main_decoder_is_the_same():
 
 def test_parameters_and_limits_of_the_targets():
     sizes = Sizes()
-    model = benchmark.make_model(sizes, sizes.model)
-    example = benchmark.random_batch(np.random.default_rng(0), sizes)
-    parameters, in_blocks = benchmark.count_parameters(benchmark.random_parameters(model, example))
+    model = benchmark_problem.make_model(sizes, sizes.model)
+    example = benchmark_problem.random_batch(np.random.default_rng(0), sizes)
+    parameters, in_blocks = benchmark.count_parameters(benchmark_problem.random_parameters(model, example))
     assert 4_400_000 <= parameters < 4_700_000
     assert 3_000_000 <= in_blocks < 3_200_000
     assert benchmark.block_limit(6, 128, 3) == pytest.approx(5.9, abs=0.05)

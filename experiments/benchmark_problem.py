@@ -1,0 +1,104 @@
+"""The problem that benchmarks time, its random inputs, and what every report says: rows and the machine.
+
+Axes: B batch, T history items, L levels, K codes, N rooms on air.
+"""
+
+import os
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, LiveRooms, Request
+from onelive_jax.config import ModelConfig
+from onelive_jax.model.onelive import OneLive
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The problem that is timed; the defaults are those of the targets.
+
+    Attributes:
+      model: 4.5 M parameters with the tables below, 3.1 M of them in decoder blocks, dropout on.
+      history: T. levels, codes: L, K. authors, author_dim: rows and width of the identity table.
+      batch: B of training. contrasted: rooms on air of a training example. rooms: N when decoding.
+      searches: (beams, B, limit in ms of one decode). gains: (layers, least ratio of throughput with to without MTP).
+      gain_search: (beams, B) of that ratio. square: side of the large matrix product.
+    """
+
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(dim=160, num_layers=4, num_heads=4, num_groups=2,
+                                                                   mlp_dim=704))
+    history: int = 20
+    levels: int = 3
+    codes: int = 256
+    authors: int = 12_000
+    author_dim: int = 64
+    batch: int = 64
+    contrasted: int = 128
+    rooms: int = 12_000
+    searches: tuple[tuple[int, int, float], ...] = ((10, 1, 4.0), (10, 16, 20.0), (50, 1, 10.0), (128, 1, 20.0))
+    gains: tuple[tuple[int, float], ...] = ((6, 3.5), (3, 2.0))
+    gain_search: tuple[int, int] = (128, 16)
+    square: int = 1024
+
+
+def random_request(rng: np.random.Generator, sizes: Sizes, batch: int) -> Request:
+    """NumPy arrays [B, …]; a tenth of the history is padding."""
+    def draw(high, *shape):
+        return rng.integers(0, high, (batch, *shape), dtype=np.int32)
+
+    T = sizes.history
+    history = History(author=draw(sizes.authors, T), codes=draw(sizes.codes, T, sizes.levels), hour=draw(24, T),
+                      day=draw(7, T), week=draw(16, T),
+                      habits=rng.normal(size=(batch, T, len(HABIT_FEATURES))).astype(np.float32),
+                      mask=np.broadcast_to(np.arange(T) >= T // 10, (batch, T)).copy())
+    return Request({"live": history}, hour=draw(24), day=draw(7), week=np.zeros(batch, np.int32))
+
+
+def random_rooms(rng: np.random.Generator, sizes: Sizes, *shape: int) -> LiveRooms:
+    """NumPy arrays [*shape, …], every slot on air."""
+    return LiveRooms(author=rng.integers(0, sizes.authors, shape, dtype=np.int32),
+                     codes=rng.integers(0, sizes.codes, (*shape, sizes.levels), dtype=np.int32),
+                     features=rng.normal(size=(*shape, len(ROOM_FEATURES))).astype(np.float32),
+                     mask=np.ones(shape, bool))
+
+
+def random_batch(rng: np.random.Generator, sizes: Sizes) -> Batch:
+    """A training batch whose targets are on air."""
+    live = random_rooms(rng, sizes, sizes.batch, sizes.contrasted)
+    row, slot = np.arange(sizes.batch), rng.integers(0, sizes.contrasted, sizes.batch, dtype=np.int32)
+    return Batch(random_request(rng, sizes, sizes.batch), live, target_author=live.author[row, slot],
+                 target_codes=live.codes[row, slot], target_slot=slot, weight=np.ones(sizes.batch, np.float32))
+
+
+def make_model(sizes: Sizes, config: ModelConfig) -> OneLive:
+    return OneLive(config, sizes.levels, sizes.codes, sizes.authors, sizes.author_dim)
+
+
+def random_parameters(model: OneLive, batch: Batch) -> Any:
+    """Float32 parameters of the right shapes; `model.init` would first have to be compiled."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: meta.unbox(model.init(key, batch)["params"]), jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+def row(name: str, sense: str, target: float, measured: float, limit: float | None = None) -> dict:
+    """One line of the report. `sense` is ">=" or "<="; `limit`: `block_limit`, where it applies."""
+    met = measured >= target if sense == ">=" else measured <= target
+    return {"name": name, "sense": sense, "target": target, "limit": limit, "measured": measured, "met": met}
+
+
+def environment() -> dict:
+    """Device, versions, date and load: what a figure needs to be compared with another."""
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": str(jax.devices()[0]),
+            "devices": jax.device_count(), "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(),
+            "system": platform.platform(), "python": platform.python_version(), "load_average": os.getloadavg()[0],
+            "versions": {name: metadata.version(name) for name in PACKAGES}}
