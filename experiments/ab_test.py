@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -86,13 +87,14 @@ def report(control: Outcomes, treatment: Outcomes) -> dict[str, dict]:
 
 
 def format_table(lifts: dict[str, dict]) -> str:
-    """Table 6: control, treatment, lift and its 95 % interval; * where the interval does not hold 0."""
+    """Table 6: control, treatment, lift and its 95 % interval; * where the interval does not hold 0, n/a over a control
+    of 0."""
     lines = [f"{'per request':<14}{'control':>12}{'treatment':>12}{'lift':>10}   95 % interval"]
     for name, label in ROWS.items():
         x = Lift(**lifts[name])
         star = " *" if x.low > 0 or x.high < 0 else ""
-        lines.append(f"{label:<14}{x.control:>12.4f}{x.treatment:>12.4f}{x.lift:>+10.2%}   {x.low:+.2%} … {x.high:+.2%}"
-                     + star)
+        lift = f"{x.lift:>+10.2%}   {x.low:+.2%} … {x.high:+.2%}{star}" if x.control > 0 else f"{'n/a':>10}"
+        lines.append(f"{label:<14}{x.control:>12.4f}{x.treatment:>12.4f}{lift}")
     return "\n".join(lines)
 
 
@@ -102,6 +104,13 @@ def ab_test(control: str, treatment: str, requests: int, seed: int) -> dict:
     first, second = play(platform, [control, treatment], requests, seed)
     return {"control": control, "treatment": treatment, "requests": requests, "seed": seed,
             "simulator": dataclasses.asdict(platform.config), **report(first, second)}
+
+
+def without_nan(tree):
+    """The same JSON value with null for nan, which JSON does not have."""
+    if isinstance(tree, dict):
+        return {name: without_nan(value) for name, value in tree.items()}
+    return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
 def main() -> None:
@@ -120,12 +129,12 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         print(f"experiments.ab_test: {error}", file=sys.stderr)
         sys.exit(1)
-    print(f"control: {options.control}\ntreatment: {options.treatment}\n{options.requests:,} requests, observed "
-          "(expected figures are in the report):\n")
+    print(f"control: {options.control}\ntreatment: {options.treatment}\n{options.requests:,} requests; what was "
+          "observed, and of true utility its expectation (that of the rest is in the report):\n")
     print(format_table(result["observed"]))
     if options.report:
         Path(options.report).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.report).write_text(json.dumps(result, indent=1))
+        Path(options.report).write_text(json.dumps(without_nan(result), indent=1))
         print(f"\nreport: {options.report}")
 
 

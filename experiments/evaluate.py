@@ -100,7 +100,7 @@ def format_policies(figures: dict[str, dict]) -> str:
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     log = prepare(config, workdir)
-    tokenizer = load_tokenizer(config, workdir)
+    tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
     maker = log.batch_maker(tokenizer.ids, config)
     if values.policy:

@@ -28,6 +28,8 @@ from onelive_jax.config import Config
 flags.disclaim_key_flags()
 
 DISTRIBUTED = ("auto", "none", "tpu", "slurm", "coordinator")
+# The experiments that several processes may run together; each of the others writes its workdir alone.
+SEVERAL = ("experiments.train_supervised", "experiments.train_reward", "experiments.train_policy")
 HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort", "-?")
 
 
@@ -104,6 +106,7 @@ def run(main: Callable[[Config, Path], Any]) -> None:
             if "jax" in sys.modules:  # a command that computes nothing is one process, and need not wait for jax
                 from experiments import distributed
 
+                check_processes(_script(), distributed.arguments_of(flags.FLAGS, os.environ))
                 distributed.initialize(flags.FLAGS)
             return main(*parsed)
         except (ValueError, OSError, FloatingPointError) as error:
@@ -115,6 +118,23 @@ def run(main: Callable[[Config, Path], Any]) -> None:
             sys.exit(1)
 
     app.run(quietly, flags_parser=parse)
+
+
+def check_processes(script: str, arguments: dict[str, Any] | None) -> None:
+    """Refuses to start an experiment that is for one process as one of several.
+
+    Args:
+      script: module name, e.g. "experiments.evaluate".
+      arguments: `distributed.arguments_of`.
+
+    Raises: ValueError with what to do.
+    """
+    if arguments is None or arguments.get("num_processes") == 1:
+        return
+    if script.startswith("experiments.") and script not in SEVERAL:
+        raise ValueError("this experiment is for one process, but its flags or its environment say that there are "
+                         "several. Start it once, outside srun or the pod's launcher (or with --distributed=none); "
+                         f"for several processes there are {', '.join(SEVERAL)}")
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> tuple[Config, Path]:

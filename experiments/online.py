@@ -35,6 +35,7 @@ from data_pipelines.feedback import LEFT_AT_ONCE_MS, MINUTE_MS
 from data_pipelines.loader import training_batches
 from data_pipelines.platform import Batch as Asked
 from data_pipelines.platform import Lift, Outcomes, Platform, PlayRequests, Policy, compare
+from data_pipelines.simulated_world import World
 from experiments import distributed, flags, played
 from experiments.prepare import prepare
 from experiments.train_policy import load_params, policy_settings
@@ -42,7 +43,7 @@ from experiments.train_supervised import make_model
 from experiments.train_tokenizer import load_tokenizer
 from onelive_jax import batch as arrays
 from onelive_jax.alignment.rewards import make_reward, shape_feedback
-from onelive_jax.config import Config
+from onelive_jax.config import Config, MeshConfig
 from onelive_jax.training import partitioning, policy, train_state
 from onelive_jax.training.checkpoints import Checkpoints, restore_params
 from onelive_jax.training.metrics import MetricWriter, OneStepLate
@@ -62,15 +63,20 @@ class Round:
 class RoundsMaker:
     """(batch, feedback) of played requests, exactly as they were served: rooms on air, viewers, histories so far.
 
-    Attributes: rounds; clicked: int64, requests with a click, numbered over all rounds: the others have no target.
+    Attributes: rounds; clicked: int64, requests with a click, numbered over all rounds: the others have no target, and
+    take no part, with what was disliked there.
+
+    Raises: ValueError without any click.
     """
 
-    def __init__(self, asker: played.Asker, rounds: list[Round]):
+    def __init__(self, asker: played.Asker, rounds: list[Round], now_ms: int):
         self.asker, self.rounds = asker, rounds
         self.first = np.append(0, np.cumsum([round.asked.user.size for round in rounds]))
         self.clicked = np.concatenate([low + np.flatnonzero(round.outcomes.clicked.any(1))
                                        for low, round in zip(self.first, rounds, strict=False)])
-        self.reward = rewards_of(asker.platform, rounds)
+        if not self.clicked.size:
+            raise ValueError("nobody clicked in any round so far: nothing can be learned. Set --requests higher")
+        self.reward = rewards_of(asker.platform.world, rounds, now_ms)
 
     def batch(self, row: np.ndarray, rng: np.ndarray) -> tuple[arrays.Batch, arrays.Feedback]:
         """Of requests `row` int64 [B]. Nothing is drawn: `rng` is not read."""
@@ -106,9 +112,12 @@ class RoundsMaker:
         return batch, feedback
 
 
-def rewards_of(platform: Platform, rounds: list[Round]) -> list[np.ndarray]:
-    """float32 [n, S] a round: −1, 0 or 1 (`shape_feedback` over all rounds), 0 without a click or dislike."""
-    world, rows = platform.world, []
+def rewards_of(world: World, rounds: list[Round], now_ms: int) -> list[np.ndarray]:
+    """float32 [n, S] a round: −1, 0 or 1 (`shape_feedback` over all rounds), 0 without a click or dislike.
+
+    now_ms: what lies after it is not known: a room that is still on air is as long as it has been so far.
+    """
+    rows = []
     for i, round in enumerate(rounds):
         request, place = np.nonzero(round.outcomes.clicked | round.outcomes.negative)
         rows.append((np.full(request.size, i), request, place))
@@ -120,9 +129,12 @@ def rewards_of(platform: Platform, rounds: list[Round]) -> list[np.ndarray]:
     user, watch = (np.concatenate([of(round)[request[number == i]] for i, round in enumerate(rounds)])
                    for of in (lambda r: r.asked.user, lambda r: r.outcomes.watch_ms))
     watch = watch * clicked
-    length = (world.room_end_ms[room] - world.room_start_ms[room]) / MINUTE_MS
+    length = (np.minimum(world.room_end_ms[room], now_ms) - world.room_start_ms[room]) / MINUTE_MS
     value, counts = shape_feedback(user, length, watch / MINUTE_MS, negative | (clicked & (watch < LEFT_AT_ONCE_MS)))
-    logger.info("rewards of %d rounds: %s", len(rounds), counts)
+    # A request without a click is not trained on: a dislike there is counted, and not used.
+    used = pick(lambda r: np.broadcast_to(r.outcomes.clicked.any(1)[:, None], r.outcomes.room.shape))
+    logger.info("rewards of %d rounds: %s, %d of them of requests without a click and left out", len(rounds), counts,
+                int((~used).sum()))
     result = [np.zeros(round.outcomes.room.shape, np.float32) for round in rounds]
     for i in range(len(rounds)):
         mine = number == i
@@ -141,15 +153,17 @@ class Plan:
 
 
 def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
-    """Plays and learns, or goes on where it was; returns the report.
+    """Plays and learns on one device, or goes on where it was; returns the report.
 
     Raises: ValueError where the judged hours are the whole played period, or W/online is of other settings.
     """
     folder, total = workdir / "online", plan.rounds * plan.steps
-    a = dataclasses.replace(config.alignment, loss="gbpo", reward="feedback", sampler="logged", steps=total,
+    a = dataclasses.replace(config.alignment, loss="gbpo", reward="feedback", sampler="logged", share=1.0, steps=total,
                             warmup_steps=min(config.alignment.warmup_steps, total - 1))
-    config = dataclasses.replace(config, alignment=a)
-    check_same_plan(folder, policy_settings(config, init_from) | dataclasses.asdict(plan))
+    # Feedback comes without end: the rate stays what it is, and every round counts alike.
+    config = dataclasses.replace(config, alignment=a, training=dataclasses.replace(config.training, final_rate=1.0))
+    settings = policy_settings(config, init_from) | dataclasses.asdict(plan)
+    check_same_plan(folder, settings)
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
     model, begun = make_model(config, log), load_params(init_from)
@@ -158,7 +172,9 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
     askers = [played.make_asker(config, log, platform, tokenizer) for platform in (learning, still)]
     learner, drawer = (played.drawer(asker, model) for asker in askers)
     edges = edges_of(learning, plan)
-    mesh = partitioning.make_mesh(config.mesh)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+    mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
     tx = policy.make_policy_optimizer(config)
     step_fn = jax.jit(policy.make_policy_step(model, tx, config, make_reward("feedback")), donate_argnums=0)
     sync = jax.jit(policy.sync_reference, donate_argnums=0)
@@ -184,7 +200,7 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
                 if i * plan.steps < first:
                     continue
                 distributed.say(bar, format_rounds(lines[-1:]).splitlines()[-1])
-                maker = RoundsMaker(askers[0], history)
+                maker = RoundsMaker(askers[0], history, int(edges[i + 1]))
                 batches = training_batches(maker, (maker.clicked,), (1.0,), config.training.batch_size, config.seed + i)
                 late = OneStepLate(lambda step, metrics: writer.write(
                     step, {f"train/{name}": value for name, value in metrics.items()}))
@@ -199,7 +215,7 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
                 late.flush()
                 state = sync(state)
                 saved.save(state, None, config)
-                if stop and i + 1 < plan.rounds:
+                if stop:
                     saved.wait()
                     raise distributed.Stopped(folder, int(state.step))
         saved.wait()
@@ -218,7 +234,7 @@ def edges_of(platform: Platform, plan: Plan) -> np.ndarray:
 
 
 def check_same_plan(folder: Path, settings: dict) -> None:
-    """Keeps the settings of the first call in the folder. Raises ValueError with those that a later call differs in."""
+    """Raises ValueError with the settings in which an earlier call in this folder differs."""
     file, now = folder / "settings.json", json.loads(json.dumps(settings))
     if file.is_file():
         before = json.loads(file.read_text())
@@ -227,8 +243,6 @@ def check_same_plan(folder: Path, settings: dict) -> None:
         if changed:
             raise ValueError(f"{folder} holds rounds of other settings ({'; '.join(changed)}): choose another "
                              f"--workdir, or delete {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=1))
 
 
 def play(platform: Platform, policy: Policy, asked: PlayRequests, file: Path) -> Outcomes:

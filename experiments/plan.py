@@ -7,8 +7,11 @@ The real step is compiled for as many fake CPU devices as the mesh has; nothing 
 those of that program, a device each. A CPU's compiler widens bfloat16 products and does not fuse as an accelerator's
 does: activations and traffic are upper bounds. FLOPs follow from the equations (onelive_jax/training/flops.py).
 
-The step time is FLOPs / (peak x --efficiency) plus bytes sent / (interconnect x --link_efficiency), as if nothing
-overlapped; the larger of the two is what overlap could reach. It is an estimate and not a measurement.
+The step time is the larger of FLOPs / (peak x --efficiency) and memory traffic / bandwidth, plus bytes sent /
+(interconnect x --link_efficiency), as if those did not overlap; the largest of the three is what overlap could reach.
+Memory traffic is that of a program which reads its arguments once, writes its results once (parameters and moments are
+both), and writes and reads its temporaries, gradients among them, once: the least for the buffers of the compiled
+program, but for tables of which only some rows are read (decode). It is an estimate and not a measurement.
 """
 
 import json
@@ -190,7 +193,9 @@ def compile_and_count(function: Any, arguments: tuple, mesh: jax.sharding.Mesh) 
     memory, sent = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), mesh.size)
     return {"devices": mesh.size, "mesh": dict(mesh.shape), "compile_seconds": time.perf_counter() - start,
             "argument_bytes": memory.argument_size_in_bytes, "activation_bytes": memory.temp_size_in_bytes,
-            "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes, "sent_bytes": sent.sent,
+            "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "touched_bytes": memory.argument_size_in_bytes + memory.output_size_in_bytes
+            + 2 * memory.temp_size_in_bytes, "sent_bytes": sent.sent,
             "collectives": sent.calls, "largest": [
                 {"kind": kind, "operation": name, "bytes": size} for (kind, name), size in
                 sorted(sent.sources.items(), key=lambda item: -item[1])[:5]], "unknown_loops": sent.unknown_loops}
@@ -199,16 +204,16 @@ def compile_and_count(function: Any, arguments: tuple, mesh: jax.sharding.Mesh) 
 def on_chip(figures: dict, chip: Chip, efficiency: float, link_efficiency: float) -> dict:
     """Seconds of a step on one kind of chip, whether it fits, and the share of the peak that remains."""
     peak = chip.exact if figures["what"] == "kmeans" else chip.peak
-    compute = figures["flops_per_device"] / (peak * efficiency)
+    compute, memory = figures["flops_per_device"] / (peak * efficiency), figures["touched_bytes"] / chip.bandwidth
     # What leaves the neighbourhood is not told apart: a mesh larger than it is limited by the slower link throughout.
     link = chip.link if figures["devices"] <= chip.near else chip.wide
     moving = sum(figures["sent_bytes"].values()) / (link * link_efficiency)
     needed = figures["argument_bytes"] + figures["activation_bytes"] + figures["output_bytes"]
-    return {"compute_seconds": compute, "collective_seconds": moving, "seconds": compute + moving,
-            "seconds_if_overlapped": max(compute, moving),
-            "examples_per_second": figures["examples"] / (compute + moving),
+    seconds = max(compute, memory) + moving
+    return {"compute_seconds": compute, "memory_seconds": memory, "collective_seconds": moving, "seconds": seconds,
+            "seconds_if_overlapped": max(compute, memory, moving), "examples_per_second": figures["examples"] / seconds,
             "needed_bytes": needed, "fits": needed <= chip.memory,
-            "mfu": figures["flops_per_device"] / ((compute + moving) * peak)}
+            "mfu": figures["flops_per_device"] / (seconds * peak)}
 
 
 def as_text(figures: dict, efficiency: float, link_efficiency: float) -> str:
@@ -238,8 +243,8 @@ def as_text(figures: dict, efficiency: float, link_efficiency: float) -> str:
         r = on_chip(figures, chip, efficiency, link_efficiency)
         fits = "fits" if r["fits"] else f"DOES NOT FIT in {chip.memory / 1e9:.0f} GB"
         lines.append(f"    {name:<5} {r['seconds'] * 1e3:>9.1f} ms (compute {r['compute_seconds'] * 1e3:.1f}, "
-                     f"collectives {r['collective_seconds'] * 1e3:.1f}; overlapped "
-                     f"{r['seconds_if_overlapped'] * 1e3:.1f}), {r['examples_per_second']:,.0f} examples/s, "
+                     f"memory {r['memory_seconds'] * 1e3:.1f}, collectives {r['collective_seconds'] * 1e3:.1f}; "
+                     f"overlapped {r['seconds_if_overlapped'] * 1e3:.1f}), {r['examples_per_second']:,.0f} examples/s, "
                      f"MFU {r['mfu']:.0%}, {fits}")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ Axes: n requests, R requests of a chunk, N rooms on air (padded), S places of a 
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,7 @@ from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.tokenizer import semantic_ids
 
+logger = logging.getLogger(__name__)
 CHUNK = 64
 _DRAW = 2000  # purpose of the random numbers that a stochastic policy draws with
 
@@ -63,7 +65,11 @@ def played_ids(config: Config, log: Log, platform: Platform, tokenizer: Tokenize
     if content is None or not config.tokenizer.follow_content:
         return tokenizer.ids
     new = np.flatnonzero(content.from_ms > world.end_ms)
-    return tokenizer.ids.extend(content.author[new], content.from_ms[new], tokenizer.codes(config, content, new)).table
+    extended = tokenizer.ids.extend(content.author[new], content.from_ms[new], tokenizer.codes(config, content, new))
+    if extended.late:
+        logger.warning("%d of %d segments of the played period are older than their author's last and left out",
+                       extended.late, new.size)
+    return extended.table
 
 
 @dataclass

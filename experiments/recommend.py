@@ -89,7 +89,7 @@ def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     log = prepare(config, workdir)
     user, time_ms = find_user(log, values.user), moment(log, config, values.at)
-    tokenizer = load_tokenizer(config, workdir)
+    tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
     rank = make_recommender(model, config.decoding, values.k)
     rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms)

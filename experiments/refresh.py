@@ -18,13 +18,16 @@ The towers stay where training left them: new content moves the embeddings, and 
 --config.tokenizer.refresh_tower_steps=N they are trained on at each refresh. On a small simulated log, 50 steps changed
 half of the ids a day, raised the distortion by 4 to 9 % and cost the codes alone 3 to 8 % of HR@10, for nothing gained.
 
-Figures are kept in W/refresh.json.
+Figures are kept in W/refresh.json. The tokenizer as it is right after refresh N, its table of ids without anything
+later than the refresh, is left in W/refresh/N in the form of W/tokenizer: `load_tokenizer(config, W/refresh/N)` reads
+it, and `IdTable.extend` adds what is encoded with its codebooks from then on.
 
 Axes: A authors, P points, L levels, D embedding width.
 """
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +42,10 @@ from experiments.prepare import Log, prepare, save_config
 from experiments.train_supervised import train_supervised
 from experiments.train_tokenizer import (
     Tokenizer,
+    fit_mesh,
     fit_towers,
+    pooled_content,
+    save_tokenizer,
     side_features_of,
     tower_log,
     train_tokenizer,
@@ -51,6 +57,7 @@ from onelive_jax.tokenizer import residual_kmeans
 from onelive_jax.tokenizer.refresh import encode_sticky, refresh
 from onelive_jax.tokenizer.semantic_ids import IdTable, churn
 
+logger = logging.getLogger(__name__)
 DAY_HOURS = 24.0
 WINDOW_DAYS = 7  # content of so many days before a refresh is what the codebooks move on to
 # (figure of a day, what it must not exceed): churn, distortion against a new fit, relative fall of HR@10.
@@ -89,10 +96,12 @@ def refresh_at(tokenizer: Tokenizer, served: IdTable, config: Config, log: Log, 
         rows = training_sample(content, time_ms, seed, time_ms - round(WINDOW_DAYS * DAY_HOURS * HOUR_MS))
         points = np.concatenate([points, tokenizer.moments(config, content, rows)])
         previous = np.concatenate([old_ids, served.codes_at(content.author[rows], content.from_ms[rows])])
-    books = refresh(tokenizer.books, points, previous, c.refresh_iterations, c.refresh_step, c.refresh_margin)
-    new_ids = np.asarray(encode_sticky(books, standing, old_ids, c.refresh_margin))
-    kept = np.asarray(encode_sticky(books, points, previous, c.refresh_margin))
-    scratch = residual_kmeans.fit_from_config(points, c, jax.random.key(seed))
+    mesh = fit_mesh(config)
+    books = refresh(tokenizer.books, points, previous, c.refresh_iterations, c.refresh_step, c.refresh_margin,
+                    mesh=mesh)
+    new_ids = np.asarray(encode_sticky(books, standing, old_ids, c.refresh_margin, mesh=mesh))
+    kept = np.asarray(encode_sticky(books, points, previous, c.refresh_margin, mesh=mesh))
+    scratch = residual_kmeans.fit_from_config(points, c, jax.random.key(seed), mesh)
     unchanged = np.ones(log.num_authors, bool)
     if content is not None:
         unchanged = (content.row_at(everyone, np.full(log.num_authors, before_ms))
@@ -101,9 +110,17 @@ def refresh_at(tokenizer: Tokenizer, served: IdTable, config: Config, log: Log, 
                "churn": churn(old_ids, new_ids, unchanged) if unchanged.any() else None,
                "churn_of_all": churn(old_ids, new_ids),
                "distortion": squared(books, points, kept) / squared(scratch, points)}
-    tokenizer = dataclasses.replace(tokenizer, books=books)
-    served = served.extend(everyone, np.full(log.num_authors, time_ms), new_ids).table
-    return Refreshed(tokenizer, served, figures)
+    served, figures["late"] = extended(served, everyone, np.full(log.num_authors, time_ms), new_ids)
+    return Refreshed(dataclasses.replace(tokenizer, books=books), served, figures)
+
+
+def extended(ids: IdTable, author: np.ndarray, from_ms: np.ndarray, codes: np.ndarray) -> tuple[IdTable, int]:
+    """(`IdTable.extend`, how many rows it left out for being older than what their author has); warns of these."""
+    more = ids.extend(author, from_ms, codes)
+    if more.late:
+        logger.warning("%d of %d new codes are left out: their authors have codes of a later moment already. Extend a "
+                       "table in the order of time", more.late, len(author))
+    return more.table, more.late
 
 
 def with_trained_towers(tokenizer: Tokenizer, config: Config, log: Log, content: Content | None,
@@ -114,7 +131,10 @@ def with_trained_towers(tokenizer: Tokenizer, config: Config, log: Log, content:
     of_users, of_authors = side_features_of(log) if config.tokenizer.side_features else (None, None)
     views = tower_log(log, content, np.flatnonzero(log.views.stop_ms <= time_ms))
     result = fit_towers(config, views, log.num_authors, of_users, of_authors, initial=tokenizer.params)
-    return dataclasses.replace(tokenizer, params=result.params, author_views=result.author_views)
+    tokenizer = dataclasses.replace(tokenizer, params=result.params, author_views=result.author_views)
+    everyone = np.arange(log.num_authors, dtype=np.int32)
+    return dataclasses.replace(tokenizer, embedding_AxD=tokenizer.embeddings(
+        config, everyone, *pooled_content(content, log.num_authors, time_ms)))
 
 
 def squared(books: residual_kmeans.Codebooks, points_PxD: np.ndarray, codes_PxL: np.ndarray | None = None) -> float:
@@ -129,13 +149,13 @@ def until(ids: IdTable, time_ms: int) -> IdTable:
 
 
 def with_content_of(served: IdTable, tokenizer: Tokenizer, config: Config, content: Content | None, after_ms: int,
-                    until_ms: int) -> IdTable:
-    """The table with the segments of (after_ms, until_ms], encoded as they come."""
+                    until_ms: int) -> tuple[IdTable, int]:
+    """The table with the segments of (after_ms, until_ms], encoded as they come, and how many came too late."""
     if content is None or not config.tokenizer.follow_content:
-        return served
+        return served, 0
     rows = np.flatnonzero((content.from_ms > after_ms) & (content.from_ms <= until_ms))
     codes = tokenizer.codes(config, content, rows)
-    return served.extend(content.author[rows], content.from_ms[rows], codes).table
+    return extended(served, content.author[rows], content.from_ms[rows], codes)
 
 
 def next_day(log: Log, config: Config, from_ms: int, to_ms: int) -> tasks.Task:
@@ -169,7 +189,11 @@ def study(config: Config, workdir: Path, days: int) -> dict:
     for day in range(1, min(days, possible) + 1):
         time = log.split.p1_ms + day * day_ms
         now, served, figures = refresh_at(now, served, config, log, content, before, time, config.seed + day)
-        served = with_content_of(served, now, config, content, time, time + day_ms)
+        figures |= {"time_ms": time, "folder": str(workdir / "refresh" / str(day))}
+        save_tokenizer(dataclasses.replace(now, ids=served, figures=now.figures | {"refresh": dict(figures)}), config,
+                       Path(figures["folder"]), log)
+        served, late = with_content_of(served, now, config, content, time, time + day_ms)
+        figures["late"] += late
         task = next_day(log, config, time, min(time + day_ms, log.split.end_ms))
         figures |= {"day": day, "targets": int(task.user.size), "hr@10": {}}
         for name, rank in rankers.items() if task.user.size else ():
@@ -198,10 +222,13 @@ def format_day(figures: dict) -> str:
     lines = [f"refresh {figures['day']}: churn of the {figures['authors_unchanged']:,} authors whose content did not "
              f"change {changed(figures['churn'])}; of all {changed(figures['churn_of_all'])}",
              f"  distortion {figures['distortion']:.4f} of a fit from scratch on the same {figures['points']:,} points"]
+    if figures["late"]:
+        lines.append(f"  {figures['late']:,} new codes left out: their authors had codes of a later moment already")
     for name, rates in figures["hr@10"].items():
         fall = "" if rates["fall"] is None else f" ({-rates['fall']:+.2%})"
         lines.append(f"  HR@10 of the next day, {name}: {rates['old codebooks']:.4f} with the old codebooks, "
                      f"{rates['refreshed']:.4f} with the refreshed{fall}; {figures['targets']:,} targets")
+    lines.append(f"  the refreshed tokenizer: {figures['folder']}")
     return "\n".join(lines)
 
 

@@ -6,11 +6,15 @@ Towers are trained on the views of a simulated platform. Every author with conte
 of the last moment (MLLM: x_30s and x_pool as they come; IA: the author tower's output), by residual k-means and, for
 IA, by an RQ-VAE. The paper has 4 million authors; code counts are scaled by the cube root of the ratio of authors, so
 that there are as many authors for each possible id. Of each ordering in the paper it is said whether it holds here.
-Rows are kept in W/table1.json as they are made: a killed run goes on.
+Codebooks are fitted by config.tokenizer.kmeans_*; with kmeans_balance, ids keep to its bound too. Rows are kept in
+W/table1.json as they are made: a killed run goes on.
 """
 
+import dataclasses
+import itertools
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -20,7 +24,8 @@ from tqdm import tqdm
 from data_pipelines.content import author_content
 from experiments import flags
 from experiments.prepare import Log, prepare
-from onelive_jax.config import Config
+from experiments.train_tokenizer import fit_mesh
+from onelive_jax.config import Config, TokenizerConfig
 from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids, tower_training, towers
 from onelive_jax.training import checkpoints
 
@@ -35,20 +40,20 @@ PAPER = {
     ("IA", "Res-Kmeans", 512): (100, 100, 100, 93.98, 9.72, 23.03),
     ("IA", "Res-Kmeans", 8192): (100, 100, 100, 4.50, 0.66, 1.76),
 }
-# (what the paper's table says, better row, column, worse row, +1: the better one is higher, −1: lower).
-ORDERINGS = [
-    (f"{column} of {'/'.join(map(str, better))} {'above' if sign > 0 else 'below'} that of {'/'.join(map(str, worse))}",
-     better, column, worse, sign)
-    for column, sign, pairs in (
-        ("CR author", -1, [(("IA", "Res-Kmeans", k), (e, q, k)) for k in (512, 8192)
-                           for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"))]
-         + [((e, q, 8192), (e, q, 512)) for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"), ("IA", "Res-Kmeans"))]),
-        ("CR SID", -1, [(("IA", "Res-Kmeans", k), (e, q, k)) for k in (512, 8192)
-                        for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"))]),
-        ("L0xL1", +1, [(("IA", "Res-Kmeans", k), (e, q, k)) for k in (512, 8192)
-                       for e, q in (("MLLM", "Res-Kmeans"), ("IA", "RQ-VAE"))]),
-        ("L2", +1, [(("IA", "Res-Kmeans", 8192), ("MLLM", "Res-Kmeans", 8192))]),
-    ) for better, worse in pairs]
+
+
+def orderings() -> list[tuple[str, tuple, str, tuple]]:
+    """(text, higher row, column, lower row) of every two rows of the paper's table that differ in one thing (embedding,
+    quantizer or size) and of every column in which the paper has them apart."""
+    found = []
+    for (one, first), (other, second) in itertools.combinations(PAPER.items(), 2):
+        if sum(a != b for a, b in zip(one, other, strict=True)) == 1:
+            for column, a, b in zip(COLUMNS, first, second, strict=True):
+                high, low = (one, other) if a > b else (other, one)
+                if a != b:
+                    found.append((f"{column} of {'/'.join(map(str, high))} above that of {'/'.join(map(str, low))}",
+                                  high, column, low))
+    return found
 
 
 def scaled(codes: int, authors: int) -> int:
@@ -90,9 +95,15 @@ def quantized(points: np.ndarray, quantizer: str, codes: int, config: Config, rq
                                     progress=lambda step, error: (bar.update(step - bar.n),
                                                                   bar.set_postfix(error=f"{error:.4f}")))
         return np.asarray(rq_vae.encode(state, points, settings))
-    books = residual_kmeans.fit(points, 3, codes, jax.random.key(config.seed), config.tokenizer.kmeans_iterations,
-                                config.tokenizer.kmeans_init)
+    settings = dataclasses.replace(config.tokenizer, levels=3, codes=codes)
+    books = residual_kmeans.fit_from_config(points, settings, jax.random.key(config.seed), fit_mesh(config))
+    if settings.kmeans_balance:
+        return np.asarray(residual_kmeans.encode_balanced(books, points, settings.kmeans_balance))
     return np.asarray(residual_kmeans.encode(books, points))
+
+
+def kmeans_settings(config: TokenizerConfig) -> dict:
+    return {name: value for name, value in dataclasses.asdict(config).items() if name.startswith("kmeans_")}
 
 
 def row_of(codes_Nx3: np.ndarray, codes: int) -> list[float]:
@@ -113,12 +124,22 @@ def format_table1(rows: dict[tuple, list[float]], sizes: dict[int, int]) -> str:
                      + "".join(f"{value:10.2f}%" for value in rows[key]))
         lines.append(f"{'  paper':22} {f'3x{codes}':>8}  " + "".join(f"{value:10.2f}%" for value in paper))
     lines.append("")
-    for text, better, column, worse, sign in ORDERINGS:
-        if better in rows and worse in rows:
-            a, b = (rows[key][COLUMNS.index(column)] for key in (better, worse))
-            verdict = "holds" if sign * (a - b) > 0 else ("equal here" if a == b else "DOES NOT HOLD")
-            lines.append(f"{verdict:14} {text}: {a:.2f} % and {b:.2f} % here")
+    lines += [f"{verdict:14} {text}: {high:.2f} % and {low:.2f} % here" for verdict, text, high, low in verdicts(rows)]
+    counts = Counter(verdict for verdict, *_ in verdicts(rows))
+    lines.append(f"orderings in the paper: {counts.total()}, of which {counts['holds']} hold here, {counts['tie']} are "
+                 f"ties here, {counts['does not hold']} do not hold")
     return "\n".join(lines)
+
+
+def verdicts(rows: dict[tuple, list[float]]) -> list[tuple[str, str, float, float]]:
+    """Of every ordering in the paper between two rows that we have: ("holds", "tie" or "does not hold", text, our
+    figure of the row that is higher in the paper, ours of the lower)."""
+    found = []
+    for text, high, column, low in orderings():
+        if high in rows and low in rows:
+            a, b = (rows[key][COLUMNS.index(column)] for key in (high, low))
+            found.append(("holds" if a > b else "tie" if a == b else "does not hold", text, a, b))
+    return found
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -128,10 +149,18 @@ def main(config: Config, workdir: Path) -> None:
     points = {"MLLM": mllm, "IA": ia}
     sizes = {codes: scaled(codes, len(ia)) for codes in (512, 8192)}
     steps = 20 * max(1, len(ia) // 1024)  # 20 epochs
-    kept = json.loads(file.read_text()) if file.is_file() else {"authors": len(ia), "rows": []}
+    settings = kmeans_settings(config.tokenizer)
+    kept = json.loads(file.read_text()) if file.is_file() else {"authors": len(ia), "kmeans": settings, "rows": []}
     if kept["authors"] != len(ia):
         raise ValueError(f"{file} was made with {kept['authors']:,} authors, now there are {len(ia):,}: choose another "
                          "--workdir")
+    # An older file does not say: it knew the defaults, and kmeans_iterations and kmeans_init as told.
+    older = kmeans_settings(TokenizerConfig()) | {name: settings[name] for name in ("kmeans_iterations", "kmeans_init")}
+    if kept.setdefault("kmeans", older) != settings:
+        changed = ", ".join(f"{name}={kept['kmeans'][name]} then, {settings[name]} now" for name in settings
+                            if kept["kmeans"][name] != settings[name])
+        raise ValueError(f"{file} was made with other settings of config.tokenizer ({changed}): choose another "
+                         f"--workdir, or delete {file}")
     rows = {tuple(row["key"]): row["figures"] for row in kept["rows"]}
     for key in PAPER:
         if key in rows:

@@ -4,7 +4,8 @@
 
 Writes W/policy (or W/policy_NAME, so that several live side by side) and W/policy.json. A killed run resumes. Every
 judged step keeps its checkpoint. Handed on is the last judged step before the policy has lost more than 1 % of the
-HR@128 on validation that it began with: beyond it, the reward is bought with what people are known to want.
+HR@128 on validation that it began with: beyond it, the reward is bought with what people are known to want. Where the
+first judged step has lost so much already, that one is handed on, with a warning.
 """
 
 import functools
@@ -45,7 +46,10 @@ SHOWN = 6  # best rooms of a validation request whose predicted reward is watche
 def policy_settings(config: Config, init_from: Path) -> dict:
     """What decides the policy that comes out."""
     settings = reward_settings(config) if config.alignment.reward != "feedback" else stage_settings(config)
-    settings |= flat(config, "alignment") | {"init_from": str(init_from.resolve())}
+    settings |= flat(config, "alignment") | {"init_from": str(init_from.resolve()),
+                                             "decoding.identity_weight": config.decoding.identity_weight}
+    if reads_feedback(config):
+        settings["reward.candidates"] = config.reward.candidates
     return {name: value for name, value in settings.items() if name != "alignment.log_every"}
 
 
@@ -70,6 +74,10 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
         return model, load_params(folder), json.loads(report_file.read_text())
     a, started = config.alignment, time.perf_counter()
     scorer, reward_params = None, None
+    if a.reward == "feedback" and a.sampler != "logged":
+        logger.warning("config.alignment.reward='feedback' is known only of rooms that were shown: with sampler=%r "
+                       "most groups have none or one of them and teach nothing (dead_groups counts them); sampler='logged' "
+                       "takes the rooms that were shown", a.sampler)
     if a.reward != "feedback":
         scorer, reward_params, _ = load_reward(config, workdir, log)
     mesh = partitioning.make_mesh(config.mesh)
@@ -105,8 +113,8 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
                                            jax.jit(tx.init, out_shardings=placed.opt_state)(params),
                                            jax.jit(lambda: jax.random.key(config.seed), out_shardings=placed.key)())
         else:
-            restored = saved.restore(abstract)
-            check_same_run(restored.config, config, folder, functools.partial(policy_settings, init_from=init_from))
+            restored = saved.restore(abstract, check=lambda before: check_same_run(
+                before, config, folder, functools.partial(policy_settings, init_from=init_from)))
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)
@@ -143,6 +151,10 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     if report["chosen_step"] < a.steps:
         logger.warning("%s: step %d is handed on, not the last: HR@128 on validation fell below %.0f %% of the first",
                        folder, report["chosen_step"], 100 * LEAST_HR128)
+    if curve[1]["hr@128"] < LEAST_HR128 * curve[0]["hr@128"]:
+        logger.warning("%s: HR@128 on validation was below %.0f %% of the first at every judged step up to the one "
+                       "that is handed on: lower config.alignment.learning_rate or weight, or judge more often "
+                       "(config.alignment.eval_every)", folder, 100 * LEAST_HR128)
     report_file.write_text(json.dumps(report, indent=1))
     mark_done(folder, settings)
     distributed.wait_for_all("the policy is done")

@@ -91,8 +91,8 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
         if saved.latest_step() is None:
             state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))
         else:
-            restored = saved.restore(abstract)
-            check_same_run(restored.config, config, folder, reward_settings)
+            restored = saved.restore(abstract, check=lambda before: check_same_run(before, config, folder,
+                                                                                   reward_settings))
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)

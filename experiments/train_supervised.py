@@ -3,12 +3,14 @@
     python -m experiments.train_supervised --config=experiments/configs/twitch.py --config.data.path=FILE --workdir=W
 
 Trains the tokenizer first where the workdir has none. A killed run resumes from its newest checkpoint, bit for bit.
-On SIGTERM it finishes the step, saves, and ends with exit code 75. Several processes: experiments/distributed.py.
+On SIGTERM it finishes the step, saves, and ends with exit code 75; a validation that was due then is made by the
+process that goes on. Several processes: experiments/distributed.py.
 """
 
 import functools
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,13 @@ from tqdm import tqdm
 
 from data_pipelines.loader import training_batches
 from experiments import distributed, flags, scoring
-from experiments.prepare import Log, flat, is_done, mark_done, prepare, save_config
+from experiments.prepare import DONE, Log, flat, is_done, mark_done, prepare, save_config
 from experiments.train_tokenizer import Tokenizer, settings_of, train_tokenizer
 from onelive_jax import presets
 from onelive_jax.config import Config
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.training import flops, partitioning, supervised, train_state
-from onelive_jax.training.checkpoints import Checkpoints, restore_params
+from onelive_jax.training.checkpoints import Checkpoints, Restored, restore_params
 from onelive_jax.training.metrics import MetricWriter, OneStepLate, device_memory, read
 from onelive_jax.training.placement import on_mesh
 
@@ -35,7 +37,12 @@ BEST = "ndcg@10"
 # Metrics that tell of the machine and not of the model: another run of the same settings has others.
 CLOCKED = tuple(f"train/{name}" for name in ("seconds", "step_seconds", "examples_per_second", "flops_per_second",
                                              "mfu", "device_bytes", "device_peak_bytes"))
-WATCHING = ("training.profile_at", "training.profile_steps")
+PROFILING = ("training.profile_at", "training.profile_steps")
+# Settings that say how a run is watched, kept and computed. They may change while it is resumed and after it is done:
+# they do not decide its result (model.* but for rounding, as the mesh).
+WATCHING = PROFILING + ("training.log_every", "training.checkpoint_every", "training.keep_checkpoints", "model.remat",
+                        "model.attention")
+UNJUDGED = "unjudged"  # folder, in that of the run, of a step that is saved and whose validation is still to be made
 
 
 def make_model(config: Config, log: Log) -> OneLive:
@@ -44,17 +51,29 @@ def make_model(config: Config, log: Log) -> OneLive:
 
 
 def stage_settings(config: Config) -> dict:
-    """What decides the parameters that come out; how the run is watched does not."""
+    """The settings of this phase and of those before it."""
     settings = settings_of(config) | flat(config, "data", "model", "training")
+    return {name: value for name, value in settings.items() if name not in PROFILING}
+
+
+def decisive(settings: dict) -> dict:
+    """What decides the parameters that come out; how the run is watched does not."""
     return {name: value for name, value in settings.items() if name not in WATCHING}
+
+
+def is_trained(folder: Path, config: Config) -> bool:
+    """`is_done` of the supervised phase, whatever the settings of `WATCHING` were. Raises as it does."""
+    file = folder / DONE
+    recorded = json.loads(file.read_text()) if file.is_file() else {}  # older runs recorded some of WATCHING too
+    return is_done(folder, decisive(stage_settings(config)) | {name: recorded[name] for name in WATCHING
+                                                               if name in recorded})
 
 
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:
     """Trains, or loads what was trained. Returns (model, parameters, figures)."""
     folder = workdir / "supervised"
-    settings = stage_settings(config)
     model, figures_file = make_model(config, log), workdir / "supervised.json"
-    if is_done(folder, settings):
+    if is_trained(folder, config):
         return load_supervised(config, workdir, log)
 
     c = config.training
@@ -67,7 +86,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     mesh = partitioning.make_mesh(config.mesh)
     batches = training_batches(maker, (views[shown], views[~shown]), (config.data.on_air_share,
                                1 - config.data.on_air_share), c.batch_size, config.seed,
-                               partitioning.local_rows(mesh, c.batch_size))
+                               partitioning.local_rows(mesh, c.batch_size, c.accumulate))
     tx = train_state.make_optimizer(c)
     example = maker.batch(views[:1], np.random.default_rng(0))
 
@@ -82,15 +101,16 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     step_fn = jax.jit(supervised.make_train_step(on_mesh(model, mesh), tx, config), donate_argnums=0,
                       in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                       out_shardings=(shardings, partitioning.replicated(mesh)))
-    validation, rank = scoring.targets(log, config, "validation", "strict"), scoring.make_ranker(model, config)
+    # Parameters are judged where they lie; with several processes, whole on one device of each (scoring.validate).
+    placed = on_mesh(model, mesh) if jax.process_count() == 1 else model
+    validation, rank = scoring.targets(log, config, "validation", "strict"), scoring.make_ranker(placed, config)
     judge = log.batch_maker(tokenizer.ids, config)
     with Checkpoints(folder, c.keep_checkpoints, BEST) as saved, distributed.stopping() as wanted:
         first, clock = 0, Stopwatch()
-        if saved.latest_step() is None:
+        restored = restore(saved, train_state.abstract_state(init_params, tx, mesh), config)
+        if restored is None:
             state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))
         else:
-            restored = saved.restore(train_state.abstract_state(init_params, tx, mesh))
-            check_same_run(restored.config, config, folder)
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)
@@ -102,6 +122,20 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                 clock.resume(folder, first)
             late = OneStepLate(functools.partial(_log, writer, bar, clock, c.batch_size, per_example), c.log_every)
             profiler = Profiler(folder / "profile", c.profile_at, c.profile_steps)
+
+            def judge_and_save(step, state, told=False):
+                scores = scoring.validate(rank, state.params, judge, validation)
+                if not told:
+                    writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
+                distributed.say(bar, f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
+                saved.save(state, batches.get_state(), config, scores)
+
+            if first and saved.latest_step() != first:  # it was left to be judged
+                # A process that was killed at this point has left the line, though not the checkpoint.
+                told = any(line["step"] == first and f"validation/{BEST}" in line for line in read(folder))
+                judge_and_save(first, state, told)
+                saved.wait()
+            forget_unjudged(folder)
             for step in range(first + 1, c.steps + 1):
                 profiler.before(step, state)
                 state, metrics = step_fn(state, partitioning.put_batch(next(batches), mesh))
@@ -118,13 +152,14 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                     continue
                 late.flush()
                 clock.stop()
-                scores = None
-                if judged:
-                    scores = scoring.validate(rank, state.params, judge, validation)
-                    writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
-                    distributed.say(bar, f"step {step}: validation NDCG@10 {scores[BEST]:.4f}")
-                saved.save(state, batches.get_state(), config, scores)
-                if stop and step < c.steps:
+                if stop and judged:  # a validation may outlast the time that is left
+                    with Checkpoints(folder / UNJUDGED, keep=1) as left:
+                        left.save(state, batches.get_state(), config)
+                elif judged:
+                    judge_and_save(step, state)
+                else:
+                    saved.save(state, batches.get_state(), config)
+                if stop:
                     profiler.close(state)
                     saved.wait()
                     raise distributed.Stopped(folder, step)
@@ -137,9 +172,34 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     params = restore_params(folder, step=chosen)
     if distributed.is_main():
         figures_file.write_text(json.dumps(figures, indent=1))
-        mark_done(folder, settings)
+        mark_done(folder, decisive(stage_settings(config)))
     distributed.wait_for_all("supervised is done")
     return model, params, figures
+
+
+def restore(saved: Checkpoints, target: train_state.TrainState, config: Config) -> Restored | None:
+    """What a run goes on from: its newest checkpoint, or the step that was left to be judged, where that is newer.
+
+    Returns: None where there is neither.
+
+    Raises: ValueError where the run had other settings, and as `Checkpoints.restore`.
+    """
+    def check(before: Config) -> None:
+        check_same_run(before, config, saved.folder)
+
+    latest = saved.latest_step()
+    if (saved.folder / UNJUDGED).is_dir():
+        with Checkpoints(saved.folder / UNJUDGED, keep=1) as left:
+            if (left.latest_step() or 0) > (latest or 0):
+                return left.restore(target, check=check)
+    return None if latest is None else saved.restore(target, check=check)
+
+
+def forget_unjudged(folder: Path) -> None:
+    """Removes what waited to be judged, when it is among the checkpoints. Every process calls it."""
+    distributed.wait_for_all("unjudged is read")
+    if distributed.is_main():
+        shutil.rmtree(folder / UNJUDGED, ignore_errors=True)
 
 
 class Stopwatch:
@@ -229,7 +289,7 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
     Raises: FileNotFoundError where it has not run to its end; ValueError where it ran with other settings.
     """
     folder = workdir / "supervised"
-    if not is_done(folder, stage_settings(config)):
+    if not is_trained(folder, config):
         raise FileNotFoundError(f"{folder} holds no finished supervised phase: run experiments.train_supervised, or "
                                 f"all stages with experiments.run, on --workdir={workdir}")
     figures = json.loads((workdir / "supervised.json").read_text())
@@ -237,9 +297,9 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
 
 
 def check_same_run(before: Config, now: Config, folder: Path, settings=stage_settings) -> None:
-    """Raises ValueError naming the settings (of those that `settings` of a config gives) in which a checkpoint's run
-    differs from this one."""
-    old, new = (json.loads(json.dumps(settings(c))) for c in (before, now))
+    """Raises ValueError naming the settings (of those that `settings` of a config gives, but `WATCHING`) in which a
+    checkpoint's run differs from this one."""
+    old, new = (json.loads(json.dumps(decisive(settings(c)))) for c in (before, now))
     changed = [f"config.{name}: {old.get(name)!r} then, {new.get(name)!r} now"
                for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if changed:

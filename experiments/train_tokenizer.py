@@ -11,23 +11,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import flax
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.content import ROWS_AT_ONCE, Content, author_content
 from data_pipelines.features import SideFeatures, side_features
 from experiments import flags
 from experiments.prepare import DONE, Log, data_settings, flat, is_done, mark_done, prepare, save_config
+from onelive_jax import __version__
 from onelive_jax.config import Config
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
-from onelive_jax.training import checkpoints
+from onelive_jax.training import checkpoints, partitioning
 
 logger = logging.getLogger(__name__)
 KIND, VERSION = "onelive-tokenizer", 3
 FIT_MOMENTS = 2_000_000
 RECALL_AT, RECALL_VIEWS = (10, 64, 128), 10_000
 LIVES, LIFE_MOMENTS = 6, 4  # rooms whose ids are kept for the report, and the least segments of one
+# What `fingerprint` knows a log by, as a person calls it.
+LOG_PARTS = {"users": "people", "authors": "authors", "views": "views", "segments": "segments", "sha256": "hash of the "
+             "views", "content_width": "width of the content", "content_sha256": "hash of the content"}
 
 
 @dataclass
@@ -116,9 +122,7 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
 
     With `towers_of`, its towers are taken as they are: those of a tokenizer of the same log and tower settings.
     """
-    folder, figures_file = workdir / "tokenizer", workdir / "tokenizer.json"
-    settings = settings_of(config)
-    if is_done(folder, settings):
+    if is_done(workdir / "tokenizer", settings_of(config)):
         return load_tokenizer(config, workdir, log)
     started = time.perf_counter()
     c = config.tokenizer
@@ -143,7 +147,7 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
     if content is not None:
         sample = training_sample(content, p1, config.seed)
         fit_on = np.concatenate([standing, made.moments(config, content, sample)])
-    books = made.books = residual_kmeans.fit_from_config(fit_on, c, jax.random.key(config.seed))
+    books = made.books = residual_kmeans.fit_from_config(fit_on, c, jax.random.key(config.seed), fit_mesh(config))
     base_codes = np.asarray(residual_kmeans.encode(books, standing))
     if content is None or not c.follow_content:
         made.ids = semantic_ids.IdTable.static(base_codes)
@@ -153,7 +157,7 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
         made.lives = room_lives(log, made.ids)
     norms = np.asarray(residual_kmeans.residual_norms(books, fit_on))
     sid, shared = semantic_ids.collision_rates(base_codes)
-    made.figures = figures = {
+    made.figures = {
         "utilization": semantic_ids.utilization(base_codes, c.codes),
         "collision_rate_sid": sid,
         "collision_rate_author": shared,
@@ -167,15 +171,30 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
                           for who, made_of in (("users", of_users), ("authors", of_authors))},
         "seconds": time.perf_counter() - started,
     }
-    meta = {"kind": KIND, "version": VERSION, "figures": figures, "settings": settings, "log": fingerprint(log),
-            "lives": made.lives, "packages": {"jax": jax.__version__}}
-    arrays = {"towers": result.params, "centroids": books.centroids, "embedding": made.embedding_AxD,
-              "author_views": result.author_views, "ids": made.ids.to_arrays()}
+    save_tokenizer(made, config, workdir, log)
+    return made
+
+
+def fit_mesh(config: Config) -> Mesh | None:
+    """Over what codebooks are fitted: all devices of a process that is alone, where it has several.
+
+    Of several processes, process 0 fits for all while the others wait, on its own device: None.
+    """
+    return partitioning.make_mesh(config.mesh) if jax.process_count() == 1 and jax.device_count() > 1 else None
+
+
+def save_tokenizer(made: Tokenizer, config: Config, workdir: Path, log: Log) -> None:
+    """Writes workdir/tokenizer (and tokenizer.json, its figures), as `load_tokenizer` reads it."""
+    folder, settings = workdir / "tokenizer", settings_of(config)
+    meta = {"kind": KIND, "version": VERSION, "figures": made.figures, "settings": settings, "log": fingerprint(log),
+            "lives": made.lives, "packages": {"onelive_jax": __version__, "jax": jax.__version__,
+                                              "flax": flax.__version__, "numpy": np.__version__}}
+    arrays = {"towers": made.params, "centroids": made.books.centroids, "embedding": made.embedding_AxD,
+              "author_views": made.author_views, "ids": made.ids.to_arrays()}
     checkpoints.save_artifact(folder / "artifact", arrays | (
         {} if made.attributes_AxS is None else {"attributes": made.attributes_AxS}), meta)
-    figures_file.write_text(json.dumps(figures, indent=1))
+    (workdir / "tokenizer.json").write_text(json.dumps(made.figures, indent=1))
     mark_done(folder, settings)
-    return made
 
 
 def load_tokenizer(config: Config, workdir: Path, log: Log | None = None) -> Tokenizer:
@@ -189,9 +208,9 @@ def load_tokenizer(config: Config, workdir: Path, log: Log | None = None) -> Tok
         raise FileNotFoundError(f"{folder} holds no finished tokenizer: run experiments.train_tokenizer, or all stages "
                                 f"with experiments.run, on --workdir={workdir}")
     arrays, meta = checkpoints.load_artifact(folder / "artifact", KIND, VERSION)
-    if log is not None and meta["log"] != fingerprint(log):
-        raise ValueError(f"{folder} was made of another log ({meta['log']} then, {fingerprint(log)} now): choose "
-                         f"another --workdir, or delete {folder} and the stages after it")
+    if log is not None and (differs := other_log(meta["log"], fingerprint(log))):
+        raise ValueError(f"{folder} was made of another log ({differs}): choose another --workdir, or delete {folder} "
+                         "and the stages after it")
     books = residual_kmeans.Codebooks(arrays["centroids"])
     c, found = config.tokenizer, arrays["embedding"].shape[1]
     if found != c.dim or books.centroids.shape[:2] != (c.levels, c.codes):
@@ -202,13 +221,34 @@ def load_tokenizer(config: Config, workdir: Path, log: Log | None = None) -> Tok
 
 
 def fingerprint(log: Log) -> dict:
-    """By which an artefact knows the log it was made of: sizes, and a hash of all views."""
-    digest = hashlib.sha256()
-    for values in (log.views.user_ptr, log.views.author, log.views.start_ms, log.views.stop_ms):
-        digest.update(np.ascontiguousarray(values).view(np.uint8))
-    segments = log.tables.segments
+    """By which an artefact knows the log it was made of: sizes, the width of the content, a hash of all views, and one
+    of all content (segments or titles: whose, when, and the embeddings)."""
+    segments, titles, rooms = log.tables.segments, log.tables.titles, log.tables.rooms
+    content, embedding = [], np.zeros((0, 0), np.float32)
+    if segments is not None and len(segments):
+        content, embedding = [segments["room_id"], segments["end_ms"]], segments["embedding"].to_numpy()
+    elif titles is not None and len(titles):  # beside segments nobody reads them
+        content, embedding = [rooms["title_embedding"]], titles["embedding"].to_numpy()
     return {"users": log.views.num_users, "authors": log.num_authors, "views": int(log.views.author.size),
-            "segments": 0 if segments is None else len(segments), "sha256": digest.hexdigest()}
+            "segments": 0 if segments is None else len(segments),
+            "sha256": sha256(log.views.user_ptr, log.views.author, log.views.start_ms, log.views.stop_ms),
+            "content_width": embedding.shape[1], "content_sha256": sha256(
+                *(column.to_numpy().astype(np.int64) for column in content), embedding.astype(np.float32, copy=False))}
+
+
+def sha256(*arrays: np.ndarray) -> str:
+    """Of the bytes of arrays, one after the other."""
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def other_log(then: dict, now: dict) -> str:
+    """What differs between two fingerprints, "" where nothing does. What an older artefact does not state is passed
+    over."""
+    return "; ".join(f"{name}: {then[key]} then, {now[key]} now" for key, name in LOG_PARTS.items()
+                     if key in then and then[key] != now[key])
 
 
 def side_features_of(log: Log) -> tuple[SideFeatures | None, SideFeatures | None]:

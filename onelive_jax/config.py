@@ -88,7 +88,8 @@ class TokenizerConfig:
                                choices=("lloyd", "minibatch"))
     kmeans_batch: int = setting(65536, "points of a mini-batch (kmeans_mode=minibatch)", low=1)
     kmeans_warm_iterations: int = setting(0, "Lloyd iterations on an eighth of the points before those on all", low=0)
-    kmeans_balance: float = setting(0.0, "most points of a code, times N / K, at least 1; 0: no bound", low=0.0)
+    kmeans_balance: float = setting(0.0, "most points of a code in the fit, times N / K, at least 1; 0: no bound. Ids "
+                                    "are the nearest codes all the same", low=0.0)
     refresh_iterations: int = setting(2, "passes over newer data when codebooks are refreshed", low=0)
     refresh_step: float = setting(0.5, "share of the way to its mean that a refresh moves a code", low=1e-3, high=1.0)
     refresh_tower_steps: int = setting(0, "InfoNCE steps that the towers take at a refresh, from where they are (0: "

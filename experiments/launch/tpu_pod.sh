@@ -2,7 +2,7 @@
 # Runs one command on every host of a Cloud TPU slice.
 #
 #   TPU=NAME ZONE=ZONE REPO=/path/on/the/hosts WORKDIR=/shared/run experiments/launch/tpu_pod.sh \
-#       --config=experiments/configs/preset.py:0.8b --config.mesh.fsdp=4
+#       --config=experiments/configs/preset.py:0.8b --config.data.path=/shared/log.csv --config.mesh.fsdp=4
 #
 # REPO is a checkout with its .venv on every host; WORKDIR is on storage that all hosts share (Filestore, or a bucket
 # mounted with gcsfuse): every host writes its own parts of a checkpoint there, and reads what host 0 prepared.

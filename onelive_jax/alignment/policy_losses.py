@@ -123,8 +123,8 @@ def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, ref
     Returns:
       (float32 scalar, metrics): "policy_loss" (without KL), "kl" (mean k3), "ratio_min", "ratio_max" (π/π_old over
       all tokens of valid candidates), "clipped" (share of tokens outside 1 ± ε), "reward_mean", "reward_spread" (mean
-      standard deviation within a group), "dead_groups" (share of groups without spread or with fewer than two
-      candidates, of those that have any), "groups".
+      standard deviation within a group), "dead_groups" (of the groups that have candidates, the share that teaches
+      nothing: without spread, or with fewer than two; with given advantages, where all of them are 0), "groups".
 
     Raises: ValueError for another name.
     """
@@ -137,6 +137,8 @@ def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, ref
     relative_BxG, dead_B = group_advantages(reward_BxG, mask_BxG)
     given = advantage_BxG is not None
     advantage = jax.lax.stop_gradient(jnp.where(mask_BxG, advantage_BxG, 0.0)) if given else relative_BxG
+    if given and loss != "dpo":
+        dead_B = ~(advantage != 0).any(1)  # these need no other candidate to tell something
     some_B = mask_BxG.any(1)
     groups = jnp.maximum(some_B.sum(), 1)
     if loss == "dpo":

@@ -5,9 +5,9 @@
     room (viewers, age; codes now), moment (hour, day)          ┘                           │ stop-gradient
                                                         ensemble(h_1 … h_O, user, moment) ─ score in (0, 1)
 
-The ensemble reads hidden states, not probabilities, and hands no gradient back: objectives are predicted as well as
-without it. Its loss is a weighted sum over objectives (`reward_losses`): equal voices or what each is worth to the
-platform, times weights that `training/reward.py` moves (IPPO).
+The ensemble reads hidden states and starts from the heads' weighted sum; it hands no gradient back: objectives are
+predicted as well as without it. Its loss is a weighted sum over objectives (`reward_losses`): equal voices or what
+each is worth to the platform, times weights that `training/reward.py` moves (IPPO).
 
 The history is encoded once a request, whatever the number of candidates: rollouts are scored the way logs are.
 

@@ -26,7 +26,7 @@ Array = jax.Array
 CPU_SCORES, ACCELERATOR_SCORES = 2**20, 2**27
 FULL = 1e30  # a bias that no score reaches: the code is closed to further points
 # A step beyond the mean: for fixed codes any factor below 2 lowers the error, and points without clear clusters end
-# lower than by plain steps after as many iterations. The last iterations are plain.
+# lower than by plain steps after as many iterations. The last iterations are plain. No setting switches it off.
 OVERSHOOT, PLAIN = 1.5, 3
 
 
@@ -58,10 +58,15 @@ def block_size(codes: int, chunk: int | None = None) -> int:
     return max(128, scores // codes)
 
 
+def block_spec(mesh: Mesh | None) -> PartitionSpec:
+    """How arrays [M, C, …] lie on a mesh: C is split over its axes `data` and `fsdp` (those of a batch)."""
+    return PartitionSpec(None, tuple(axis for axis in ("data", "fsdp") if mesh and axis in mesh.shape))
+
+
 def make_blocks(points_NxD, codes: int, chunk: int | None = None, mesh: Mesh | None = None) -> Blocks:
-    """Lays points out in blocks, on a mesh split over its axes `data` and `fsdp` (those of a batch)."""
+    """Lays points out in blocks, on a mesh split as `block_spec` says."""
     count, dim = points_NxD.shape
-    spec = PartitionSpec(None, tuple(axis for axis in ("data", "fsdp") if mesh and axis in mesh.shape))
+    spec = block_spec(mesh)
     devices = math.prod(mesh.shape[axis] for axis in spec[1]) if mesh else 1
     size = min(block_size(codes, chunk) * devices, count)
     blocks = -(-count // size)
@@ -140,7 +145,8 @@ def lloyd(blocks: Blocks, centroids_KxD: Array, iterations: int, capacity: int =
           one_hot: bool | None = None) -> Array:
     """Lloyd's algorithm: nearest codes, then codes towards the mean of their points. Returns float32 [K, D].
 
-    All but the last three iterations overshoot the mean (by half, see `OVERSHOOT`).
+    Not the textbook's steps: in all but the last three iterations a code moves one and a half times as far as the mean
+    of its points (`OVERSHOOT`). No setting switches that off; three iterations or fewer are plain.
 
     Args:
       blocks: the points.

@@ -11,15 +11,16 @@ Axes: N points, M blocks, C points of a block, L levels, K codes, D embedding wi
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from onelive_jax.tokenizer import kmeans
-from onelive_jax.tokenizer.residual_kmeans import Codebooks, checked
+from onelive_jax.tokenizer.residual_kmeans import Codebooks, checked, gathered
 
 Array = jax.Array
 
 
 def refresh(codebooks: Codebooks, points_NxD, previous_NxL=None, iterations: int = 2, step: float = 0.5,
-            margin: float = 0.04, chunk: int | None = None) -> Codebooks:
+            margin: float = 0.04, chunk: int | None = None, mesh: Mesh | None = None) -> Codebooks:
     """Moves old codebooks towards new points without renaming the codes. Nothing here is random.
 
     Level by level: points are assigned with the stickiness of `encode_sticky`, used centroids move by `step` of the way
@@ -34,7 +35,7 @@ def refresh(codebooks: Codebooks, points_NxD, previous_NxL=None, iterations: int
       iterations: passes a level; 0 returns the old centroids.
       step: in (0, 1]; 1 is Lloyd's algorithm.
       margin: see `encode_sticky`.
-      chunk: see `residual_kmeans.fit`.
+      chunk, mesh: see `residual_kmeans.fit`.
 
     Returns:
       Codebooks of the same shape. Codes of the points: `encode_sticky` with the same previous codes and margin.
@@ -44,11 +45,11 @@ def refresh(codebooks: Codebooks, points_NxD, previous_NxL=None, iterations: int
     """
     if not 0.0 < step <= 1.0 or iterations < 0:
         raise ValueError(f"step={step} must lie above 0 and not above 1, iterations={iterations} not below 0")
-    return Codebooks(_walk(codebooks, points_NxD, previous_NxL, iterations, step, margin, chunk)[0])
+    return Codebooks(_walk(codebooks, points_NxD, previous_NxL, iterations, step, margin, chunk, mesh)[0])
 
 
 def encode_sticky(codebooks: Codebooks, points_NxD, previous_NxL, margin: float = 0.04,
-                  chunk: int | None = None) -> Array:
+                  chunk: int | None = None, mesh: Mesh | None = None) -> Array:
     """Codes of points that carried codes before, int32 [N, L].
 
     At each level, while the levels before kept theirs, the old code p is kept where
@@ -60,16 +61,16 @@ def encode_sticky(codebooks: Codebooks, points_NxD, previous_NxL, margin: float 
       points_NxD: float [N, D].
       previous_NxL: int [N, L], -1 for a point without.
       margin: >= 0.
-      chunk: see `residual_kmeans.fit`.
+      chunk, mesh: see `residual_kmeans.fit`.
 
     Raises:
       ValueError: as `refresh`.
     """
-    return _walk(codebooks, points_NxD, previous_NxL, 0, 1.0, margin, chunk)[1]
+    return _walk(codebooks, points_NxD, previous_NxL, 0, 1.0, margin, chunk, mesh)[1]
 
 
 def _walk(codebooks: Codebooks, points_NxD, previous_NxL, iterations: int, step: float, margin: float,
-          chunk: int | None) -> tuple[Array, Array]:
+          chunk: int | None, mesh: Mesh | None) -> tuple[Array, Array]:
     """(centroids [L, K, D], codes [N, L]) after `iterations` passes a level."""
     points_NxD = checked(points_NxD, codebooks)
     count, levels = points_NxD.shape[0], codebooks.levels
@@ -81,11 +82,14 @@ def _walk(codebooks: Codebooks, points_NxD, previous_NxL, iterations: int, step:
     if previous_NxL.min() < -1 or previous_NxL.max() >= codebooks.codes:
         raise ValueError(f"previous codes lie in {previous_NxL.min()} … {previous_NxL.max()}, allowed are -1 … "
                          f"{codebooks.codes - 1}")
-    blocks = kmeans.make_blocks(points_NxD, codebooks.codes, chunk)
+    blocks = kmeans.make_blocks(points_NxD, codebooks.codes, chunk, mesh)
     shape = blocks.points.shape[:2]
     padding = shape[0] * shape[1] - count
     previous_LxMxC = jnp.asarray(np.pad(previous_NxL.T, ((0, 0), (0, padding)), constant_values=-1),
                                  jnp.int32).reshape(levels, *shape)
+    if mesh is not None:  # beside the points that they belong to
+        spec = PartitionSpec(None, *kmeans.block_spec(mesh))
+        previous_LxMxC = jax.device_put(previous_LxMxC, NamedSharding(mesh, spec))
     kept_MxC, centroids, columns = jnp.ones(shape, bool), [], []
     for level_KxD, previous_MxC in zip(codebooks.centroids, previous_LxMxC, strict=True):
         previous_MxC = jnp.where(kept_MxC, previous_MxC, -1)  # an old code speaks of the residual of the old prefix
@@ -96,7 +100,7 @@ def _walk(codebooks: Codebooks, points_NxD, previous_NxL, iterations: int, step:
         blocks = blocks._replace(points=kmeans.residual(blocks, level_KxD, code_MxC))
         centroids.append(level_KxD)
         columns.append(blocks.flat(code_MxC)[:count])
-    return jnp.stack(centroids), jnp.stack(columns, axis=-1)
+    return gathered(jnp.stack(centroids), mesh), gathered(jnp.stack(columns, axis=-1), mesh)
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from onelive_jax.config import TokenizerConfig
 from onelive_jax.tokenizer import kmeans
@@ -60,7 +60,7 @@ def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, i
       levels: L.
       codes: K.
       key: a `jax.random.key`.
-      iterations: passes over all points, a level.
+      iterations: passes over all points, a level. Those of Lloyd overshoot the mean, see `kmeans.lloyd`.
       init: "k-means++" (on a sample of max(4K, 16384) points) or "sample" (K points at random).
       chunk: points whose distances to all K codes are held at once on a device; memory grows with chunk x K, never
         N x K. None takes as many as suit the device.
@@ -70,7 +70,8 @@ def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, i
         eighth of a pass each and bring the centroids close, so that fewer `iterations` end at the same error.
       balance: 0, or the most points of a code as a multiple of N / K (>= 1): every level's clusters then hold at most
         ceil(balance * N / K) points while fitting; see `encode_balanced` for codes that keep to it. Lloyd only.
-      mesh: splits the points over the axes `data` and `fsdp`; the result is that of one device up to rounding.
+      mesh: splits the points over the axes `data` and `fsdp`; the result is that of one device up to rounding. The
+        centroids come back to the host's default device.
       progress: called with the number of levels done.
 
     Returns:
@@ -112,7 +113,14 @@ def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, i
             blocks = blocks._replace(points=kmeans.residual(blocks, level_KxD, code_MxC))
         if progress:
             progress(level + 1)
-    return Codebooks(jnp.stack(centroids))
+    return Codebooks(gathered(jnp.stack(centroids), mesh))
+
+
+def gathered(array: Array, mesh: Mesh | None) -> Array:
+    """An array that was made on a mesh, free to be used with arrays on one device; as it is where mesh is None."""
+    if mesh is None:
+        return array
+    return jnp.asarray(jax.device_get(jax.device_put(array, NamedSharding(mesh, PartitionSpec()))))
 
 
 def fit_from_config(points_NxD, config: TokenizerConfig, key: Array, mesh: Mesh | None = None,

@@ -30,6 +30,7 @@ from onelive_jax.tokenizer.towers import CONTENT, EMBED, Mlp
 Array = jax.Array
 
 REPORT_EVERY = 100
+START_POINTS = 2**16  # points that are encoded to draw the first codebooks from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class State(struct.PyTreeNode):
 
 
 def init(points_NxX, settings: Settings, key: Array) -> State:
-    """A state whose codebooks are residuals of encoded points at random.
+    """A state whose codebooks are residuals of encoded points at random (of `START_POINTS` of them, at random too).
 
     Raises:
       ValueError: points not finite, fewer points than codes, or a setting out of range.
@@ -80,17 +81,21 @@ def init(points_NxX, settings: Settings, key: Array) -> State:
     if len(points_NxX) < s.codes:
         raise ValueError(f"{len(points_NxX)} points cannot fill {s.codes} codes a level: lower the number of codes or "
                          "give more points")
-    encoder_key, decoder_key, *level_keys = jax.random.split(key, 2 + s.levels)
+    encoder_key, decoder_key, points_key, *level_keys = jax.random.split(key, 3 + s.levels)
     one_1xX, one_1xE = jnp.zeros((1, points_NxX.shape[1])), jnp.zeros((1, s.latent))
     encoder, decoder = _models(s, points_NxX.shape[1])
     params = nn.unbox({"encoder": encoder.init(encoder_key, one_1xX)["params"],
                        "decoder": decoder.init(decoder_key, one_1xE)["params"]})
-    left, centroids = encoder.apply({"params": params["encoder"]}, jnp.asarray(points_NxX[:2**16])), []
+    size = min(s.batch, len(points_NxX)) / s.codes
+    if len(points_NxX) > START_POINTS:
+        rows = jax.random.choice(points_key, len(points_NxX), (max(START_POINTS, s.codes),), replace=False)
+        points_NxX = points_NxX[np.asarray(rows)]
+    left, centroids = encoder.apply({"params": params["encoder"]}, jnp.asarray(points_NxX)), []
     for level_key in level_keys:
         level_KxE = left[jax.random.choice(level_key, len(left), (s.codes,), replace=len(left) < s.codes)]
         left = left - level_KxE[kmeans.nearest_in_block(left, level_KxE, kmeans.half_norms(level_KxE))]
         centroids.append(level_KxE)
-    centroids_LxKxE, size = jnp.stack(centroids), min(s.batch, len(points_NxX)) / s.codes
+    centroids_LxKxE = jnp.stack(centroids)
     return State(params, _optimizer(s).init(params), centroids_LxKxE, centroids_LxKxE * size,
                  jnp.full(centroids_LxKxE.shape[:2], size))
 

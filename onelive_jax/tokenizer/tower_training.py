@@ -75,6 +75,11 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     Views of the positive author are taken out of the history: with them the towers would learn that people return to
     what they watch, without them who is watched by the same people, which is what ids must say.
 
+    The popularity correction of a negative is an author's share of all positives of the log. That is how often batches
+    of config.negatives="any" draw it. A batch of "same time" draws from the moment's authors: who is on air for an hour
+    a day is drawn more often in that hour than the correction says, and never outside it. We correct by the share of
+    the whole log there too: an approximation, not the exact probability.
+
     Args:
       user_ptr: int64 [U + 1], user u's training views are rows user_ptr[u] … user_ptr[u + 1] - 1, by time.
       author: int32 [V], the author of each training view.

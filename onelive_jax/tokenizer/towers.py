@@ -227,7 +227,7 @@ def author_embeddings(params: dict, config: TokenizerConfig, author_views: np.nd
 
     Raises:
       ValueError: content or attributes given to towers trained without them, or the other way round, of another width,
-        or NaN or infinite where they are read.
+        or NaN or infinite in a row that is read.
     """
     table = params["author_tower"]["author_id"]
     author = np.arange(len(table), dtype=np.int32) if author is None else np.asarray(author, np.int32)
@@ -239,7 +239,7 @@ def author_embeddings(params: dict, config: TokenizerConfig, author_views: np.nd
     has_content = np.full(len(author), content.shape[1] > 0) if has_content is None else np.asarray(has_content, bool)
     _check_content(params, content, has_content)
     views = np.asarray(author_views)[author].astype(np.float32)
-    sides = [] if attributes is None else [attributes[author]]
+    sides = [] if attributes is None else [_attributes_of(attributes, author)]
     parts = []
     for i in range(0, len(author), chunk):
         rows = [values[i:i + chunk] for values in (author, views, content, has_content, *sides)]
@@ -255,10 +255,15 @@ def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndar
     """User embeddings, unit length, float32 [B, D], from the authors of recent views int32 [B, T], oldest first.
 
     Content of those views, attributes of all authors and features of the users: as the towers were trained.
+
+    Raises:
+      ValueError: as `author_embeddings`; also for features of another width or number of rows, or NaN or infinite.
+        Attributes count as read where the mask is False too: there `history_BxT` must name some author all the same.
     """
     if (features_BxF is not None) != ("features" in params["user_tower"]):
         raise ValueError("the towers were trained " + ("without user features: give none" if features_BxF is not None
                                                        else "with user features: give `features_BxF`, one row a user"))
+    features_BxF = _check_features(params, features_BxF, len(history_BxT))
     attributes_AxS = _check_attributes(params, attributes_AxS)
     if content_BxTxC is None:
         content_BxTxC = np.zeros((*history_BxT.shape, 0), np.float32)
@@ -266,7 +271,7 @@ def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndar
         has_content_BxT = np.full(history_BxT.shape, content_BxTxC.shape[-1] > 0)
     views = np.asarray(author_views)[history_BxT].astype(np.float32)
     _check_content(params, content_BxTxC, has_content_BxT)
-    attributes = None if attributes_AxS is None else attributes_AxS[history_BxT]
+    attributes = None if attributes_AxS is None else _attributes_of(attributes_AxS, history_BxT)
     rows = (history_BxT, views, content_BxTxC, has_content_BxT, mask_BxT, attributes, features_BxF)
     rows = [None if values is None else _padded(values) for values in rows]
     towers = {name: params[name] for name in ("author_tower", "user_tower")}
@@ -322,6 +327,30 @@ def _check_attributes(params: dict, attributes_AxS: np.ndarray | None) -> np.nda
     if attributes_AxS.ndim != 2 or attributes_AxS.shape[1] != width:
         raise ValueError(f"attributes have shape {attributes_AxS.shape}, the towers were trained on width {width}")
     return attributes_AxS
+
+
+def _attributes_of(attributes_AxS: np.ndarray, author: np.ndarray) -> np.ndarray:
+    """float32 [..., S], the attributes of authors int [...]. Only these rows are looked at for NaN and infinity."""
+    rows = attributes_AxS[author]
+    bad = ~np.isfinite(rows).all(axis=-1)
+    if bad.any():
+        raise ValueError(f"the attributes of {len(np.unique(author[bad]))} authors hold NaN or infinity, the first is "
+                         f"author {int(author[bad][0])}: give 0 where a value is missing")
+    return rows
+
+
+def _check_features(params: dict, features_BxF: np.ndarray | None, users: int) -> np.ndarray | None:
+    if features_BxF is None:
+        return None
+    features_BxF, width = np.asarray(features_BxF, np.float32), params["user_tower"]["features"]["w_in"].shape[0]
+    if features_BxF.shape != (users, width):
+        raise ValueError(f"user features have shape {features_BxF.shape}; {users} histories and towers trained on "
+                         f"width {width} need {(users, width)}")
+    bad = ~np.isfinite(features_BxF).all(axis=-1)
+    if bad.any():
+        raise ValueError(f"the features of {int(bad.sum())} users hold NaN or infinity, the first is row "
+                         f"{int(np.argmax(bad))}: give 0 where a value is missing")
+    return features_BxF
 
 
 def tower_recall(user_QxD: np.ndarray, author_AxD: np.ndarray, target_Q: np.ndarray, ks: tuple[int, ...] = (10, 64),

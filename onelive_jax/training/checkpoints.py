@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +153,16 @@ class Checkpoints:
         scored = {step: rank for step, rank in scored.items() if rank > -math.inf}
         return max(scored, key=scored.get) if scored else None
 
-    def restore(self, target: TrainState, step: int | None = None) -> Restored:
+    def restore(self, target: TrainState, step: int | None = None,
+                check: Callable[[config_lib.Config], None] | None = None) -> Restored:
         """Restores a whole state.
 
         Args:
           target: shapes, dtypes and shardings to restore to (`train_state.abstract_state`, or a state); the mesh may
             be another than the one it was saved under, and so may the number of processes.
           step: which checkpoint; when None the newest that is whole. Newer ones are set aside (FOLDER/s.damaged).
+          check: called with the settings of the run that saved it, before its arrays are read; raises where they do
+            not fit. (Settings say better than shapes what is wrong.)
 
         Raises:
           FileNotFoundError: there is no (such) checkpoint.
@@ -171,6 +174,9 @@ class Checkpoints:
             step = self._set_damaged_aside(sorted(steps))
         step = _existing_step(self.folder, steps, step)
         meta, data = (checkpoint_files.read_json(self.folder / str(step) / item) for item in ("meta", "data"))
+        config = config_lib.from_json(json.dumps(meta["config"]))
+        if check is not None:
+            check(config)
         _check_shapes(target.params, self.folder / str(step) / "params")
         arrays = self._manager.restore(step, args=ocp.args.Composite(
             params=ocp.args.StandardRestore(_abstract(target.params)),
@@ -179,7 +185,7 @@ class Checkpoints:
         state = TrainState(step=_placed(np.asarray(meta["step"], np.int32), target.step), params=arrays.params,
                            opt_state=arrays.opt_state, key=key)
         return Restored(state=state, data=checkpoint_files.decode(data["iterator"]),
-                        config=config_lib.from_json(json.dumps(meta["config"])), metrics=meta["metrics"])
+                        config=config, metrics=meta["metrics"])
 
     def _set_damaged_aside(self, steps: list[int]) -> int:
         """The newest step that process 0 can read in full; what is newer gets another name."""

@@ -142,18 +142,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
 
 
-def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+def local_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
     """int64, ascending: the rows of a batch of `rows` that this process's devices hold, so those that it has to make.
 
     Processes whose devices differ only in `tensor` hold the same rows.
 
+    Args:
+      accumulate: microbatches that the batch goes through in; each is split over the devices as the batch is.
+
     Raises:
-      ValueError: `rows` is not a multiple of data x fsdp.
+      ValueError: `rows` is not a multiple of data x fsdp x accumulate.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
-        raise ValueError(f"a batch of {rows} rows cannot be split over mesh.data x mesh.fsdp = {parts} devices; "
-                         "set config.training.batch_size to a multiple")
+    if rows % (parts * accumulate):
+        each = f" in config.training.accumulate={accumulate} microbatches" if accumulate > 1 else ""
+        raise ValueError(f"a batch of {rows} rows{each} cannot be split over config.mesh.data x config.mesh.fsdp = "
+                         f"{parts} devices; set config.training.batch_size (of the reward model, config.reward."
+                         f"batch_size) to a multiple of {parts * accumulate}")
     held = batch_sharding(mesh).addressable_devices_indices_map((rows,))
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
 

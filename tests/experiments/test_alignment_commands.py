@@ -1,9 +1,11 @@
 """Reward model, policy and A/B test as stages, on the shared tiny run."""
 
+import contextlib
 import copy
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -220,6 +222,11 @@ def test_an_ab_test_of_two_phases(aligned, tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "ab.json").read_text())
     assert report["observed"]["utility"]["control"] > 0
     assert report["observed"]["utility"]["low"] <= report["observed"]["utility"]["lift"]
+    lifts = report["observed"] | {"gift": {"control": 0.0, "treatment": 0.1} | dict.fromkeys(("lift", "low", "high"),
+                                                                                           float("nan"))}
+    assert re.search(r"\nGift +0\.0000 +0\.1000 +n/a\n", ab_test.format_table(lifts))
+    assert ab_test.without_nan(lifts)["gift"] == {"control": 0.0, "treatment": 0.1, "lift": None, "low": None,
+                                                  "high": None}
     with pytest.raises(ValueError, match="must be a trained workdir"):
         ab_test.ab_test("viewers", "random", 10, 0)
     with pytest.raises(FileNotFoundError, match="neither a trained workdir"):
@@ -277,27 +284,36 @@ def test_rounds_are_learned_from_and_logged(aligned):
         online.online(config, workdir, workdir / "supervised", dataclasses.replace(PLAN, requests=81))
 
 
+def test_a_mistyped_online_command_leaves_nothing_behind(aligned, tmp_path):
+    config, workdir, *_ = aligned
+    with pytest.raises(FileNotFoundError, match=r"nowhere.json is missing"):
+        online.online(config, tmp_path, tmp_path / "nowhere", PLAN)
+    assert not (tmp_path / "online").exists()
+
+
 def test_rounds_go_on_after_a_kill(aligned, tmp_path, monkeypatch):
     config, workdir, *_ = aligned
     shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
     whole = online.online(config, workdir, workdir / "supervised", PLAN)
-    original, begun = online.training_batches, []
+    folder = tmp_path / "w" / "online"
+    monkeypatch.setattr(online.distributed, "stopping", lambda: contextlib.nullcontext(lambda step: True))
+    with pytest.raises(distributed.Stopped) as stop:  # asked to at the first step: when the round is over
+        online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
+    assert stop.value.code == distributed.STOPPED
+    assert [line["step"] for line in read(folder)] == [1, 2]
+    monkeypatch.undo()
 
-    def cut(*arguments):
-        begun.append(arguments)
-        if len(begun) == 2:
-            raise InterruptedError
-        return original(*arguments)
+    def killed(*arguments):
+        raise InterruptedError
 
-    monkeypatch.setattr(online, "training_batches", cut)
+    monkeypatch.setattr(online, "training_batches", killed)
     with pytest.raises(InterruptedError):  # when the second round has been shown, before its first step
         online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
-    assert (tmp_path / "w" / "online" / "shown_2.npz").is_file()
+    assert (folder / "shown_2.npz").is_file()
     monkeypatch.undo()
     again = online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
     assert again == whole
-    shown = [line["step"] for line in read(tmp_path / "w" / "online")]
-    assert shown == [1, 2, 3, 4]
+    assert [line["step"] for line in read(folder)] == [1, 2, 3, 4]
 
 
 def test_judged_hours_leave_time_for_rounds(aligned):

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from absl import flags as absl_flags
+
+from experiments import flags
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -72,6 +75,23 @@ def test_the_commands_take_the_flags_they_are_given(job):
     assert set(re.findall(r"--distributed=(\w+)", texts)) <= set(ways)
     for path, _ in re.findall(r"--config=([\w/]+\.py):([\w.]+)", texts):
         assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("name", SHELL)
+def test_the_usage_of_a_launcher_is_a_whole_command_line(name, monkeypatch):
+    """Its arguments, with those that the launcher adds, make a valid configuration (they exit with 2 otherwise)."""
+    usage = re.search(rf"^#   (.*experiments/launch/{re.escape(name)}.*?[^\\])$", (LAUNCH / name).read_text(),
+                      re.MULTILINE | re.DOTALL)[1]
+    arguments = usage.replace("\n#", " ").split(f"experiments/launch/{name}")[1].replace("\\", " ").split()
+    values = absl_flags.FlagValues()
+    flags.define_config(flag_values=values)
+    argv = ["train", "--workdir=W", *(argument.replace("experiments/", f"{ROOT}/experiments/")
+                                      for argument in arguments)]
+    monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the overrides of a config there
+    config, _ = flags.parse(argv, values)
+    assert config.name == "0.8b"
+    assert config.data.path
+    assert config.mesh.fsdp > 1
 
 
 def test_this_jax_knows_the_flags_for_gpus():

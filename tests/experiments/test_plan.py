@@ -1,7 +1,11 @@
-"""Plans: what the compiled program says, and what is made of it for a chip. (Meshes are of one device here; eight are
-tried in tests/onelive_jax/training/sharded_steps.py, the traffic of more in test_hlo.py.)"""
+"""Plans: what the compiled program says, and what is made of it for a chip."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -10,6 +14,8 @@ from experiments import plan
 from onelive_jax import presets
 from onelive_jax.config import MeshConfig
 from onelive_jax.training import flops, partitioning
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,8 @@ def test_the_plan_of_training_counts_state_and_flops(mesh):
     assert figures["argument_bytes"] > figures["parameter_bytes"] + figures["optimizer_bytes"]
     assert figures["activation_bytes"] > figures["parameter_bytes"]  # the gradients are among them
     assert figures["sent_bytes"] == {}
+    state = figures["parameter_bytes"] + figures["optimizer_bytes"]  # read and written, as the gradients are
+    assert figures["touched_bytes"] >= 2 * (state + figures["parameter_bytes"])
     assert figures["flops_per_device"] == 4 * flops.training_flops(config.model, history=5, levels=3, codes=64,
                                                                    authors=40, author_dim=8)
     text = plan.as_text(figures, 0.4, 0.7)
@@ -53,17 +61,53 @@ def test_the_plan_of_kmeans(mesh):
 
 def test_seconds_on_a_chip_by_hand():
     figures = {"what": "train", "flops_per_device": 8e12, "sent_bytes": {"all-gather": 14e9, "all-reduce": 7e9},
-               "devices": 8, "argument_bytes": 10e9, "activation_bytes": 5e9, "output_bytes": 0, "examples": 100}
+               "devices": 8, "argument_bytes": 10e9, "activation_bytes": 5e9, "output_bytes": 0, "examples": 100,
+               "touched_bytes": 1e11}
     chip = plan.Chip(100e12, 10e12, 16e9, 1e12, 30e9, 8, 3e9)
     near = plan.on_chip(figures, chip, 0.4, 0.7)
     assert near["compute_seconds"] == pytest.approx(0.2)
+    assert near["memory_seconds"] == pytest.approx(0.1)
     assert near["collective_seconds"] == pytest.approx(1.0)
     assert near["seconds"] == pytest.approx(1.2)
     assert near["seconds_if_overlapped"] == pytest.approx(1.0)
     assert near["fits"]
     assert near["mfu"] == pytest.approx(8 / 120)
+    # What waits for its memory takes that long, and not the time of its products on top.
+    slow = plan.on_chip(figures | {"touched_bytes": 3e12}, chip, 0.4, 0.7)
+    assert slow["seconds"] == pytest.approx(4.0)
+    assert slow["seconds_if_overlapped"] == pytest.approx(3.0)
     # Beyond the neighbourhood the slower link decides, and float32 products their own peak.
     far = plan.on_chip(figures | {"devices": 16, "what": "kmeans", "activation_bytes": 7e9}, chip, 0.4, 0.7)
     assert far["collective_seconds"] == pytest.approx(10.0)
     assert far["compute_seconds"] == pytest.approx(2.0)
     assert not far["fits"]
+
+
+def test_the_command_plans_training_and_decoding_on_eight_devices(tmp_path):
+    report = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "experiments.plan", "--preset=tiny", "--mesh=data:2,fsdp:2,tensor:2", "--batch=16",
+               "--accumulate=2", "--what=train,kmeans,decode", "--history=5", "--authors=88", "--rooms=24", "--beams=4",
+               "--requests=8", f"--report={report}"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NPROC": "32"}, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    plans = {figures["what"]: figures for figures in json.loads(report.read_text())["plans"]}
+    assert list(plans) == ["train", "kmeans", "decode"]
+    for what, figures in plans.items():
+        assert figures["devices"] == 8
+        assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+        assert f"{what}: 8 devices (data 2 x fsdp 2 x tensor 2)" in done.stdout
+        assert figures["sent_bytes"]
+        assert all(chip["seconds"] >= max(chip["compute_seconds"], chip["memory_seconds"]) > 0
+                   for chip in figures["chips"].values())
+    train, decode = plans["train"], plans["decode"]
+    # A device holds a quarter of what is split over fsdp and tensor, and a half of what is split over one of them.
+    assert train["all_parameters"] < train["parameter_bytes"] < 4 * train["all_parameters"] / 2
+    assert train["optimizer_bytes"] == pytest.approx(2 * train["parameter_bytes"], abs=64)
+    assert decode["parameter_bytes"] == train["parameter_bytes"]
+    assert decode["examples"] == 8
+    assert decode["flops_per_device"] == decode["flops_per_example"]  # eight requests, eight devices
+
+    wrong = subprocess.run([*command, "--batch=12"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "--batch=12 and --requests=8 must be multiples of data x fsdp = 4" in wrong.stdout + wrong.stderr

@@ -3,12 +3,14 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipelines.content import author_content
 from experiments import refresh
+from experiments.train_tokenizer import load_tokenizer
 from onelive_jax.tokenizer import semantic_ids
 
 HOUR_MS = 3_600_000
@@ -35,6 +37,8 @@ def test_every_refresh_is_judged(study, capsys):
         rates = row["hr@10"]["whole model"]
         assert rates["fall"] == pytest.approx(1 - rates["refreshed"] / rates["old codebooks"])
         assert set(row["hr@10"]) == {"whole model", "codes alone"}
+        assert row["late"] == 0
+        assert f"the refreshed tokenizer: {row['folder']}" in refresh.format_day(row)
         assert f"refresh {row['day']}: churn of the {row['authors_unchanged']}" in refresh.format_day(row)
     assert [row["name"] for row in study["targets"]] == [
         "daily churn of q0", "daily churn of ids", "distortion against a fit from scratch",
@@ -62,10 +66,39 @@ def test_codes_served_before_a_refresh_stay_and_nothing_later_is_read(finished):
     np.testing.assert_array_equal(again.tokenizer.books.centroids, done.tokenizer.books.centroids)
     assert again.figures == done.figures
     # After it, new segments are encoded with the new codebooks.
-    later = refresh.with_content_of(done.served, done.tokenizer, config, content, time, time + 4 * HOUR_MS)
+    later, late = refresh.with_content_of(done.served, done.tokenizer, config, content, time, time + 4 * HOUR_MS)
+    assert late == done.figures["late"] == 0
     row = np.flatnonzero((content.from_ms > time) & (content.from_ms <= time + 4 * HOUR_MS))[-1:]
     np.testing.assert_array_equal(later.codes_at(content.author[row], content.from_ms[row]),
                                   done.tokenizer.codes(config, content, row))
+
+
+def test_a_refreshed_tokenizer_can_be_served(study, finished):
+    config, log, made = finished.config, finished.trained.log, finished.trained.tokenizer
+    everyone, books = np.arange(log.num_authors), made.books.centroids
+    for row in study["days"]:
+        assert Path(row["folder"]).parts[-2:] == ("refresh", str(row["day"]))
+        now = load_tokenizer(config, Path(row["folder"]), log)
+        assert now.figures["refresh"]["time_ms"] == row["time_ms"]
+        assert now.ids.from_ms.max() <= row["time_ms"]  # nothing later than the refresh
+        assert np.abs(now.books.centroids - books).max() > 1e-6  # moved since the refresh before
+        before, after = (now.ids.codes_at(everyone, row["time_ms"] - early) for early in (1, 0))
+        assert semantic_ids.churn(before, after) == pytest.approx(row["churn_of_all"])
+        np.testing.assert_array_equal(now.ids.codes_at(everyone, log.split.p1_ms),
+                                      made.ids.codes_at(everyone, log.split.p1_ms))
+        books = now.books.centroids
+
+
+def test_codes_that_come_too_late_are_counted_and_warned_of(caplog):
+    ids = semantic_ids.IdTable.dynamic([[0, 0], [1, 1]], [0], [500], [[0, 1]])
+    more, late = refresh.extended(ids, np.array([0, 0, 1]), np.array([400, 600, 100]),
+                                  np.array([[2, 2], [3, 3], [1, 0]]))
+    assert late == 1
+    np.testing.assert_array_equal(more.codes_at([0, 0, 1], [450, 600, 100]), [[0, 0], [3, 3], [1, 0]])
+    assert "1 of 3 new codes are left out" in caplog.text
+    row = {"day": 1, "authors_unchanged": 1, "churn": None, "churn_of_all": None, "distortion": 1.0, "points": 3,
+           "hr@10": {}, "late": 4, "folder": "W/refresh/1"}
+    assert "4 new codes left out" in refresh.format_day(row)
 
 
 def test_the_settings_of_a_refresh_are_heeded(finished):
@@ -83,6 +116,8 @@ def test_the_settings_of_a_refresh_are_heeded(finished):
     assert moved.tokenizer.author_views.sum() > made.author_views.sum()
     old, new = (each.params["author_tower"]["author_id"] for each in (made, moved.tokenizer))
     assert np.abs(new - old).max() > 0
+    # What is handed on goes with the towers as they are now.
+    assert np.abs(moved.tokenizer.embedding_AxD - made.embedding_AxD).max() > 0
 
 
 def test_a_log_that_ends_with_training_is_told(finished, tmp_path):

@@ -1,4 +1,5 @@
-"""The power law of the ladder, and one small rung and one QK-norm run from log to plot."""
+"""The power law of the ladder, QK-norm runs from their metrics to the plot (no run is trained here), and the clock and
+profiler of a run."""
 
 import json
 

@@ -16,7 +16,7 @@ from experiments import prepare, train_supervised, train_tokenizer
 from experiments.run import run
 from onelive_jax.config import to_json
 from onelive_jax.training import metrics, supervised
-from onelive_jax.training.checkpoints import restore_params
+from onelive_jax.training.checkpoints import read, restore_params
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,9 +133,14 @@ def test_a_killed_run_resumes_bit_for_bit(finished, copy, make_config, tmp_path,
     log, tokenizer = finished.trained.log, finished.trained.tokenizer
     with pytest.raises(ValueError, match=r"unfinished run with other settings .*config.training.learning_rate"):
         train_supervised.train_supervised(make_config(training__learning_rate=0.5), copy, log, tokenizer)
+    # By its name too where no array of the checkpoint would fit.
+    with pytest.raises(ValueError, match=r"unfinished run with other settings \(config.model.dim: 16 then, 24 now\)"):
+        train_supervised.train_supervised(make_config(model__dim=24), copy, log, tokenizer)
 
     caplog.set_level("INFO", logger="experiments")
-    _, params, figures = train_supervised.train_supervised(finished.config, copy, log, tokenizer)
+    # How often it is saved and what is computed twice may change on the way.
+    otherwise = make_config(training__checkpoint_every=5, training__keep_checkpoints=3, model__attention="einsum")
+    _, params, figures = train_supervised.train_supervised(otherwise, copy, log, tokenizer)
     assert "from step 6" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
     straight, resumed = (restore_params(folder / "supervised", step=12) for folder in (finished.workdir, copy))
@@ -146,6 +151,61 @@ def test_a_killed_run_resumes_bit_for_bit(finished, copy, make_config, tmp_path,
     before = json.loads((finished.workdir / "supervised.json").read_text())
     assert {name: figures[name] for name in ("parameters", "chosen_step")} == {
         name: before[name] for name in ("parameters", "chosen_step")}
+
+
+def test_how_a_run_was_watched_may_change_when_it_is_done(finished, copy, make_config):
+    """Also in a workdir of an older version, which recorded these settings among those that decide."""
+    config = make_config(training__log_every=5, training__checkpoint_every=7, training__keep_checkpoints=1,
+                         model__remat="full")
+    file, log = copy / "supervised" / prepare.DONE, finished.trained.log
+    recorded = json.loads(file.read_text())
+    assert not recorded.keys() & set(train_supervised.WATCHING)
+    for before in (recorded, recorded | {"training.log_every": 1, "model.remat": "none"}):
+        file.write_text(json.dumps(before))
+        _, params, _ = train_supervised.load_supervised(config, copy, log)
+        jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
+    with pytest.raises(ValueError, match=r"other settings \(model.gate: True then, False now\)"):
+        train_supervised.load_supervised(make_config(model__gate=False), copy, log)
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_a_run_stopped_where_it_was_to_be_judged_is_judged_when_it_goes_on(finished, copy, monkeypatch, step):
+    shutil.rmtree(copy / "supervised")
+    (copy / "supervised.json").unlink()
+    original, calls = train_supervised.partitioning.put_batch, []
+
+    def put_batch(batch, mesh):
+        calls.append(1)
+        if len(calls) == step:
+            monkeypatch.setattr(train_supervised.scoring, "validate", never)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch, mesh)
+
+    log, tokenizer, validate = finished.trained.log, finished.trained.tokenizer, train_supervised.scoring.validate
+    monkeypatch.setattr(train_supervised.partitioning, "put_batch", put_batch)
+    with pytest.raises(SystemExit) as stopped:
+        train_supervised.train_supervised(finished.config, copy, log, tokenizer)
+    assert stopped.value.code == 75
+    folder = copy / "supervised"
+    assert (folder / train_supervised.UNJUDGED / str(step)).is_dir()
+    assert not (folder / str(step)).exists()
+
+    if step == 6:  # as a process leaves it that is killed between the line of this validation and the checkpoint
+        line = next(line for line in metrics.read(finished.workdir / "supervised")
+                    if line["step"] == step and "validation/ndcg@10" in line)
+        with (folder / metrics.FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    monkeypatch.setattr(train_supervised.scoring, "validate", validate)
+    _, params, figures = train_supervised.train_supervised(finished.config, copy, log, tokenizer)
+    assert not (folder / train_supervised.UNJUDGED).exists()
+    jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
+    assert figures["chosen_step"] == json.loads((finished.workdir / "supervised.json").read_text())["chosen_step"]
+    for kept in (6, 12):
+        one, two = (read(where / "supervised", kept) for where in (finished.workdir, copy))
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    lines = [[{name: value for name, value in line.items() if name not in train_supervised.CLOCKED}
+              for line in metrics.read(where / "supervised")] for where in (finished.workdir, copy)]
+    assert lines[0] == lines[1]
 
 
 def test_metrics_have_a_line_for_every_step_and_validation(finished):

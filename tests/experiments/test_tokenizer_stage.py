@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from data_pipelines.content import author_content
 from experiments import report, train_tokenizer
 from experiments.report_tokenizer import code_colours, lives_plot
+from onelive_jax.config import Config
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, towers
 from onelive_jax.training import checkpoints
 
@@ -30,17 +32,65 @@ def test_an_artefact_of_another_version_width_or_log_is_refused_by_name(finished
     shutil.copytree(finished.workdir / "tokenizer", tmp_path / "tokenizer")
     place = tmp_path / "tokenizer" / "artifact"
     other = dataclasses.replace(log, views=dataclasses.replace(log.views, start_ms=log.views.start_ms + 1))
-    with pytest.raises(ValueError, match=r"tokenizer was made of another log .*'views': \d+.*--workdir"):
+    with pytest.raises(ValueError, match=r"tokenizer was made of another log \(hash of the views: \w+ then, \w+ now\).*"
+                                         "--workdir"):
         train_tokenizer.train_tokenizer(config, tmp_path, other)
     arrays, meta = checkpoints.load_artifact(place, train_tokenizer.KIND, train_tokenizer.VERSION)
     assert meta["settings"] == json.loads(json.dumps(train_tokenizer.settings_of(config)))
     assert meta["log"] == train_tokenizer.fingerprint(log)
+    assert set(meta["packages"]) == {"onelive_jax", "jax", "flax", "numpy"}
+    segments = log.tables.segments
+    vectors = segments["embedding"].to_numpy().copy()
+    vectors[-1, 0] += 1
+    wider = np.concatenate([vectors, vectors[:, :1]], axis=1)
+    for changed, named in ((vectors, r"\(hash of the content: \w+ then, \w+ now\)"),
+                           (wider, rf"\(width of the content: {vectors.shape[1]} then, {wider.shape[1]} now; hash")):
+        told = segments.with_columns(embedding=pl.Series(changed, dtype=pl.Array(pl.Float32, changed.shape[1])))
+        other = dataclasses.replace(log, tables=dataclasses.replace(log.tables, segments=told))
+        with pytest.raises(ValueError, match=named):
+            train_tokenizer.load_tokenizer(config, tmp_path, other)
+    # An artefact of before content was hashed: what it does not state is passed over, what it states is compared.
+    older = {name: value for name, value in meta["log"].items() if not name.startswith("content")}
+    checkpoints.save_artifact(place, arrays, meta | {"log": older})
+    train_tokenizer.load_tokenizer(config, tmp_path, log)
+    train_tokenizer.load_tokenizer(config, tmp_path, other)
+    checkpoints.save_artifact(place, arrays, meta | {"log": older | {"users": 59}})
+    with pytest.raises(ValueError, match=r"\(people: 59 then, 60 now\)"):
+        train_tokenizer.load_tokenizer(config, tmp_path, log)
     checkpoints.save_artifact(place, arrays | {"embedding": np.zeros((20, 9), np.float32)}, meta)
     with pytest.raises(ValueError, match=r"embeddings 9 wide and 2 x 4 codes; config.tokenizer says dim=8"):
         train_tokenizer.load_tokenizer(config, tmp_path)
     checkpoints.save_artifact(place, arrays, meta | {"version": 1})
     with pytest.raises(ValueError, match=r"'onelive-tokenizer' version 1, but 'onelive-tokenizer' version 3 is needed"):
         train_tokenizer.load_tokenizer(config, tmp_path)
+
+
+def test_titles_are_content_where_there_are_no_segments(finished):
+    log = finished.trained.log
+    rooms = log.tables.rooms.with_columns(title_embedding=pl.lit(0, pl.Int32))
+
+    def stated(value, rooms=rooms):
+        titles = pl.DataFrame({"title_id": [0], "embedding": pl.Series([[value, 2.0]], dtype=pl.Array(pl.Float32, 2))})
+        return train_tokenizer.fingerprint(dataclasses.replace(log, tables=dataclasses.replace(
+            log.tables, segments=None, titles=titles, rooms=rooms)))
+
+    one = stated(1.0)
+    assert (one["segments"], one["content_width"]) == (0, 2)
+    assert one == stated(1.0)
+    assert train_tokenizer.other_log(one, stated(3.0)).startswith("hash of the content: ")
+    assert train_tokenizer.other_log(one, stated(1.0, rooms.with_columns(title_embedding=pl.lit(-1, pl.Int32))))
+    nothing = train_tokenizer.fingerprint(dataclasses.replace(log, tables=dataclasses.replace(
+        log.tables, segments=None, titles=None)))
+    assert nothing["content_width"] == 0
+
+
+def test_codebooks_are_fitted_on_all_devices_of_a_process_that_is_alone(monkeypatch):
+    config = Config()
+    assert train_tokenizer.fit_mesh(config) is None  # one device
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert train_tokenizer.fit_mesh(config).axis_names == ("data", "fsdp", "tensor")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert train_tokenizer.fit_mesh(config) is None
 
 
 def test_an_author_never_seen_is_called_by_its_content_alone(finished):

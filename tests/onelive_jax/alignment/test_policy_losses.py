@@ -140,8 +140,17 @@ def test_dead_groups_have_no_gradient_and_are_counted(loss):
     assert all(np.isfinite(x) for x in empty[2].values())
 
 
+def test_a_group_with_given_advantages_teaches_where_one_of_them_is_not_0():
+    """Shaped feedback: three rooms that were all watched for long are no dead group; three that say nothing are."""
+    policy, advantage = np.full((3, 3, 1), 0.4), jnp.array([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+    _, gradient, metrics = value_and_gradient("gbpo", policy, policy, reward_BxG=advantage, advantage_BxG=advantage,
+                                              mask_BxG=jnp.ones((3, 3), bool))
+    assert metrics["dead_groups"] == pytest.approx(1 / 3)
+    assert (np.abs(gradient[:, :, 0]) > 0).tolist() == [[True] * 3, [False] * 3, [False, True, False]]
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-def test_at_the_first_step_every_ratio_is_exactly_one(loss):
+def test_before_the_first_step_losses_pull_the_best_up_and_the_worst_down(loss):
     policy = np.random.default_rng(1).uniform(0.05, 0.95, (2, 4, 3))
     reward = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4)))
     _, gradient, metrics = value_and_gradient(loss, policy, policy, reward_BxG=reward, mask_BxG=jnp.ones((2, 4), bool),

@@ -130,6 +130,11 @@ assert blocks.points.addressable_shards[0].data.shape[1] * 8 == blocks.points.sh
 settings = dict(levels=2, codes=8, key=jax.random.key(0), iterations=4, chunk=16)
 one, eight = residual_kmeans.fit(points, **settings), residual_kmeans.fit(points, **settings, mesh=mesh)
 np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
+assert len(eight.centroids.devices()) == 1, "encode would run on all devices, each for all points"
+for more in (dict(mode="minibatch", batch=100), dict(balance=1.2), dict(warm_iterations=2, init="sample")):
+    one_of, eight_of = (residual_kmeans.fit(points, **settings, **more, mesh=m) for m in (None, mesh))
+    np.testing.assert_allclose(one_of.centroids, eight_of.centroids, atol=1e-5, err_msg=str(more))
+    assert np.abs(np.asarray(one_of.centroids) - one.centroids).max() > 1e-3, more
 step = jax.jit(lambda blocks, c: kmeans.cluster_sums(blocks, kmeans.nearest(blocks.points, c), 8, False))
 text = step.lower(blocks, one.centroids[0]).compile().as_text()
 assert "all-reduce" in text and "all-gather" not in text, "points travel between devices"

@@ -1,5 +1,10 @@
 """Refresh: ids stay where content stays, at little cost; stickiness by hand; clear errors."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +15,7 @@ from onelive_jax.tokenizer import residual_kmeans, semantic_ids
 from onelive_jax.tokenizer.refresh import encode_sticky, refresh
 from onelive_jax.tokenizer.residual_kmeans import Codebooks
 
+ROOT = Path(__file__).resolve().parents[3]
 LINE = Codebooks(jnp.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
 
 
@@ -52,9 +58,37 @@ def test_ids_stay_where_content_stays():
     assert churn["q0q1q2"] <= 0.10
     bare = refresh(books, later, iterations=5, step=1.0)
     assert semantic_ids.churn(ids, np.asarray(residual_kmeans.encode(bare, later)), ~new)["q0q1q2"] > 0.15
-    left, lloyd = (float(residual_kmeans.residual_norms(b, later, c)[-1]) for b, c in (
-        (moved, after), (residual_kmeans.fit(later, 3, 16, jax.random.key(0), iterations=15), None)))
-    assert left**2 < 1.04 * lloyd**2
+    # Fits from scratch differ by 4 % with their starts on so few points: what is asked for is held to their mean.
+    fits = [residual_kmeans.fit(later, 3, 16, jax.random.key(seed), iterations=15) for seed in range(4)]
+    scratch = np.mean([float(residual_kmeans.residual_norms(fit, later)[-1]) ** 2 for fit in fits])
+    assert float(residual_kmeans.residual_norms(moved, later, after)[-1]) ** 2 <= 1.02 * scratch
+
+
+def test_eight_devices_refresh_what_one_refreshes():
+    program = """
+import jax, numpy as np
+from onelive_jax.config import MeshConfig
+from onelive_jax.tokenizer import residual_kmeans
+from onelive_jax.tokenizer.refresh import encode_sticky, refresh
+from onelive_jax.training import partitioning
+rng = np.random.default_rng(0)
+points = rng.normal(size=(501, 4)).astype(np.float32)
+mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
+books = residual_kmeans.fit(points, 2, 8, jax.random.key(0), iterations=4, mesh=mesh)
+later = points + 0.3 * rng.normal(size=points.shape).astype(np.float32)
+before = np.array(residual_kmeans.encode(books, points))
+before[::7] = -1
+one, eight = (refresh(books, later, before, chunk=16, mesh=m) for m in (None, mesh))
+assert np.abs(np.asarray(one.centroids) - books.centroids).max() > 1e-2, "nothing moved"
+np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
+kept, kept_by_eight = (np.asarray(encode_sticky(one, later, before, 0.1, 16, m)) for m in (None, mesh))
+np.testing.assert_array_equal(kept, kept_by_eight)
+assert (kept != np.asarray(residual_kmeans.encode(one, later))).any(), "the margin kept no code"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+    assert done.returncode == 0, done.stderr
 
 
 def test_bad_input_is_named():

@@ -68,6 +68,21 @@ def test_it_learns_and_uses_its_codes():
     chex.assert_trees_all_equal(again, rq_vae.train(points, SMALL, 3, seed=1)[0])
 
 
+def test_the_first_codebook_is_drawn_from_all_points(monkeypatch):
+    monkeypatch.setattr(rq_vae, "START_POINTS", 64)
+    points = planted()
+    points[256:] += 100.0  # the first 64 say nothing of the second half
+    settings, key = Settings(levels=1, codes=16, latent=4, hidden=16), jax.random.key(0)
+    state = rq_vae.init(points, settings, key)
+    encoder, _ = rq_vae._models(settings, 6)
+    z = np.asarray(encoder.apply({"params": state.params["encoder"]}, points))
+    away = np.linalg.norm(z[:, None] - np.asarray(state.centroids[0]), axis=-1)
+    drawn = away.argmin(axis=0)
+    np.testing.assert_allclose(away.min(axis=0), 0.0, atol=1e-3)  # each is a point
+    assert len(np.unique(drawn)) == 16
+    assert 3 <= (drawn >= 256).sum() <= 13
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="7 points cannot fill 8 codes"):
         rq_vae.init(planted()[:7], SMALL, jax.random.key(0))

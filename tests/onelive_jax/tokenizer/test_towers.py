@@ -216,6 +216,32 @@ def test_content_is_given_when_trained_with_it_and_only_then():
         towers.author_embeddings(without, CONFIG, np.ones(5), content=np.zeros((5, 6)))
 
 
+def test_attributes_and_features_are_checked_where_they_are_read():
+    params = init_params(TwoTowers(5, CONFIG), 0, seed=0, attribute_width=3, feature_width=2)
+    attributes, features = np.ones((5, 3), np.float32), np.ones((2, 2), np.float32)
+    history, mask = np.array([[0, 1], [2, 3]]), np.ones((2, 2), bool)
+
+    def users(attributes, features):
+        return towers.user_embeddings(params, CONFIG, np.ones(5), history, mask, attributes_AxS=attributes,
+                                      features_BxF=features)
+
+    chex.assert_tree_all_finite(users(attributes, features))
+    for value in (np.nan, np.inf):
+        holed = np.where(np.arange(5)[:, None] == 3, value, attributes)
+        with pytest.raises(ValueError, match=r"attributes of 1 authors hold NaN or infinity, the first is author 3"):
+            towers.author_embeddings(params, CONFIG, np.ones(5), attributes=holed)
+        with pytest.raises(ValueError, match=r"the first is author 3: give 0"):
+            users(holed, features)
+        # Nobody asks for author 3.
+        chex.assert_tree_all_finite(towers.author_embeddings(params, CONFIG, np.ones(5), [0, 4], attributes=holed))
+        with pytest.raises(ValueError, match=r"features of 1 users hold NaN or infinity, the first is row 1"):
+            users(attributes, np.where(np.arange(2)[:, None] == 1, value, features))
+    with pytest.raises(ValueError, match=r"user features have shape \(2, 3\).*trained on width 2 need \(2, 2\)"):
+        users(attributes, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"user features have shape \(1, 2\); 2 histories"):
+        users(attributes, features[:1])
+
+
 def test_rows_and_chunks_of_embeddings():
     params = init_params(TwoTowers(5, CONFIG), 6, seed=0)
     content = np.random.default_rng(0).normal(size=(3, 6))

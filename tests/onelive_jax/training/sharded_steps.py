@@ -5,16 +5,21 @@
 A new step is a function (mesh) → tree of results, entered into STEPS with the meshes it is tried on; what it prepares
 must not depend on the mesh. Every result is compared with that of one device.
 
+Gradients are read off Adam's first moment: after the first step it is (1 − b1) = 0.1 of them, as nothing is clipped.
+
 Axes: R rows of a table. All sizes that the compiled program is searched for differ from each other.
 """
 
 import re
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import meta
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from onelive_jax.alignment.reward_model import RewardModel
@@ -39,15 +44,19 @@ from onelive_jax.training.placement import on_mesh
 from tests.onelive_jax.random_batches import random_batch, random_params, small_config
 
 LEVELS, CODES, AUTHORS, AUTHOR_DIM, BATCH, DIM = 2, 40, 88, 8, 8, 16
+UNCLIPPED = TrainingConfig(warmup_steps=0, clip_norm=1e9)
 MESHES = (MeshConfig(2, 2, 2), MeshConfig(8, 1, 1), MeshConfig(1, 4, 2))
 
 
 def supervised_step(mesh):
-    """A whole step: loss, metrics, gradients (ten times Adam's first moment), parameters after it, shardings."""
+    """A whole step in two microbatches: loss, metrics, gradients, shardings."""
+    # 48 rows: the 3, 6, 12 or 24 of them that a device or a microbatch holds are no size of a table.
     config = Config(model=small_config(scan_layers=True, num_layers=2, context_sets=2),
-                    training=TrainingConfig(warmup_steps=0, clip_norm=1e9, accumulate=1))
+                    training=replace(UNCLIPPED, accumulate=2, batch_size=6 * BATCH))
     model = on_mesh(OneLive(config.model, LEVELS, CODES, AUTHORS, AUTHOR_DIM), mesh)
-    batch, tx = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), train_state.make_optimizer(
+    rows = config.training.batch_size
+    partitioning.local_rows(mesh, rows, config.training.accumulate)  # the batch can be split so
+    batch, tx = random_batch(batch=rows, levels=LEVELS, codes=CODES, authors=AUTHORS), train_state.make_optimizer(
         config.training)
 
     def init_params(key):
@@ -64,11 +73,12 @@ def supervised_step(mesh):
     placed = partitioning.put_batch(batch, mesh)
     compiled = step.lower(state, placed).compile()
     check_tables_stay_apart(compiled.as_text(), mesh)
-    check_specs(abstract, mesh)
+    check_specs(abstract, init_params, mesh)
+    check_examples(abstract, mesh)
     before = state
     state, metrics = jax.block_until_ready(compiled(state, placed))
     # Compiled once: this program refuses any other shape or sharding, and takes its own output.
-    moments = jax.device_get(optax.tree_utils.tree_get(state.opt_state, "mu"))
+    grads = gradients(state)
     state, _ = jax.block_until_ready(compiled(state, placed))
     assert jax.tree.map(lambda x: x.sharding, state) == shardings
     # The state is updated in place, on every device.
@@ -76,30 +86,72 @@ def supervised_step(mesh):
     aliased = compiled.memory_analysis().alias_size_in_bytes
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
     assert aliased >= held, (aliased, held)
-    return metrics, moments
+    return metrics, grads
 
 
-def check_tables_stay_apart(program: str, mesh) -> None:
-    """No collective yields more rows of a table than a device has of its own: code table and heads are split over
-    tensor, authors and their biases over fsdp and tensor. (Columns of codes are split over fsdp, and gathered.)"""
+def gradients(state):
+    """The gradients of the first step, on the host."""
+    return jax.tree.map(lambda mu: mu / np.float32(0.1), jax.device_get(optax.tree_utils.tree_get(state.opt_state,
+                                                                                                  "mu")))
+
+
+def check_tables_stay_apart(program: str, mesh, author_widths=(1, AUTHOR_DIM)) -> None:
+    """No collective yields more rows of a table than a device has of its own: code table and heads (of one level or of
+    all) are split over tensor, authors and their biases over fsdp and tensor. (Columns of codes are split over fsdp,
+    and gathered.) author_widths: columns that a table of authors may have, beside none."""
     tensor, parts = mesh.shape["tensor"], mesh.shape["fsdp"] * mesh.shape["tensor"]
     if tensor == 1:
         return
     rows = {AUTHORS // k for k in range(1, parts) if parts % k == 0}
-    widths = {DIM, DIM // mesh.shape["fsdp"]}
+    widths, all_codes = {DIM, DIM // mesh.shape["fsdp"]}, {CODES, LEVELS * CODES}
     collectives = re.findall(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(", program)
     assert collectives
     for result, kind in collectives:
         for shape in re.findall(r"\[([\d,]+)\]", result):
             sizes = [int(size) for size in shape.split(",")]
             pair = tuple(sizes[-2:])
-            assert not (pair[0] == CODES and pair[-1] in widths), (kind, result)
-            assert not (pair[0] in widths and pair[-1] == CODES), (kind, result)
-            assert not (pair[0] in rows and pair[1:] in ((), (1,), (AUTHOR_DIM,))), (kind, result)
+            assert not (pair[0] in all_codes and pair[-1] in widths), (kind, result)
+            assert not (pair[0] in widths and pair[-1] in all_codes), (kind, result)
+            assert not (pair[0] in rows and pair[1:] in ((), *((width,) for width in author_widths))), (kind, result)
 
 
-def check_specs(abstract, mesh) -> None:
-    """Parameters, and both moments of each, are split as RULES say; nothing large is on every device."""
+def check_specs(abstract, init_params, mesh) -> None:
+    """Every parameter, and both moments of each, is split as RULES say of the names that its axes were given."""
+    boxed = jax.tree.leaves(jax.eval_shape(init_params, jax.random.key(0)),
+                            is_leaf=lambda x: isinstance(x, meta.Partitioned))
+    trees = (abstract.params, optax.tree_utils.tree_get(abstract.opt_state, "mu"),
+             optax.tree_utils.tree_get(abstract.opt_state, "nu"))
+    several = 0
+    for tree in trees:
+        for (path, leaf), box in zip(jax.tree_util.tree_leaves_with_path(tree), boxed, strict=True):
+            held = leaf.sharding.shard_shape(leaf.shape)
+            names = box.names if isinstance(box, meta.Partitioned) else (None,) * leaf.ndim
+            expected = NamedSharding(mesh, expected_spec(names, leaf.shape, mesh))
+            assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (path, names, leaf.sharding)
+            assert leaf.sharding.mesh == mesh
+            several += held != leaf.shape
+    assert several or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
+    for leaf in jax.tree.leaves(abstract):
+        assert leaf.sharding.mesh == mesh
+
+
+def expected_spec(names, shape, mesh) -> P:
+    """What RULES say of one array: each axis takes the longest beginning of its mesh axes that divides its length,
+    of those that no axis before it took."""
+    spec, free = [], {axis for axis in partitioning.MESH_AXES if mesh.shape[axis] > 1}
+    for name, size in zip(names, shape, strict=True):
+        rule = dict(partitioning.RULES)[name] if name else None
+        asked = [axis for axis in ([rule] if isinstance(rule, str) else rule or ()) if axis in free]
+        taken = max((n for n in range(len(asked) + 1)
+                     if size % np.prod([mesh.shape[axis] for axis in asked[:n]], initial=1) == 0), default=0)
+        taken = asked[:taken] if size > 1 else []
+        free -= set(taken)
+        spec.append(tuple(taken) or None)
+    return P(*spec)
+
+
+def check_examples(abstract, mesh) -> None:
+    """By hand, for the tables and for one matrix of each kind: what a wrong name would let pass above."""
     def split(spec: P) -> P:
         return P(*(_present(entry, mesh) for entry in spec))
 
@@ -115,10 +167,8 @@ def check_specs(abstract, mesh) -> None:
         leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
                   for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for name, spec in want.items():
-            expected = jax.NamedSharding(mesh, split(spec))
+            expected = NamedSharding(mesh, split(spec))
             assert leaves[name].sharding.is_equivalent_to(expected, leaves[name].ndim), (name, leaves[name].sharding)
-    for leaf in jax.tree.leaves(abstract):
-        assert leaf.sharding.mesh == mesh
 
 
 def _present(entry, mesh):
@@ -147,12 +197,16 @@ def tower_step(mesh):
 
     step = jax.jit(jax.value_and_grad(loss), in_shardings=(shardings, *(partitioning.batch_sharding(mesh),) * 2),
                    out_shardings=(partitioning.replicated(mesh), shardings))
-    return step(jax.device_put(params, shardings), *partitioning.put_batch((pair, history), mesh))
+    arguments = jax.device_put(params, shardings), *partitioning.put_batch((pair, history), mesh)
+    compiled = step.lower(*arguments).compile()
+    check_tables_stay_apart(compiled.as_text(), mesh, (DIM,))
+    return compiled(*arguments)
 
 
 def reward_step(mesh):
     """A step of the reward model: losses, base rates and gradients."""
-    config = Config(reward=RewardConfig(dim=DIM, num_heads=2, mlp_dim=24, tower_dim=6, dropout=0.0, warmup_steps=0))
+    config = Config(reward=RewardConfig(dim=DIM, num_heads=2, mlp_dim=24, tower_dim=6, dropout=0.0, warmup_steps=0),
+                    training=UNCLIPPED)
     model = on_mesh(RewardModel(config.reward, LEVELS, CODES, AUTHORS, AUTHOR_DIM, ("click", "gift")), mesh)
     batch, rng = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), np.random.default_rng(0)
     rooms, blank = batch.live, np.zeros(batch.live.mask.shape, np.float32)
@@ -161,10 +215,13 @@ def reward_step(mesh):
     feedback = Feedback(request=batch.request, rooms=rooms, outcomes=outcomes * known, known=known, reward=blank,
                         rewarded=blank > 0, propensity=blank, weight=np.ones(BATCH, np.float32))
     tx = reward.make_reward_optimizer(config, 2)
-    abstract = train_state.abstract_state(lambda key: model.init(key, batch.request, rooms)["params"], tx, mesh)
-    state, metrics = one_step(reward.make_reward_step(model, tx, config), abstract,
+
+    def init_params(key):
+        return model.init(key, batch.request, rooms)["params"]
+
+    state, metrics = one_step(reward.make_reward_step(model, tx, config), init_params,
                               random_params(model, batch.request, rooms), tx, mesh, feedback)
-    return metrics, optax.tree_utils.tree_get(state.opt_state, "mu"), state.opt_state.rate_O
+    return metrics, gradients(state), state.opt_state.rate_O
 
 
 def policy_step(mesh):
@@ -173,7 +230,8 @@ def policy_step(mesh):
     # What the supervised step has tried is left out: compiling takes the time here.
     config = Config(model=small_config(mtp=False, copy=False, habits=False, seen=False, gate=False, item_time=False,
                                        request_time=False, room_features=False, author_negatives=12),
-                    alignment=AlignmentConfig(share=1.0, group_size=3, beams=4, warmup_steps=0))
+                    alignment=AlignmentConfig(share=1.0, group_size=3, beams=4, warmup_steps=0),
+                    training=UNCLIPPED)
     model = on_mesh(OneLive(config.model, LEVELS, CODES, AUTHORS, AUTHOR_DIM), mesh)
     batch, tx = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), policy.make_policy_optimizer(
         config)
@@ -183,15 +241,21 @@ def policy_step(mesh):
     where = partitioning.logical_to_sharding(jax.eval_shape(scorer.init, jax.random.key(0), *described)["params"], mesh)
     scorer_params = jax.device_put(random_params(scorer, *described), where)
     step = policy.make_policy_step(model, tx, config, make_reward("model", scorer))
-    abstract = train_state.abstract_state(lambda key: model.init(key, batch)["params"], tx, mesh)
+
+    def init_params(key):
+        return model.init(key, batch)["params"]
+
+    abstract = train_state.abstract_state(init_params, tx, mesh)
     assert train_state.shardings(abstract.opt_state.reference) == train_state.shardings(abstract.params)
-    state, metrics = one_step(step, abstract, random_params(model, batch), tx, mesh, batch, (scorer_params, where))
+    state, metrics = one_step(step, init_params, random_params(model, batch), tx, mesh, batch, (scorer_params, where))
     assert metrics["policy_requests"] == BATCH
-    return metrics, optax.tree_utils.tree_get(state.opt_state, "mu")
+    return metrics, gradients(state)
 
 
-def one_step(step, abstract, params, tx, mesh, batch, *more):
+def one_step(step, init_params, params, tx, mesh, batch, *more):
     """(state, metrics) after one step from `params`, sharded as a run shards it. more: further (argument, sharding)."""
+    abstract = train_state.abstract_state(init_params, tx, mesh)
+    check_specs(abstract, init_params, mesh)
     shardings = train_state.shardings(abstract)
     state = jax.device_put(train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0)),
                            shardings)
@@ -223,7 +287,9 @@ def decoding_step(mesh):
     rooms = jax.tree.map(lambda x: x[0], batch.live)
     index = jax.device_put(from_rooms(rooms, CODES), partitioning.replicated(mesh))
     recommend = make_recommender(model, DecodingConfig(beams=6, capacity=24), k=5)
-    found = recommend(params, partitioning.put_batch(batch.request, mesh), index)
+    arguments = params, partitioning.put_batch(batch.request, mesh), index
+    check_tables_stay_apart(recommend.lower(*arguments).compile().as_text(), mesh)
+    found = recommend(*arguments)
     return found.slot, found.score, found.bound
 
 

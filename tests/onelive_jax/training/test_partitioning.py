@@ -76,6 +76,18 @@ def test_names_and_lengths_decide_the_partition(names, shape, want):
     assert partitioning.mesh_axes_of(names, shape, mesh, "here") == want
 
 
+def test_a_batch_that_cannot_be_split_is_told_with_the_settings():
+    mesh = AbstractMesh((2, 2, 2), partitioning.MESH_AXES)
+    with pytest.raises(ValueError, match=r"6 rows cannot be split over config.mesh.data x config.mesh.fsdp = 4 "):
+        partitioning.local_rows(mesh, 6)
+    # Each microbatch is split too: 12 rows would do on four devices, but not in two parts.
+    with pytest.raises(ValueError, match=r"12 rows in config.training.accumulate=2 microbatches cannot be split .*"
+                                         r"set config.training.batch_size .* to a multiple of 8"):
+        partitioning.local_rows(mesh, 12, accumulate=2)
+    one = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
+    np.testing.assert_array_equal(partitioning.local_rows(one, 6, accumulate=3), np.arange(6))
+
+
 def test_a_batch_goes_to_one_device_unchanged():
     mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
     batch = {"a": np.arange(6).reshape(3, 2), "mask": np.array([True, False, True])}

@@ -86,6 +86,20 @@ def test_the_first_step_has_ratio_one_and_later_ones_raise_the_reward():
     assert first > float(step(start, BATCH_OF_4)[1]["reward_mean"]) + 0.02
 
 
+@pytest.mark.parametrize("loss, sampler", [("ecpo", "gumbel"), ("dpo", "beam")])
+def test_every_loss_and_sampler_begins_with_ratio_one_and_raises_the_reward(loss, sampler):
+    state, step = compiled(config_of(sampler=sampler, loss=loss, supervised=0.0))
+    start = state
+    state, metrics = step(state, BATCH_OF_4)
+    np.testing.assert_allclose([metrics["ratio_min"], metrics["ratio_max"]], 1, atol=1e-4)
+    np.testing.assert_allclose(metrics["kl"], 0, atol=1e-6)
+    for _ in range(40):
+        state, _ = step(policy.sync_reference(state), BATCH_OF_4)
+    # What the two propose, under one key.
+    before = float(step(start.replace(key=state.key, step=state.step), BATCH_OF_4)[1]["reward_mean"])
+    assert float(step(policy.sync_reference(state), BATCH_OF_4)[1]["reward_mean"]) > before + 0.02
+
+
 def test_without_policy_term_it_is_the_supervised_step():
     config = config_of()
     state, step = compiled(config, with_policy=False)

@@ -1,0 +1,49 @@
+"""The supervised phase on a mesh of eight devices, stopped half way and resumed; and once more, without a stop.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.experiments.sharded_run --config=… --workdir=W \\
+        --straight=V --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
+
+SIGTERM comes while the step half way is prepared, which is to be judged.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import jax
+from absl import flags as absl_flags
+
+from experiments import distributed, flags, train_supervised
+from onelive_jax.training import partitioning
+
+
+def stop_at(put_batch, step):
+    """`put_batch` with the signal in its call number `step`."""
+    calls = []
+
+    def put_and_signal(batch, mesh):
+        assert mesh.size == jax.device_count() == 8
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put_batch(batch, mesh)
+
+    return put_and_signal
+
+
+def main(config, workdir):
+    put_batch, half = partitioning.put_batch, config.training.steps // 2
+    partitioning.put_batch = stop_at(put_batch, half)
+    try:
+        train_supervised.main(config, workdir)
+    except distributed.Stopped:
+        print("stopped")
+    partitioning.put_batch = put_batch
+    for folder in (workdir, Path(absl_flags.FLAGS.straight)):
+        train_supervised.main(config, folder)
+
+
+if __name__ == "__main__":
+    flags.define_config()
+    absl_flags.DEFINE_string("straight", None, "workdir of the run without a stop", required=True)
+    flags.run(main)
