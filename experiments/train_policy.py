@@ -76,8 +76,8 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     scorer, reward_params = None, None
     if a.reward == "feedback" and a.sampler != "logged":
         logger.warning("config.alignment.reward='feedback' is known only of rooms that were shown: with sampler=%r "
-                       "most groups have none or one of them and teach nothing (dead_groups counts them); sampler='logged' "
-                       "takes the rooms that were shown", a.sampler)
+                       "most groups have none or one of them and teach nothing (dead_groups counts them); "
+                       "sampler='logged' takes the rooms that were shown", a.sampler)
     if a.reward != "feedback":
         scorer, reward_params, _ = load_reward(config, workdir, log)
     mesh = partitioning.make_mesh(config.mesh)
