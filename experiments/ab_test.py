@@ -92,8 +92,10 @@ def format_table(lifts: dict[str, dict]) -> str:
     lines = [f"{'per request':<14}{'control':>12}{'treatment':>12}{'lift':>10}   95 % interval"]
     for name, label in ROWS.items():
         x = Lift(**lifts[name])
-        star = " *" if x.low > 0 or x.high < 0 else ""
-        lift = f"{x.lift:>+10.2%}   {x.low:+.2%} … {x.high:+.2%}{star}" if x.control > 0 else f"{'n/a':>10}"
+        lift = f"{'n/a':>10}"
+        if x.control > 0:
+            star = " *" if x.low > 0 or x.high < 0 else ""
+            lift = f"{x.lift:>+10.2%}   {x.low:+.2%} … {x.high:+.2%}{star}"
         lines.append(f"{label:<14}{x.control:>12.4f}{x.treatment:>12.4f}{lift}")
     return "\n".join(lines)
 

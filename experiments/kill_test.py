@@ -24,8 +24,9 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
+from experiments.pace import CLOCKED
 from experiments.prepare import prepare
-from experiments.train_supervised import CLOCKED, train_supervised
+from experiments.train_supervised import train_supervised
 from experiments.train_tokenizer import train_tokenizer
 from onelive_jax.config import Config, ModelConfig, SimulatorConfig, TokenizerConfig, TrainingConfig
 from onelive_jax.training import checkpoints, metrics

@@ -19,6 +19,10 @@ from onelive_jax.config import Config, to_json
 
 logger = logging.getLogger(__name__)
 DONE = "done.json"
+# Settings that say how a run is watched, kept and computed. They may change while it is resumed and after it is done:
+# they do not decide its result (model.* but for rounding, as the mesh).
+WATCHING = ("training.profile_at", "training.profile_steps", "training.log_every", "training.checkpoint_every",
+            "training.keep_checkpoints", "model.remat", "model.attention")
 SOURCE = "source.json"
 
 
@@ -65,7 +69,7 @@ class Log:
 
 
 def is_done(folder: Path, settings: dict) -> bool:
-    """Whether the stage that writes `folder` is finished.
+    """Whether the stage that writes `folder` is finished. Settings of `WATCHING` are not compared.
 
     Raises: ValueError if it was finished with other settings, with the fields that differ.
     """
@@ -76,6 +80,7 @@ def is_done(folder: Path, settings: dict) -> bool:
     # A setting that is younger than the folder stood at its default then.
     default = json.loads(json.dumps(flat(Config(), *(section.name for section in dataclasses.fields(Config)))))
     before = {name: default[name] for name in now if name in default} | json.loads(file.read_text())
+    before = {name: value for name, value in before.items() if name not in WATCHING}  # older versions recorded some
     if before != now:
         changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
                    for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]

@@ -24,13 +24,14 @@ from tqdm import tqdm
 from data_pipelines.feedback import FeedbackMaker, PairMaker, objectives_of, read_shown
 from data_pipelines.loader import training_batches
 from experiments import distributed, flags, scoring, tasks
+from experiments.pace import Profiler, Stopwatch, pace
 from experiments.prepare import Log, flat, is_done, mark_done, prepare
 from experiments.train_reward import load_reward, reward_settings
 from experiments.train_supervised import check_same_run, make_model, stage_settings
 from experiments.train_tokenizer import Tokenizer, load_tokenizer
-from onelive_jax import evaluation
+from onelive_jax import evaluation, presets
 from onelive_jax.alignment.rewards import make_reward
-from onelive_jax.config import Config
+from onelive_jax.config import AlignmentConfig, Config
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.training import partitioning, policy, train_state
 from onelive_jax.training.checkpoints import Checkpoints, restore_params
@@ -90,7 +91,8 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
 
     abstract = train_state.abstract_state(init_params, tx, mesh)
     placed = train_state.shardings(abstract)
-    judge = Judge(config, log, tokenizer, model, scorer, reward_params)
+    judge = Judge(config, log, tokenizer, on_mesh(model, mesh) if jax.process_count() == 1 else model, scorer,
+                  reward_params)
     everywhere, rows = partitioning.replicated(mesh), partitioning.batch_sharding(mesh)
     where = None
     if scorer is not None:
@@ -106,7 +108,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
                                   out_shardings=(placed, everywhere)) for with_policy in (True, False)}
     sync = jax.jit(policy.sync_reference, donate_argnums=0, in_shardings=(placed,), out_shardings=placed)
     with Checkpoints(folder, keep=a.steps + 1) as saved, distributed.stopping() as wanted:
-        first = 0
+        first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
             params = jax.device_put(load_params(init_from), placed.params)
             state = train_state.TrainState(jax.device_put(np.int32(0), placed.step), params,
@@ -118,11 +120,18 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)
+        logger.info("%s", presets.parameter_table(state.params))
         with MetricWriter(folder, first) as writer, distributed.progress(a.steps, first, name) as bar:
             if not first:
                 judge(writer, bar, 0, state.params)
-            late = OneStepLate(functools.partial(_log, writer, bar), a.log_every)
+            elif not any(line["step"] == first for line in validation_curve(folder)) and is_judged(first, a):
+                judge(writer, bar, first, state.params)  # it was stopped where it was to be judged
+            if first and distributed.is_main():
+                clock.resume(folder, first)
+            late = OneStepLate(functools.partial(_log, writer, bar, clock, config.training.batch_size), a.log_every)
+            profiler = Profiler(folder / "profile", config.training.profile_at, config.training.profile_steps)
             for step in range(first + 1, a.steps + 1):
+                profiler.before(step, state)
                 batch, feedback = _both(next(batches))
                 batch = partitioning.put_batch(batch, mesh)
                 feedback = None if feedback is None else partitioning.put_batch(feedback, mesh)
@@ -131,16 +140,20 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
                 if policy.is_sync_step(step, a):
                     state = sync(state)
                 late.push(step, metrics)
+                clock.tick(state)
                 bar.update(1)
-                judged = step == a.steps or (a.eval_every > 0 and step % a.eval_every == 0)
                 stop = wanted(step)
-                if judged or stop or step % a.checkpoint_every == 0:
+                if is_judged(step, a) or stop or step % a.checkpoint_every == 0:
                     late.flush()
-                    scores = judge(writer, bar, step, state.params) if judged else None
-                    saved.save(state, batches.get_state(), config, scores)
-                if stop and step < a.steps:
+                    clock.stop()
+                    saved.save(state, batches.get_state(), config)
+                if stop:  # a validation may outlast the time that is left: the process that goes on makes it
+                    profiler.close(state)
                     saved.wait()
                     raise distributed.Stopped(folder, step)
+                if is_judged(step, a):
+                    judge(writer, bar, step, state.params)
+            profiler.close(state)
         saved.wait()
     if not distributed.is_main():  # process 0 writes what all of them read
         distributed.wait_for_all("the policy is done")
@@ -159,6 +172,11 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     mark_done(folder, settings)
     distributed.wait_for_all("the policy is done")
     return model, load_params(folder), report
+
+
+def is_judged(step: int, config: AlignmentConfig) -> bool:
+    """Whether a step is scored on validation: every `eval_every`, and the last one."""
+    return step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
 
 
 def reads_feedback(config: Config) -> bool:
@@ -255,8 +273,9 @@ def _both(made: Any) -> tuple[Any, Any]:
     return made if type(made) is tuple else (made, None)
 
 
-def _log(writer: MetricWriter, bar: tqdm, step: int, metrics: dict) -> None:
-    writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
+def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, step: int, metrics: dict) -> None:
+    values = metrics | pace(clock, batch_size)
+    writer.write(step, {f"train/{name}": value for name, value in values.items()})
     reward = f"{metrics['reward_mean']:.4f}" if "reward_mean" in metrics else None
     bar.set_postfix(loss=f"{metrics['loss']:.3f}", **({"reward": reward} if reward else {}), refresh=False)
 

@@ -20,9 +20,11 @@ from tqdm import tqdm
 from data_pipelines.feedback import FeedbackMaker, objectives_of, read_shown
 from data_pipelines.loader import training_batches
 from experiments import distributed, flags
+from experiments.pace import Profiler, Stopwatch, pace
 from experiments.prepare import Log, flat, is_done, mark_done, prepare, save_config
 from experiments.train_supervised import check_same_run, stage_settings
 from experiments.train_tokenizer import Tokenizer, load_tokenizer
+from onelive_jax import presets
 from onelive_jax.alignment import objective_metrics
 from onelive_jax.alignment.reward_model import RewardModel, labels
 from onelive_jax.batch import Feedback
@@ -87,7 +89,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
                       out_shardings=(placed, partitioning.replicated(mesh)))
     judged, predict = validation(config, log, tokenizer, model), make_predictor(model)
     with Checkpoints(folder) as saved, distributed.stopping() as wanted:
-        first = 0
+        first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
             state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))
         else:
@@ -96,22 +98,32 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)
+        logger.info("%s", presets.parameter_table(state.params))
         with MetricWriter(folder, first) as writer, distributed.progress(c.steps, first, "reward") as bar:
-            late = OneStepLate(functools.partial(_log, writer, bar), c.log_every)
+            if first and distributed.is_main():
+                clock.resume(folder, first)
+            late = OneStepLate(functools.partial(_log, writer, bar, clock, c.batch_size), c.log_every)
+            profiler = Profiler(folder / "profile", config.training.profile_at, config.training.profile_steps)
             for step in range(first + 1, c.steps + 1):
+                profiler.before(step, state)
                 state, metrics = step_fn(state, partitioning.put_batch(next(batches), mesh))
                 late.push(step, metrics)
+                clock.tick(state)
                 bar.update(1)
                 if step % c.ippo_every == 0:
                     late.flush()
+                    clock.stop()
                     state = balance(state, config, model, predict, judged, writer, step)
                 stop = wanted(step)
                 if step % c.checkpoint_every == 0 or step == c.steps or stop:
                     late.flush()
+                    clock.stop()
                     saved.save(state, batches.get_state(), config)
                 if stop and step < c.steps:
+                    profiler.close(state)
                     saved.wait()
                     raise distributed.Stopped(folder, step)
+            profiler.close(state)
         saved.wait()
     weights = np.asarray(state.opt_state.weight_O).tolist()
     report = {"objectives": evaluate_reward(config, model, predict, distributed.on_this_process(state.params), judged),
@@ -195,8 +207,9 @@ def balance(state, config: Config, model: RewardModel, predict, judged: Judged, 
     return reward.with_objective_weights(state, weights)
 
 
-def _log(writer: MetricWriter, bar: tqdm, step: int, metrics: dict) -> None:
-    writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
+def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, step: int, metrics: dict) -> None:
+    values = metrics | pace(clock, batch_size)
+    writer.write(step, {f"train/{name}": value for name, value in values.items()})
     bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
 
 

@@ -11,9 +11,7 @@ import functools
 import json
 import logging
 import shutil
-import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +20,19 @@ from tqdm import tqdm
 
 from data_pipelines.loader import training_batches
 from experiments import distributed, flags, scoring
-from experiments.prepare import DONE, Log, flat, is_done, mark_done, prepare, save_config
+from experiments.pace import Profiler, Stopwatch, pace
+from experiments.prepare import WATCHING, Log, flat, is_done, mark_done, prepare, save_config
 from experiments.train_tokenizer import Tokenizer, settings_of, train_tokenizer
 from onelive_jax import presets
 from onelive_jax.config import Config
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.training import flops, partitioning, supervised, train_state
 from onelive_jax.training.checkpoints import Checkpoints, Restored, restore_params
-from onelive_jax.training.metrics import MetricWriter, OneStepLate, device_memory, read
+from onelive_jax.training.metrics import MetricWriter, OneStepLate, read
 from onelive_jax.training.placement import on_mesh
 
 logger = logging.getLogger(__name__)
 BEST = "ndcg@10"
-# Metrics that tell of the machine and not of the model: another run of the same settings has others.
-CLOCKED = tuple(f"train/{name}" for name in ("seconds", "step_seconds", "examples_per_second", "flops_per_second",
-                                             "mfu", "device_bytes", "device_peak_bytes"))
-PROFILING = ("training.profile_at", "training.profile_steps")
-# Settings that say how a run is watched, kept and computed. They may change while it is resumed and after it is done:
-# they do not decide its result (model.* but for rounding, as the mesh).
-WATCHING = PROFILING + ("training.log_every", "training.checkpoint_every", "training.keep_checkpoints", "model.remat",
-                        "model.attention")
 UNJUDGED = "unjudged"  # folder, in that of the run, of a step that is saved and whose validation is still to be made
 
 
@@ -51,29 +42,16 @@ def make_model(config: Config, log: Log) -> OneLive:
 
 
 def stage_settings(config: Config) -> dict:
-    """The settings of this phase and of those before it."""
-    settings = settings_of(config) | flat(config, "data", "model", "training")
-    return {name: value for name, value in settings.items() if name not in PROFILING}
-
-
-def decisive(settings: dict) -> dict:
     """What decides the parameters that come out; how the run is watched does not."""
+    settings = settings_of(config) | flat(config, "data", "model", "training")
     return {name: value for name, value in settings.items() if name not in WATCHING}
-
-
-def is_trained(folder: Path, config: Config) -> bool:
-    """`is_done` of the supervised phase, whatever the settings of `WATCHING` were. Raises as it does."""
-    file = folder / DONE
-    recorded = json.loads(file.read_text()) if file.is_file() else {}  # older runs recorded some of WATCHING too
-    return is_done(folder, decisive(stage_settings(config)) | {name: recorded[name] for name in WATCHING
-                                                               if name in recorded})
 
 
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:
     """Trains, or loads what was trained. Returns (model, parameters, figures)."""
-    folder = workdir / "supervised"
+    folder, settings = workdir / "supervised", stage_settings(config)
     model, figures_file = make_model(config, log), workdir / "supervised.json"
-    if is_trained(folder, config):
+    if is_done(folder, settings):
         return load_supervised(config, workdir, log)
 
     c = config.training
@@ -172,7 +150,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     params = restore_params(folder, step=chosen)
     if distributed.is_main():
         figures_file.write_text(json.dumps(figures, indent=1))
-        mark_done(folder, decisive(stage_settings(config)))
+        mark_done(folder, settings)
     distributed.wait_for_all("supervised is done")
     return model, params, figures
 
@@ -202,66 +180,6 @@ def forget_unjudged(folder: Path) -> None:
         shutil.rmtree(folder / UNJUDGED, ignore_errors=True)
 
 
-class Stopwatch:
-    """Seconds of a run over all its resumptions, and of its steps without compiling, validation and checkpoints.
-
-    Attributes:
-      steps, stepping: steps timed in this process and their seconds.
-    """
-
-    def __init__(self):
-        self.steps, self.stepping = 0, 0.0
-        self._begun, self._before, self._since = time.perf_counter(), 0.0, None
-        self._last = (0, 0.0)
-
-    def resume(self, folder: Path, step: int) -> None:
-        """Goes on from what the log of an earlier process says was spent up to `step`."""
-        spent = [line["train/seconds"] for line in read(folder) if "train/seconds" in line and line["step"] <= step]
-        self._before = max(spent, default=0.0)
-
-    def start(self) -> None:
-        self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        if self._since is not None:
-            self.stepping += time.perf_counter() - self._since
-            self._since = None
-
-    def elapsed(self) -> float:
-        return self._before + time.perf_counter() - self._begun
-
-    def split(self) -> tuple[int, float]:
-        """(steps, their seconds) since the last call."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        now = self.steps, self.stepping + running
-        (steps, seconds), self._last = self._last, now
-        return now[0] - steps, now[1] - seconds
-
-
-class Profiler:
-    """A profiler trace of `steps` steps from step `first` on (none where `first` is 0), for TensorBoard or Perfetto."""
-
-    def __init__(self, folder: Path, first: int, steps: int):
-        self._folder, self._first, self._last, self._running = folder, first, first + steps, False
-
-    def before(self, step: int, state: Any) -> None:
-        """Call it before each step; starts and stops the trace where its window does."""
-        if self._first and step == self._first:
-            jax.block_until_ready(state)  # what was dispatched before is no part of the window
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-        elif step == self._last:
-            self.close(state)
-
-    def close(self, state: Any) -> None:
-        """Ends a trace that is running, when the device is done with it."""
-        if self._running:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self._running = False
-            logger.info("profile of steps %d … %d: %s", self._first, self._last - 1, self._folder)
-
-
 def flops_per_example(config: Config, log: Log) -> int:
     """FLOPs of one example's step (onelive_jax/training/flops.py)."""
     return flops.training_flops(config.model, history=config.data.history_items * len(config.data.sequences),
@@ -271,16 +189,10 @@ def flops_per_example(config: Config, log: Log) -> int:
 
 def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, per_example: int, step: int,
          metrics: dict) -> None:
-    pace, (steps, seconds) = {}, clock.split()
-    if steps > 0 and seconds > 0:
-        rate = steps * batch_size / seconds
-        pace = {"step_seconds": seconds / steps, "examples_per_second": rate,
-                "flops_per_second": rate * per_example,
-                "mfu": flops.utilisation(rate, per_example, jax.device_count(), jax.devices()[0].device_kind)}
-    values = metrics | pace | device_memory() | {"seconds": clock.elapsed()}
-    writer.write(step, {f"train/{name}": value for name, value in values.items()})
-    speed = {"examples/s": f"{pace['examples_per_second']:,.0f}"} if pace else {}
-    bar.set_postfix(loss=f"{metrics['loss']:.3f}", acc=f"{metrics['acc_all']:.3f}", **speed, refresh=False)
+    speed = pace(clock, batch_size, per_example)
+    writer.write(step, {f"train/{name}": value for name, value in (metrics | speed).items()})
+    shown = {"examples/s": f"{speed['examples_per_second']:,.0f}"} if "examples_per_second" in speed else {}
+    bar.set_postfix(loss=f"{metrics['loss']:.3f}", acc=f"{metrics['acc_all']:.3f}", **shown, refresh=False)
 
 
 def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, dict, dict]:
@@ -289,7 +201,7 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
     Raises: FileNotFoundError where it has not run to its end; ValueError where it ran with other settings.
     """
     folder = workdir / "supervised"
-    if not is_trained(folder, config):
+    if not is_done(folder, stage_settings(config)):
         raise FileNotFoundError(f"{folder} holds no finished supervised phase: run experiments.train_supervised, or "
                                 f"all stages with experiments.run, on --workdir={workdir}")
     figures = json.loads((workdir / "supervised.json").read_text())
@@ -297,9 +209,9 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
 
 
 def check_same_run(before: Config, now: Config, folder: Path, settings=stage_settings) -> None:
-    """Raises ValueError naming the settings (of those that `settings` of a config gives, but `WATCHING`) in which a
-    checkpoint's run differs from this one."""
-    old, new = (json.loads(json.dumps(decisive(settings(c)))) for c in (before, now))
+    """Raises ValueError naming the settings (of those that `settings` of a config gives) in which a checkpoint's run
+    differs from this one."""
+    old, new = (json.loads(json.dumps(settings(c))) for c in (before, now))
     changed = [f"config.{name}: {old.get(name)!r} then, {new.get(name)!r} now"
                for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if changed:

@@ -134,7 +134,8 @@ def make_policy_step(model: OneLive, tx: optax.GradientTransformation, config: C
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params),
+                    "update_norm": optax.global_norm(updates), "learning_rate": schedule(state.step)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return policy_step

@@ -100,7 +100,8 @@ def make_reward_step(model: RewardModel, tx: optax.GradientTransformation,
         batch_rate_O = jnp.stack([metrics[f"rate_{name}"] for name in model.objectives])
         moved_O = decay * balance.rate_O + (1 - decay) * batch_rate_O
         opt_state = opt_state._replace(rate_O=jnp.where(seen_O.sum((0, 1)) > 0, moved_O, balance.rate_O))
-        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params),
+                    "update_norm": optax.global_norm(updates), "learning_rate": schedule(state.step)}
         metrics |= {f"weight_{name}": balance.weight_O[i] for i, name in enumerate(model.objectives)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import qk_norm, scaling
-from experiments.train_supervised import Profiler, Stopwatch
+from experiments.pace import Profiler, Stopwatch
 
 
 def test_a_power_law_is_found_again():

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import train_supervised
+from experiments import pace
 from onelive_jax.training import checkpoints, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def folders(finished, tmp_path_factory) -> dict[str, Path]:
 
 
 def lines(folder: Path) -> list[dict]:
-    return [{name: value for name, value in line.items() if name not in train_supervised.CLOCKED}
+    return [{name: value for name, value in line.items() if name not in pace.CLOCKED}
             for line in metrics.read(folder / "supervised")]
 
 

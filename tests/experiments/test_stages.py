@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import prepare, train_supervised, train_tokenizer
+from experiments import pace, prepare, train_supervised, train_tokenizer
 from experiments.run import run
 from onelive_jax.config import to_json
 from onelive_jax.training import metrics, supervised
@@ -145,7 +145,7 @@ def test_a_killed_run_resumes_bit_for_bit(finished, copy, make_config, tmp_path,
     jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
     straight, resumed = (restore_params(folder / "supervised", step=12) for folder in (finished.workdir, copy))
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
-    lines = [[{name: value for name, value in line.items() if name not in train_supervised.CLOCKED}
+    lines = [[{name: value for name, value in line.items() if name not in pace.CLOCKED}
               for line in metrics.read(folder / "supervised")] for folder in (finished.workdir, copy)]
     assert lines[0] == lines[1]
     before = json.loads((finished.workdir / "supervised.json").read_text())
@@ -159,7 +159,7 @@ def test_how_a_run_was_watched_may_change_when_it_is_done(finished, copy, make_c
                          model__remat="full")
     file, log = copy / "supervised" / prepare.DONE, finished.trained.log
     recorded = json.loads(file.read_text())
-    assert not recorded.keys() & set(train_supervised.WATCHING)
+    assert not recorded.keys() & set(prepare.WATCHING)
     for before in (recorded, recorded | {"training.log_every": 1, "model.remat": "none"}):
         file.write_text(json.dumps(before))
         _, params, _ = train_supervised.load_supervised(config, copy, log)
@@ -203,7 +203,7 @@ def test_a_run_stopped_where_it_was_to_be_judged_is_judged_when_it_goes_on(finis
     for kept in (6, 12):
         one, two = (read(where / "supervised", kept) for where in (finished.workdir, copy))
         jax.tree.map(np.testing.assert_array_equal, one, two)
-    lines = [[{name: value for name, value in line.items() if name not in train_supervised.CLOCKED}
+    lines = [[{name: value for name, value in line.items() if name not in pace.CLOCKED}
               for line in metrics.read(where / "supervised")] for where in (finished.workdir, copy)]
     assert lines[0] == lines[1]
 
