@@ -15,7 +15,7 @@ FULL = {code: text for code, text in ((errno.ENOSPC, "No space left on device"),
 
 
 @contextlib.contextmanager
-def told_of_a_full_disk(folder: Path) -> Iterator[None]:
+def told_of_a_full_disk(folder: Path, what: str = "a checkpoint") -> Iterator[None]:
     """Within it, an error (of the system or of orbax) that means a full disk becomes an OSError that says so: with the
     folder, the room that is left and the checkpoints there are."""
     try:
@@ -27,7 +27,7 @@ def told_of_a_full_disk(folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free / 2**20
         kept = ", ".join(map(str, sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())))
-        raise OSError(code, f"{FULL[code]}: a checkpoint could not be written to {folder}, where {free:,.1f} MiB are "
+        raise OSError(code, f"{FULL[code]}: {what} could not be written to {folder}, where {free:,.1f} MiB are "
                       f"free. Checkpoints that are there: {kept or 'none'}. Make room (or raise the limit) and type "
                       "the same command again: it goes on from the newest") from error
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from onelive_jax.training.checkpoint_files import told_of_a_full_disk
+
 logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
@@ -57,13 +59,15 @@ class MetricWriter:
 
         Raises:
           FloatingPointError: a number is NaN or infinite; nothing is written.
+          OSError: the disk is full; says what to do.
         """
         values = {name: None if value is None else _number(value) for name, value in metrics.items()}
         check_finite(step, values)
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": int(step), **values}) + "\n")
-        self._file.flush()
+        with told_of_a_full_disk(self.folder, FILE):
+            self._file.write(json.dumps({"step": int(step), **values}) + "\n")
+            self._file.flush()
         if self._tensorboard is not None:
             for name, value in values.items():
                 if value is not None:

@@ -3,6 +3,7 @@
 import builtins
 import json
 import logging
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -132,6 +133,15 @@ def test_every_step_is_checked_but_not_every_step_written():
     with pytest.raises(FloatingPointError, match="step 7: loss = nan"):
         late.flush()
     assert written == [2, 4]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_told_with_what_to_do(tmp_path):
+    writer = metrics.MetricWriter(tmp_path)
+    writer._file.close()
+    writer._file = open("/dev/full", "w", buffering=1)
+    with pytest.raises(OSError, match=r"metrics.jsonl could not be written to .*MiB are free.*Make room"):
+        writer.write(1, {"loss": 1.0})
 
 
 def test_lines_are_valid_json_whatever_the_types(tmp_path):
