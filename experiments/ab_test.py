@@ -88,14 +88,14 @@ def report(control: Outcomes, treatment: Outcomes) -> dict[str, dict]:
 
 def format_table(lifts: dict[str, dict]) -> str:
     """Table 6: control, treatment, lift and its 95 % interval; * where the interval does not hold 0, n/a over a control
-    of 0."""
+    of 0 (an interval: where resamples have one)."""
     lines = [f"{'per request':<14}{'control':>12}{'treatment':>12}{'lift':>10}   95 % interval"]
     for name, label in ROWS.items():
         x = Lift(**lifts[name])
         lift = f"{'n/a':>10}"
         if x.control > 0:
             star = " *" if x.low > 0 or x.high < 0 else ""
-            lift = f"{x.lift:>+10.2%}   {x.low:+.2%} … {x.high:+.2%}{star}"
+            lift = f"{x.lift:>+10.2%}   " + ("n/a" if math.isnan(x.low) else f"{x.low:+.2%} … {x.high:+.2%}{star}")
         lines.append(f"{label:<14}{x.control:>12.4f}{x.treatment:>12.4f}{lift}")
     return "\n".join(lines)
 

@@ -138,7 +138,7 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     assert "2 processes, 2 devices" in said[0][1]
     # The other process says nothing, whatever libraries do.
     clocked = re.compile(r"^\d\d:\d\d:\d\d ", re.MULTILINE)  # how every line of the log begins
-    assert len(clocked.findall(said[0][1])) > 10
+    assert len(clocked.findall(said[0][1])) > 3
     assert not clocked.findall(said[1][1])
     assert said[1][0] == ""
     assert not (copied / "prepared").exists()
@@ -224,15 +224,22 @@ def test_an_ab_test_of_two_phases(aligned, tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "ab.json").read_text())
     assert report["observed"]["utility"]["control"] > 0
     assert report["observed"]["utility"]["low"] <= report["observed"]["utility"]["lift"]
-    lifts = report["observed"] | {"gift": {"control": 0.0, "treatment": 0.1} | dict.fromkeys(("lift", "low", "high"),
-                                                                                           float("nan"))}
-    assert re.search(r"\nGift +0\.0000 +0\.1000 +n/a\n", ab_test.format_table(lifts))
-    assert ab_test.without_nan(lifts)["gift"] == {"control": 0.0, "treatment": 0.1, "lift": None, "low": None,
-                                                  "high": None}
     with pytest.raises(ValueError, match="must be a trained workdir"):
         ab_test.ab_test("viewers", "random", 10, 0)
     with pytest.raises(FileNotFoundError, match="neither a trained workdir"):
         ab_test.ab_test("viewers", "nowhere", 10, 0)
+
+
+def test_a_lift_over_nothing_is_not_available():
+    lifts = dict.fromkeys(ab_test.ROWS, {"control": 1.0, "treatment": 1.1, "lift": 0.1, "low": 0.05, "high": 0.15})
+    lifts["gift"] = {"control": 0.0, "treatment": 0.1} | dict.fromkeys(("lift", "low", "high"), float("nan"))
+    lifts["share"] = lifts["click"] | {"low": float("nan"), "high": float("nan")}  # 0 in a resample
+    table = ab_test.format_table(lifts)
+    assert re.search(r"\nGift +0\.0000 +0\.1000 +n/a\n", table)
+    assert re.search(r"\nShare +1\.0000 +1\.1000 +\+10\.00% +n/a\n", table)
+    assert re.search(r"\nLike +1\.0000 +1\.1000 +\+10\.00% +\+5\.00% … \+15\.00% \*\n", table)
+    assert ab_test.without_nan(lifts)["gift"] == {"control": 0.0, "treatment": 0.1, "lift": None, "low": None,
+                                                  "high": None}
 
 
 def test_draws_log_the_policys_own_probabilities(stage, finished):
@@ -288,9 +295,12 @@ def test_rounds_are_learned_from_and_logged(aligned):
 
 def test_a_mistyped_online_command_leaves_nothing_behind(aligned, tmp_path):
     config, workdir, *_ = aligned
+    shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
     with pytest.raises(FileNotFoundError, match=r"nowhere.json is missing"):
-        online.online(config, tmp_path, tmp_path / "nowhere", PLAN)
-    assert not (tmp_path / "online").exists()
+        online.online(config, tmp_path / "w", tmp_path / "nowhere", PLAN)
+    with pytest.raises(ValueError, match="leaves no time for rounds"):
+        online.online(config, tmp_path / "w", workdir / "supervised", dataclasses.replace(PLAN, judged_hours=999.0))
+    assert not (tmp_path / "w" / "online").exists()
 
 
 def test_rounds_go_on_after_a_kill(aligned, tmp_path, monkeypatch):
