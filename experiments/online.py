@@ -6,7 +6,8 @@
 The played period is cut into rounds. In each, the policy answers requests by drawing rooms from its own distribution
 and logs with what probability; what people did goes into the platform's log (habits, follows and histories move on);
 then the policy takes steps on all rounds so far, rewarded by the feedback itself (config.alignment.reward=feedback,
-sampler=logged, loss=gbpo). An arm that does not learn answers the same requests on a platform of its own.
+sampler=logged, loss=gbpo) beside the supervised loss on what was clicked. An arm that does not learn answers the same
+requests on a platform of its own.
 
 Rounds lie at different hours, so that their lifts do not compare well. The last hours of the period are therefore kept
 out of all rounds: there the policy after each round answers one and the same set of requests, on the platform of the
@@ -37,7 +38,7 @@ from data_pipelines.platform import Batch as Asked
 from data_pipelines.platform import Lift, Outcomes, Platform, PlayRequests, Policy, compare
 from data_pipelines.simulated_world import World
 from experiments import distributed, flags, played
-from experiments.prepare import prepare
+from experiments.prepare import differing, prepare
 from experiments.train_policy import load_params, policy_settings
 from experiments.train_supervised import make_model
 from experiments.train_tokenizer import load_tokenizer
@@ -235,14 +236,10 @@ def edges_of(platform: Platform, plan: Plan) -> np.ndarray:
 
 def check_same_plan(folder: Path, settings: dict) -> None:
     """Raises ValueError with the settings in which an earlier call in this folder differs."""
-    file, now = folder / "settings.json", json.loads(json.dumps(settings))
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-                   for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-        if changed:
-            raise ValueError(f"{folder} holds rounds of other settings ({'; '.join(changed)}): choose another "
-                             f"--workdir, or delete {folder}")
+    file = folder / "settings.json"
+    if file.is_file() and (changed := differing(json.loads(file.read_text()), settings)):
+        raise ValueError(f"{folder} holds rounds of other settings ({changed}): choose another --workdir, or delete "
+                         f"{folder}")
 
 
 def play(platform: Platform, policy: Policy, asked: PlayRequests, file: Path) -> Outcomes:

@@ -138,14 +138,9 @@ def best(asker: Asker, model: OneLive, params: Any, k: int = SLATE) -> Policy:
     return policy
 
 
-def drawn(asker: Asker, model: OneLive, params: Any, k: int = SLATE) -> Policy:
-    """The policy of these parameters that `drawer` makes."""
-    return drawer(asker, model, k)(params)
-
-
-def drawer(asker: Asker, model: OneLive, k: int = SLATE) -> Callable[[Any], Policy]:
-    """Parameters → policy, compiled once for all of them: k rooms drawn one after another without replacement from
-    π(room) ∝ exp(score of decoding) (Gumbel top-k).
+def drawer(asker: Asker, model: OneLive) -> Callable[[Any], Policy]:
+    """Parameters → policy, compiled once for all of them: a slate of rooms drawn one after another without replacement
+    from π(room) ∝ exp(score of decoding) (Gumbel top-k).
 
     With its propensity: π(room), the probability of being drawn first, for every place. That is the policy's own
     probability of the room, which learning from the log compares with. Random numbers are a function of the request's
@@ -159,14 +154,15 @@ def drawer(asker: Asker, model: OneLive, k: int = SLATE) -> Callable[[Any], Poli
         return rollouts.room_log_probs(model, params, opened, rooms)
 
     def policy(params: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        shown, propensity = np.full((batch.user.size, k), -1, np.int32), np.ones((batch.user.size, k), np.float32)
+        size = batch.user.size, SLATE
+        shown, propensity = np.full(size, -1, np.int32), np.ones(size, np.float32)
         for row, kept in chunks(batch.user.size):
             request = asker.maker(batch.log).request(batch.user[row], batch.time_ms[row])
             rooms = asker.rooms(batch, row)
             log_pi = np.asarray(log_probs(params, request, rooms))
             room = batch.room[np.minimum(batch.offsets[row][:, None] + np.arange(asker.slots), batch.room.size - 1)]
             noise = -np.log(-np.log(uniform(batch.key[row][:, None], room, _DRAW)))
-            slot = np.argsort(-np.where(rooms.mask, log_pi + noise, -np.inf), axis=1)[:, :k]
+            slot = np.argsort(-np.where(rooms.mask, log_pi + noise, -np.inf), axis=1)[:, :SLATE]
             there, room, chance = (np.take_along_axis(x, slot, 1) for x in (rooms.mask, room, np.exp(log_pi)))
             shown[row[:kept]] = np.where(there, room, -1)[:kept]
             # (A probability that rounds to 0 is still one.)

@@ -82,11 +82,16 @@ def is_done(folder: Path, settings: dict) -> bool:
     before = {name: default[name] for name in now if name in default} | json.loads(file.read_text())
     before = {name: value for name, value in before.items() if name not in WATCHING}  # older versions recorded some
     if before != now:
-        changed = [f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-                   for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-        raise ValueError(f"{folder} was made with other settings ({'; '.join(changed)}): choose another --workdir, or "
-                         f"delete {folder} and the stages after it")
+        raise ValueError(f"{folder} was made with other settings ({differing(before, now)}): choose another --workdir, "
+                         f"or delete {folder} and the stages after it")
     return True
+
+
+def differing(before: dict, now: dict, prefix: str = "") -> str:
+    """Which settings two calls differ in, for a person: "name: 1 then, 2 now; …"; "" where they do not."""
+    before, now = (json.loads(json.dumps(settings)) for settings in (before, now))
+    return "; ".join(f"{prefix}{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
 
 
 def mark_done(folder: Path, settings: dict) -> None:

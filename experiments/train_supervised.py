@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data_pipelines.loader import training_batches
 from experiments import distributed, flags, scoring
 from experiments.pace import Profiler, Stopwatch, pace
-from experiments.prepare import WATCHING, Log, flat, is_done, mark_done, prepare, save_config
+from experiments.prepare import WATCHING, Log, differing, flat, is_done, mark_done, prepare, save_config
 from experiments.train_tokenizer import Tokenizer, settings_of, train_tokenizer
 from onelive_jax import presets
 from onelive_jax.config import Config
@@ -211,11 +211,8 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
 def check_same_run(before: Config, now: Config, folder: Path, settings=stage_settings) -> None:
     """Raises ValueError naming the settings (of those that `settings` of a config gives) in which a checkpoint's run
     differs from this one."""
-    old, new = (json.loads(json.dumps(settings(c))) for c in (before, now))
-    changed = [f"config.{name}: {old.get(name)!r} then, {new.get(name)!r} now"
-               for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    if changed:
-        raise ValueError(f"{folder} holds an unfinished run with other settings ({'; '.join(changed)}): choose another "
+    if changed := differing(settings(before), settings(now), "config."):
+        raise ValueError(f"{folder} holds an unfinished run with other settings ({changed}): choose another "
                          f"--workdir, or delete {folder}")
 
 

@@ -245,7 +245,7 @@ def test_a_lift_over_nothing_is_not_available():
 def test_draws_log_the_policys_own_probabilities(stage, finished):
     platform, asker = stage
     requests = platform.requests(80, seed=3)
-    policy = played.drawn(asker, finished.trained.model, finished.trained.params)
+    policy = played.drawer(asker, finished.trained.model)(finished.trained.params)
     first, again = platform.play(policy, requests), platform.play(policy, requests)
     np.testing.assert_array_equal(first.room, again.room)
     there = first.room >= 0
