@@ -7,7 +7,8 @@ Four ways, on one log and one tokenizer a seed:
 
 - random order: a model of codes alone (model.identity=False); authors of one id tie, and a tie counts as its
   expectation over all orders;
-- tower score: the same model, ties by the towers' score of user and author at that moment (the paper's way);
+- tower score: the same model, decoded with the towers' score of user and author at that moment as tie-break
+  (config.decoding.tie_break="towers", the paper's way);
 - extra digit: a model of codes alone with one code more, the number of an author among those of its id;
 - identity head: our model as it is, whose head scores rooms beside the codes.
 
@@ -15,7 +16,7 @@ Judged on the strict targets of validation and test: all of them, and those that
 with. Trainings are kept under W/SEED/{codes,digit,identity}, and a killed study goes on; figures are also
 W/collisions.json.
 
-Axes: R requests, C candidates of all requests (flat), T history views, A authors, L levels, D embedding width.
+Axes: R requests, C candidates of all requests (flat), A authors, L levels.
 """
 
 import copy
@@ -26,23 +27,20 @@ from pathlib import Path
 import numpy as np
 from absl import flags as absl_flags
 
-from data_pipelines.content import Content, author_content
 from experiments import flags, scoring
 from experiments.ablate import changed
-from experiments.prepare import Log, prepare
+from experiments.prepare import prepare
 from experiments.tasks import Task
+from experiments.tower_scores import TowerScores
 from experiments.train_supervised import train_supervised
-from experiments.train_tokenizer import Tokenizer, side_features_of, train_tokenizer
+from experiments.train_tokenizer import train_tokenizer
 from onelive_jax import evaluation
 from onelive_jax.config import Config
-from onelive_jax.tokenizer import towers
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
 WAYS = ("random order", "tower score", "extra digit", "identity head")
 FIGURES = ("ndcg@10", "hr@1", "hr@10")
 SHARED = "id shared on air"
-ROWS = 200_000  # author embeddings made at once
-REQUESTS = 1024  # user embeddings made at once
 
 
 def numbered(ids_AxL: np.ndarray, codes: int) -> tuple[np.ndarray, int]:
@@ -64,58 +62,6 @@ def with_digit(ids: IdTable, codes: int) -> tuple[IdTable, int]:
     first = ids.codes_at(np.arange(ids.num_authors), np.iinfo(np.int64).min)
     digit, over = numbered(first, codes)
     return IdTable(ids.author, ids.from_ms, np.column_stack([ids.codes, digit[ids.author]])), over
-
-
-def break_ties(scores_C: np.ndarray, second_C: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """float32 [C]: within each request the order of `scores`, candidates of equal score in that of `second`.
-
-    −inf (not returned) stays −inf; equal in both stays a tie.
-    """
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    order = np.lexsort((second_C, scores_C, row))
-    differs = np.append(False, (np.diff(row[order]) != 0) | (np.diff(second_C[order]) != 0)
-                        | (scores_C[order][1:] != scores_C[order][:-1]))
-    place = np.cumsum(differs)
-    result = np.empty(len(order), np.float32)
-    # Places within a request, so that float32 holds them exactly.
-    result[order] = place - place[np.asarray(offsets)[:-1]][row[order]] if len(order) else 0.0
-    return np.where(np.isneginf(scores_C), -np.inf, result).astype(np.float32)
-
-
-def tower_scores(tokenizer: Tokenizer, config: Config, log: Log, content: Content | None, task: Task) -> np.ndarray:
-    """float32 [C], what the towers alone say of each candidate: user and author as of the request's moment."""
-    c, views = config.tokenizer, log.views
-    request_C = np.repeat(np.arange(task.user.size), np.diff(task.offsets))
-    row_C = np.full(task.candidates.size, -1)
-    if content is not None:
-        row_C = content.row_at(task.candidates, task.time_ms[request_C])
-    pair, which_C = np.unique(np.stack([task.candidates, row_C]), axis=1, return_inverse=True)
-    which_C = which_C.reshape(-1)
-    parts = []
-    for low in range(0, pair.shape[1], ROWS):
-        author, row = pair[:, low:low + ROWS]
-        known = (None, None) if content is None else (content.values(row), row >= 0)
-        parts.append(tokenizer.embeddings(config, author, *known))
-    author_PxD = np.concatenate(parts)
-
-    of_users = side_features_of(log)[0] if c.side_features else None
-    end_R = views.seen_before(task.user, task.time_ms)
-    scores_C = np.empty(task.candidates.size, np.float32)
-    for low in range(0, task.user.size, REQUESTS):
-        part = slice(low, low + REQUESTS)
-        rows_RxT = end_R[part, None] + np.arange(-c.history_items, 0)
-        mask_RxT = rows_RxT >= views.user_ptr[task.user[part]][:, None]
-        rows_RxT = np.where(mask_RxT, rows_RxT, 0)
-        values = known = None
-        if content is not None:
-            at = content.row_at(views.author[rows_RxT].reshape(-1), views.start_ms[rows_RxT].reshape(-1))
-            values, known = content.values(at).reshape(*rows_RxT.shape, -1), (at >= 0).reshape(rows_RxT.shape)
-        user_RxD = towers.user_embeddings(
-            tokenizer.params, c, tokenizer.author_views, views.author[rows_RxT], mask_RxT, values, known,
-            tokenizer.attributes_AxS, None if of_users is None else of_users.values[task.user[part]])
-        of_part = slice(task.offsets[low], task.offsets[min(low + REQUESTS, task.user.size)])
-        scores_C[of_part] = np.einsum("cd,cd->c", user_RxD[request_C[of_part] - low], author_PxD[which_C[of_part]])
-    return scores_C
 
 
 def shared_on_air(ids: IdTable, task: Task) -> np.ndarray:
@@ -160,13 +106,13 @@ def run_seed(config: Config, seed: int, workdir: Path) -> dict:
         rank, maker = scoring.make_ranker(network, settings), log.batch_maker(its_tokenizer.ids, settings)
         for split, task in tasks.items():
             scores[split][way[name]] = scoring.score(rank, params, maker, task)
-    content = author_content(log.tables, log.split.p1_ms)
+            if name == "codes":
+                scores[split]["tower score"] = scoring.score(rank, params, maker, task, tie_breaker=TowerScores(
+                    its_tokenizer, settings, log))
     base = tokenizer.ids.codes_at(np.arange(log.num_authors), np.iinfo(np.int64).min)
     figures = {"seed": seed, "authors": log.num_authors, "ids": len(np.unique(base, axis=0)),
                "numbers_modulo_k": over, "splits": {}}
     for split, task in tasks.items():
-        second = tower_scores(tokenizer, codes_config, log, content, task)
-        scores[split]["tower score"] = break_ties(scores[split]["random order"], second, task.offsets)
         shared = shared_on_air(tokenizer.ids, task)
         ranks = {name: ranked(scores[split][name], task) for name in WAYS}
         figures["splits"][split] = {

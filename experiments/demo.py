@@ -13,6 +13,7 @@ import numpy as np
 from experiments import ab_test, flags, played
 from experiments.recommend import format_rooms, moment, recommend
 from experiments.run import Trained, print_report, run
+from experiments.tower_scores import tie_breaker
 from experiments.train_policy import format_curve, train_policy
 from experiments.train_reward import format_report, train_reward
 from onelive_jax.config import Config
@@ -28,8 +29,9 @@ def show_people(trained: Trained, config: Config) -> None:
     evening = moment(log, config, log.split.end_ms - 3 * 3_600_000)
     busiest = np.argsort(-np.diff(log.views.user_ptr), kind="stable")[:PEOPLE]
     rank = make_recommender(trained.model, config.decoding, ROOMS)
+    ties = tie_breaker(trained.model, trained.tokenizer, config, log)
     for user in busiest.tolist():
-        rooms = recommend(config, log, trained.tokenizer.ids, rank, trained.params, user, evening)
+        rooms = recommend(config, log, trained.tokenizer.ids, rank, trained.params, user, evening, ties)
         print(f"\nThe {ROOMS} best rooms for person {log.tables.users['source_id'][user]}, three hours before the end "
               "of the log:\n")
         print(format_rooms(rooms))

@@ -1,14 +1,16 @@
 """Is it worth it that semantic ids follow the content of a room? Dynamic against static and against content-only ids.
 
-    python -m experiments.dynamic_ids --workdir=W [--seeds=0,1,2] [--config.simulator.users=…]
+    python -m experiments.dynamic_ids --workdir=W [--seeds=0,1,2] [--world=N] [--config.simulator.users=…]
 
 On the simulated platform, where it is known when a room's content jumped (a song, a sale, a battle). Every variant is
 trained on the same log with the same settings but for its ids, and judged on the test period: over all targets, and
 over those whose room had jumped in the ten minutes before the view, to something else than it showed before (of these
 also over the new ones: a person returns to an author for other reasons than what is on). A seed is a world and a
-training of its own. All variants of a seed read the same towers: what differs is what is quantized, and when.
+training of its own; with --world=N, a training (towers, codebooks and model) in that one world, so that intervals over
+seeds say how much trainings vary, and not worlds. All variants of a seed read the same towers: what differs is what is
+quantized, and when.
 "ids alone" is the model without its identity head: there only the ids say what is on. Runs are kept under
-W/SEED/VARIANT and a killed study resumes; the table is also W/dynamic_ids.json.
+W/SEED/VARIANT (W/world-N/SEED/VARIANT) and a killed study resumes; the table is also dynamic_ids.json beside them.
 """
 
 import json
@@ -68,9 +70,13 @@ def changed_codes(log: Log, ids: IdTable, view: np.ndarray, after_jump: np.ndarr
     return shares
 
 
-def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path) -> dict[str, dict]:
-    """Trains one variant (or finds it trained); metrics of the test period by group, kept in result.json."""
-    config = changed(config, {"simulator.seed": seed} | IDS[ids] | MODELS[model], seed)
+def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
+                world: int | None = None) -> dict[str, dict]:
+    """Trains one variant (or finds it trained); metrics of the test period by group, kept in result.json.
+
+    `world`: seed of the simulator; None for the seed of the training.
+    """
+    config = changed(config, {"simulator.seed": seed if world is None else world} | IDS[ids] | MODELS[model], seed)
     folder = workdir / str(seed) / f"{ids}, {model}".replace(", ", "-").replace(" ", "_")
     result = folder / "result.json"
     if result.is_file():
@@ -137,13 +143,16 @@ def format_study(results: dict[str, list[dict]]) -> str:
 
 
 def main(config: Config, workdir: Path) -> None:
-    seeds = [int(seed) for seed in absl_flags.FLAGS.seeds]
+    seeds, world = [int(seed) for seed in absl_flags.FLAGS.seeds], absl_flags.FLAGS.world
+    if world is not None:
+        workdir /= f"world-{world}"
     results: dict[str, list[dict]] = {}
     for model in MODELS:
         for ids in IDS:
-            results[f"{ids}, {model}"] = [run_variant(config, seed, ids, model, workdir) for seed in seeds]
+            results[f"{ids}, {model}"] = [run_variant(config, seed, ids, model, workdir, world) for seed in seeds]
             print(format_study(results), flush=True)
-    (workdir / "dynamic_ids.json").write_text(json.dumps({"seeds": seeds, "results": results}, indent=1))
+    table = {"seeds": seeds, "world": world, "results": results}
+    (workdir / "dynamic_ids.json").write_text(json.dumps(table, indent=1))
     n = [row["after_jump"]["n"] for row in next(iter(results.values()))]
     print(f"\n{len(seeds)} seeds, {n} targets after a jump; {workdir / 'dynamic_ids.json'}")
 
@@ -151,4 +160,5 @@ def main(config: Config, workdir: Path) -> None:
 if __name__ == "__main__":
     flags.define_config(default_config="experiments/configs/dynamic_ids.py")
     absl_flags.DEFINE_list("seeds", ["0", "1", "2"], "worlds and trainings")
+    absl_flags.DEFINE_integer("world", None, "one world for all seeds, which are then trainings", lower_bound=0)
     flags.run(main)

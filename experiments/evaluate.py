@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 
 from experiments import flags, heuristics, scoring
 from experiments.prepare import Log, prepare
+from experiments.tower_scores import TowerScores, tie_breaker
 from experiments.train_policy import load_params
 from experiments.train_supervised import load_supervised
 from experiments.train_tokenizer import load_tokenizer
@@ -20,16 +21,16 @@ from onelive_jax import evaluation
 from onelive_jax.config import Config
 
 
-def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str,
-             weights: heuristics.Weights) -> tuple[dict[str, dict], dict[str, dict], dict[str, int]]:
-    """A split under a protocol.
+def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str, weights: heuristics.Weights,
+             ties: TowerScores | None = None) -> tuple[dict[str, dict], dict[str, dict], dict[str, int]]:
+    """A split under a protocol; `ties` from `tower_scores.tie_breaker`.
 
     Returns: (metrics of "onelive" and of every heuristic, by name; how much NDCG@10 of "onelive" is above each
     heuristic's, request by request, with its interval: `evaluation.difference`; views of the period that are no target,
     by reason).
     """
     task = scoring.targets(log, config, split, protocol)
-    scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec")}
+    scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec", tie_breaker=ties)}
     scores |= heuristics.scores(log.views, task, log.split.p1_ms, weights)
     ranks = {name: evaluation.ranks_csr(score, task.offsets, task.position) for name, score in scores.items()}
     ours = ranks["onelive"]
@@ -59,8 +60,8 @@ def tuned_weights(config: Config, log: Log) -> heuristics.Weights:
     return heuristics.tune(log.views, task, log.split.p1_ms) if task.user.size else heuristics.Weights()
 
 
-def compare_policies(log: Log, config: Config, rank, control, treatment, maker, split: str,
-                     protocol: str) -> dict[str, dict]:
+def compare_policies(log: Log, config: Config, rank, control, treatment, maker, split: str, protocol: str,
+                     ties: TowerScores | None = None) -> dict[str, dict]:
     """Two sets of parameters of one model on the same targets.
 
     Returns: {"ndcg@10" (every target alike), "watch ndcg@10" (weight of a target: minutes watched), "hr@128":
@@ -68,8 +69,9 @@ def compare_policies(log: Log, config: Config, rank, control, treatment, maker, 
     """
     task = scoring.targets(log, config, split, protocol)
     own_rows = protocol == "liverec"
-    gains = [evaluation.gains(evaluation.ranks_csr(scoring.score(rank, params, maker, task, own_rows), task.offsets,
-                                                   task.position)) for params in (control, treatment)]
+    gains = [evaluation.gains(evaluation.ranks_csr(
+        scoring.score(rank, params, maker, task, own_rows, tie_breaker=ties), task.offsets, task.position))
+        for params in (control, treatment)]
     minutes = (log.views.stop_ms[task.view] - log.views.start_ms[task.view]) / 60_000
     alike = np.ones_like(minutes)
     return {"ndcg@10": weighted_lift(*(gain["ndcg@10"] for gain in gains), alike),
@@ -102,14 +104,14 @@ def main(config: Config, workdir: Path) -> None:
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
-    maker = log.batch_maker(tokenizer.ids, config)
+    maker, ties = log.batch_maker(tokenizer.ids, config), tie_breaker(model, tokenizer, config, log)
     if values.policy:
         print(format_policies(compare_policies(log, config, scoring.make_ranker(model, config), params,
                                                load_params(Path(values.policy).expanduser()), maker, values.split,
-                                               values.protocol)))
+                                               values.protocol, ties)))
         return
     rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
-                                          values.protocol, tuned_weights(config, log))
+                                          values.protocol, tuned_weights(config, log), ties)
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
     print(evaluation.format_table(rows))
     if objectives := evaluation.format_objectives(rows):

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 from data_pipelines.twitch import ROUND_MS
 from experiments import flags
 from experiments.prepare import Log, prepare
+from experiments.tower_scores import TowerScores, tie_breaker
 from experiments.train_supervised import load_supervised
 from experiments.train_tokenizer import load_tokenizer
 from onelive_jax.batch import ROOM_FEATURES
@@ -23,10 +24,12 @@ from onelive_jax.decoding.live_index import LiveCatalogue
 from onelive_jax.decoding.recommend import Recommender, make_recommender
 
 
-def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: int, time_ms: int) -> list[dict]:
+def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: int, time_ms: int,
+              ties: TowerScores | None = None) -> list[dict]:
     """The k best rooms on air, best first: rank, author, room, score, codes, views (by this person, so far), viewers.
 
-    `rank` is a `make_recommender(model, config.decoding, k)`, made once and used for many requests.
+    `rank` is a `make_recommender(model, config.decoding, k)`, made once and used for many requests; `ties` is from
+    `tower_scores.tie_breaker`.
     Raises ValueError where more rooms are on air than config.decoding.capacity.
     """
     maker = log.batch_maker(ids, config)
@@ -38,7 +41,10 @@ def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: in
     for i, (author, room) in enumerate(zip(on_air.author.tolist(), on_air.room.tolist(), strict=True)):
         catalogue.put_on_air(room, author, rooms.codes[0, i], rooms.features[0, i])
     snapshot = catalogue.snapshot()
-    ranking = rank(params, maker.request(users, times), snapshot.index)
+    tie_score = None
+    if ties is not None:
+        tie_score = ties.rooms(users, times, np.where(snapshot.index.on_air, snapshot.index.author, 0)[None])
+    ranking = rank(params, maker.request(users, times), snapshot.index, tie_score)
     author, slot, score, codes = (np.asarray(x)[0][np.asarray(ranking.valid)[0]]
                                   for x in (ranking.author, ranking.slot, ranking.score, ranking.codes))
     room = snapshot.room_ids(slot)
@@ -92,7 +98,8 @@ def main(config: Config, workdir: Path) -> None:
     tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
     rank = make_recommender(model, config.decoding, values.k)
-    rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms)
+    ties = tie_breaker(model, tokenizer, config, log)
+    rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms, ties)
     if values.json:
         print(json.dumps(rooms, indent=1))
     else:

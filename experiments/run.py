@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments import evaluate, flags, scoring
 from experiments.prepare import Log, prepare, save_config
 from experiments.report import write_html
+from experiments.tower_scores import tie_breaker
 from experiments.train_supervised import train_supervised
 from experiments.train_tokenizer import Tokenizer, recall_line, train_tokenizer
 from onelive_jax import evaluation
@@ -43,7 +44,8 @@ def run(config: Config, workdir: Path) -> Trained:
     save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with
     maker, rank = log.batch_maker(tokenizer.ids, config), scoring.make_ranker(model, config)
     weights = evaluate.tuned_weights(config, log)
-    results = {protocol: evaluate.evaluate(config, log, rank, params, maker, "test", protocol, weights)
+    ties = tie_breaker(model, tokenizer, config, log)
+    results = {protocol: evaluate.evaluate(config, log, rank, params, maker, "test", protocol, weights, ties)
                for protocol in scoring.PROTOCOLS}
     strict, differences, _ = results["strict"]
     report = {

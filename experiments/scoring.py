@@ -11,6 +11,7 @@ from data_pipelines.batches import BatchMaker
 from experiments import tasks
 from experiments.distributed import on_this_process
 from experiments.prepare import Log
+from experiments.tower_scores import TowerScores
 from onelive_jax import evaluation
 from onelive_jax.config import Config
 from onelive_jax.decoding import live_index
@@ -41,22 +42,24 @@ def targets(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:
 
 
 def make_ranker(model: OneLive, config: Config):
-    """Jitted (params, requests [R], rooms on air [R, N]) → (slot, score, valid), each [R, N], best first."""
+    """Jitted (params, requests [R], rooms on air [R, N], tie score [R, N] or None) → (slot, score, valid), each [R, N],
+    best first."""
     @jax.jit
-    def rank(params, request, rooms):
+    def rank(params, request, rooms, tie_score=None):
         recommend = make_recommender(model, config.decoding, k=rooms.author.shape[-1])
-        ranking = recommend(params, request, live_index.from_rooms(rooms, model.num_codes))
+        ranking = recommend(params, request, live_index.from_rooms(rooms, model.num_codes), tie_score)
         return ranking.slot, ranking.score, ranking.valid
 
     return rank
 
 
 def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False,
-          part: tuple[int, int] = (0, 1)) -> np.ndarray:
+          part: tuple[int, int] = (0, 1), tie_breaker: TowerScores | None = None) -> np.ndarray:
     """float32 [C]: what decoding says of every candidate of `task`; −inf for rooms that the beams did not return.
 
     Args: rank, from `make_ranker`; own_rows, True for a task of the liverec protocol; part, (i, n): only the i-th of n
-      shares of the requests, −inf for all others.
+      shares of the requests, −inf for all others; tie_breaker, from `tower_scores.tie_breaker`: scores are then places
+      (the first 0, the next −1, …) in an order without ties. Without it rooms of one id tie where codes alone decide.
 
     The candidates are decoded under a live index of their own moment, so a score is that of the real search.
     """
@@ -71,10 +74,14 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
         r = np.minimum(np.arange(low, low + CHUNK), task.user.size - 1)
         begin, length = task.offsets[r], count[r]
         flat = np.concatenate([np.arange(b, b + n) for b, n in zip(begin, length, strict=True)])
-        part = type(on_air)(np.concatenate([[0], np.cumsum(length)]), on_air.author[flat], on_air.room[flat],
-                            on_air.viewers[flat], on_air.since_ms[flat])
-        rooms, _ = maker.live_rooms(part, task.time_ms[r], slots)
-        slot, value, valid = (np.asarray(x) for x in rank(params, maker.request(task.user[r], task.time_ms[r]), rooms))
+        chunk = type(on_air)(np.concatenate([[0], np.cumsum(length)]), on_air.author[flat], on_air.room[flat],
+                             on_air.viewers[flat], on_air.since_ms[flat])
+        rooms, _ = maker.live_rooms(chunk, task.time_ms[r], slots)
+        tie_score = None if tie_breaker is None else tie_breaker.rooms(task.user[r], task.time_ms[r], rooms.author)
+        slot, value, valid = (np.asarray(x) for x in rank(params, maker.request(task.user[r], task.time_ms[r]), rooms,
+                                                          tie_score))
+        if tie_breaker is not None:
+            value = np.broadcast_to(-np.arange(slots, dtype=np.float32), value.shape)
         row, _ = np.nonzero(valid)
         scores[begin[row] + slot[valid]] = value[valid]
     return scores

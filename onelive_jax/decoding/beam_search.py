@@ -157,27 +157,35 @@ def beam_search(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batc
     return Beams(codes=codes_BxWxL, node=node_BxW, score=score_BxW, valid=score_BxW != -jnp.inf, bound=left_out_B)
 
 
-def rank_rooms(index: LiveIndex, beams: Beams, k: int, bonus_BxC: Array | None = None) -> Ranking:
+def rank_rooms(index: LiveIndex, beams: Beams, k: int, bonus_BxC: Array | None = None,
+               tie_score_BxC: Array | None = None) -> Ranking:
     """The k best rooms whose semantic id is in a beam: score = log-probability of the id + the room's bonus.
 
-    Equal scores are ranked by the trie's order: lower codes first and, within an id, by `tie_rank` of the author. That
-    rule is fixed and knows nothing of the answer.
+    Rooms of one id and equal score are told apart by `tie_score_BxC`, float32 in slot order, the highest first (the
+    paper's user–author score of the towers); it is no part of `score`, and slots off air are not read. Without it, or
+    where it is equal too, by `tie_rank` of the author. Of different ids with equal score, lower codes come first. Both
+    rules are fixed and know nothing of the answer.
     """
     if k < 1:
         raise ValueError(f"k={k} must be at least 1")
     found = min(k, index.capacity)
 
-    def rank(index, score_W, node_W, bonus_C):
+    def rank(index, score_W, node_W, bonus_C, tie_score_C):
         trie = index.trie
         score_N = _scatter_nodes(trie.levels[-1].code.shape[0], node_W, score_W, score_W, -jnp.inf)
         score_C = score_N[trie.leaf] + (0.0 if bonus_C is None else bonus_C)
         score_C = jnp.where(jnp.arange(index.capacity) < trie.num_rooms, score_C, -jnp.inf)
+        order_C = trie.order
+        if tie_score_C is not None:
+            within_C = _order_within(trie, tie_score_C)
+            score_C, order_C = score_C[within_C], order_C[within_C]
         score_k, at_k = _top_k(score_C, found)
-        valid_k, slot_k = score_k != -jnp.inf, trie.order[at_k]
+        valid_k, slot_k = score_k != -jnp.inf, order_C[at_k]
         return (jnp.where(valid_k, slot_k, -1), jnp.where(valid_k, index.author[slot_k], -1),
                 jnp.where(valid_k[:, None], index.codes[slot_k], -1), score_k)
 
-    slot_Bxk, author_Bxk, codes_BxkxL, score_Bxk = _over_batch(index, rank)(index, beams.score, beams.node, bonus_BxC)
+    slot_Bxk, author_Bxk, codes_BxkxL, score_Bxk = _over_batch(index, rank)(index, beams.score, beams.node, bonus_BxC,
+                                                                           tie_score_BxC)
     missing = (0, k - found)
     slot_Bxk = jnp.pad(slot_Bxk, ((0, 0), missing), constant_values=-1)
     author_Bxk = jnp.pad(author_Bxk, ((0, 0), missing), constant_values=-1)
@@ -189,12 +197,12 @@ def rank_rooms(index: LiveIndex, beams: Beams, k: int, bonus_BxC: Array | None =
 
 def decode(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batch: int, beams: int, k: int,
            normalise: str = "live", room_score_BxC: Array | None = None, combine: str = "sum",
-           lookahead: bool = False) -> Ranking:
+           lookahead: bool = False, tie_score_BxC: Array | None = None) -> Ranking:
     """The k best rooms on air: `room_bonus`, `beam_search` and `rank_rooms` in one; arguments as there."""
     bonus_BxC = None if room_score_BxC is None else room_bonus(index, room_score_BxC, combine)
     found = beam_search(level_logits, state, index, batch=batch, beams=beams, normalise=normalise, bonus_BxC=bonus_BxC,
                         lookahead=lookahead)
-    return rank_rooms(index, found, k, bonus_BxC)
+    return rank_rooms(index, found, k, bonus_BxC, tie_score_BxC)
 
 
 def _over_batch(index: LiveIndex, function: Callable) -> Callable:
@@ -267,6 +275,15 @@ def _best_below(trie: Trie, bonus_C: Array) -> list[Array]:
         best.append(jnp.full(num_nodes, -jnp.inf).at[node].max(below))
         below, node = best[-1], trie_level.parent
     return best[::-1]
+
+
+def _order_within(trie: Trie, tie_score_C: Array) -> Array:
+    """int32 [C], the sorted rooms anew: ids where they were, the rooms of an id by falling tie score (slot order), then
+    as before. A top-k among equal scores takes the lower position, so this order is all that a tie needs."""
+    positions_C = jnp.arange(tie_score_C.shape[0], dtype=jnp.int32)
+    leaf_C = jnp.where(positions_C < trie.num_rooms, trie.leaf, tie_score_C.shape[0])  # off air: last
+    falling_C = -tie_score_C.astype(jnp.float32)[trie.order]
+    return lax.sort((leaf_C, falling_C, positions_C), num_keys=2, is_stable=True)[-1]
 
 
 def _log_sum_within(trie: Trie, score_C: Array) -> Array:

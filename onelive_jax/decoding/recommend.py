@@ -17,15 +17,17 @@ from onelive_jax.decoding.live_index import LiveIndex
 from onelive_jax.model.onelive import OneLive
 
 Array = jax.Array
-Recommender = Callable[[Any, Request, LiveIndex], Ranking]
+Recommender = Callable[..., Ranking]  # (params, request, index, tie_score_BxN=None)
 
 
 def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = None, normalise: str = "live",
                      combine: str = "sum") -> Recommender:
-    """Compiles (params, request, index) → `Ranking`: the best rooms on air for every viewer of the request.
+    """Compiles (params, request, index, tie_score_BxN=None) → `Ranking`: the best rooms on air for every viewer of the
+    request.
 
     score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity head. With
-    identity_weight = 0 or a model without that head, codes alone decide.
+    identity_weight = 0 or a model without that head, codes alone decide (`codes_alone`), and rooms of one id tie: then
+    `tie_score_BxN` tells them apart, the towers' score of user and author (paper, section a).
 
     The function is pure. It is traced once for each shape of request and index: rooms that go on or off air, and other
     parameters, recompile nothing. Encoding and the main decoder's step on [BOS] run once and serve both heads.
@@ -37,14 +39,15 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
       normalise, combine: as in `beam_search.decode`.
 
     The returned function takes `params` (float32 tree), `request` (arrays [B, …]) and `index`: one catalogue shared by
-    the batch (serving), or one a request, `live_index.from_rooms(LiveRooms [B, N])` (evaluation). It raises ValueError
-    where the index has other levels or codes than the model.
+    the batch (serving), or one a request, `live_index.from_rooms(LiveRooms [B, N])` (evaluation); `tie_score_BxN`
+    float32 [B, N] in slot order, or None: a fixed order (`beam_search.rank_rooms`). It raises ValueError where the
+    index has other levels or codes than the model.
     """
-    weight = config.identity_weight if model.config.identity else 0.0
+    weight = 0.0 if codes_alone(model, config) else config.identity_weight
     # An upper bound of what lies below a prefix is known only where rooms have scores of their own.
     lookahead = config.lookahead and weight != 0.0
 
-    def recommend(params: Any, request: Request, index: LiveIndex) -> Ranking:
+    def recommend(params: Any, request: Request, index: LiveIndex, tie_score_BxN: Array | None = None) -> Ranking:
         if (index.num_levels, index.num_codes) != (model.levels, model.num_codes):
             raise ValueError(f"the index holds ids of {index.num_levels} levels of {index.num_codes} codes, the model "
                              f"predicts {model.levels} levels of {model.num_codes}: both must come from one tokenizer")
@@ -67,9 +70,14 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
             score_BxN = weight * apply("room_scores", first_state["hidden"][:, 0], context, _with_batch_axis(index))
         return beam_search.decode(level_logits, first_state, index, batch=batch, beams=config.beams,
                                   k=config.beams if k is None else k, normalise=normalise, room_score_BxC=score_BxN,
-                                  combine=combine, lookahead=lookahead)
+                                  combine=combine, lookahead=lookahead, tie_score_BxC=tie_score_BxN)
 
     return jax.jit(recommend)
+
+
+def codes_alone(model: OneLive, config: DecodingConfig) -> bool:
+    """Whether rooms have no score of their own in decoding, so that those of one id tie."""
+    return not model.config.identity or config.identity_weight == 0.0
 
 
 def _with_batch_axis(index: LiveIndex) -> LiveRooms:

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.content import author_content
-from experiments import collisions, scoring
-from onelive_jax import evaluation
+from experiments import collisions, scoring, tower_scores
+from experiments.recommend import recommend
+from experiments.train_supervised import load_supervised
+from onelive_jax.decoding.recommend import make_recommender
+from onelive_jax.tokenizer import towers
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
 
@@ -23,18 +26,6 @@ def test_numbers_within_an_id_and_their_wrap():
     np.testing.assert_array_equal(longer.codes_at(np.arange(5), 0), [[1, 2, 0], [0, 0, 0], [1, 2, 1], [1, 2, 2],
                                                                      [0, 0, 1]])
     np.testing.assert_array_equal(longer.codes_at(2, 60), [3, 3, 1])  # the number stays
-
-
-def test_ties_are_broken_and_nothing_else_is_moved():
-    scores = np.array([1.0, 1.0, 3.0, -np.inf, 2.0, 2.0, 2.0, 5.0])
-    second = np.array([0.1, 0.9, 0.0, 7.0, 0.5, 0.5, 0.2, -1.0])
-    broken = collisions.break_ties(scores, second, np.array([0, 4, 8]))
-    np.testing.assert_array_equal(broken, [0 + 1, 2, 3, -np.inf, 1, 1, 0, 2])
-    rng = np.random.default_rng(0)
-    scores, second = rng.integers(0, 5, 200).astype(np.float32), rng.integers(0, 5, 200).astype(np.float32)
-    broken = collisions.break_ties(scores, second, np.array([0, 200]))
-    for i, j in rng.integers(0, 200, (300, 2)):
-        assert np.sign(broken[i] - broken[j]) == np.sign((scores[i] - scores[j]) * 10 + (second[i] - second[j]))
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +74,50 @@ def test_tower_scores_are_those_of_user_and_author_at_the_moment(finished):
     config, made, log = finished.config, finished.trained.tokenizer, finished.trained.log
     task = scoring.targets(log, config, "test", "strict")
     content = author_content(log.tables, log.split.p1_ms)
-    scores = collisions.tower_scores(made, config, log, content, task)
-    assert scores.shape == task.candidates.shape
+    r = np.array([0, task.user.size // 2, task.user.size - 1])
+    on_air = [task.candidates[task.offsets[i]:task.offsets[i + 1]] for i in r]
+    padded = np.zeros((3, max(map(len, on_air))), np.int32)
+    for row, authors in zip(padded, on_air, strict=True):
+        row[:len(authors)] = authors
+    scores = tower_scores.TowerScores(made, config, log).rooms(task.user[r], task.time_ms[r], padded)
+    assert scores.shape == padded.shape
     assert np.abs(scores).max() <= 1 + 1e-5  # cosines
-    r = task.user.size // 2
-    on_air = task.candidates[task.offsets[r]:task.offsets[r + 1]]
-    row = content.row_at(on_air, np.full(len(on_air), task.time_ms[r]))
-    authors = made.embeddings(config, on_air, content.values(row), row >= 0)
-    end = log.views.seen_before(task.user[r:r + 1], task.time_ms[r:r + 1])[0]
-    before = np.arange(max(end - config.tokenizer.history_items, log.views.user_ptr[task.user[r]]), end)
-    at = content.row_at(log.views.author[before], log.views.start_ms[before])
-    user = collisions.towers.user_embeddings(
-        made.params, config.tokenizer, made.author_views, log.views.author[before][None],
-        np.ones((1, len(before)), bool), content.values(at)[None], (at >= 0)[None], made.attributes_AxS)
-    np.testing.assert_allclose(scores[task.offsets[r]:task.offsets[r + 1]], authors @ user[0], atol=1e-5)
-    ranks = collisions.ranked(scores, task)
-    assert evaluation.gains(ranks)["mrr"].mean() > 0
+    for i, authors, row_scores in zip(r, on_air, scores, strict=True):
+        row = content.row_at(authors, np.full(len(authors), task.time_ms[i]))
+        author_NxD = made.embeddings(config, authors, content.values(row), row >= 0)
+        end = log.views.seen_before(task.user[i:i + 1], task.time_ms[i:i + 1])[0]
+        before = np.arange(max(end - config.tokenizer.history_items, log.views.user_ptr[task.user[i]]), end)
+        at = content.row_at(log.views.author[before], log.views.start_ms[before])
+        user_1xD = towers.user_embeddings(
+            made.params, config.tokenizer, made.author_views, log.views.author[before][None],
+            np.ones((1, len(before)), bool), content.values(at)[None], (at >= 0)[None], made.attributes_AxS)
+        np.testing.assert_allclose(row_scores[:len(authors)], author_NxD @ user_1xD[0], atol=1e-5)
+
+
+def test_the_commands_break_ties_where_codes_alone_decide(finished, study, make_config):
+    """Serving and evaluation give one order, which is that of the codes and, within an id, of the towers."""
+    workdir, log, tokenizer = study[0], finished.trained.log, finished.trained.tokenizer
+    config = make_config(model__identity=False)
+    model, params, _ = load_supervised(config, workdir / "codes", log)
+    assert tower_scores.tie_breaker(finished.trained.model, tokenizer, finished.config, log) is None
+    assert tower_scores.tie_breaker(model, tokenizer, make_config(
+        model__identity=False, decoding__tie_break="fixed"), log) is None
+    ties = tower_scores.tie_breaker(model, tokenizer, config, log)
+    assert isinstance(tower_scores.tie_breaker(finished.trained.model, tokenizer, make_config(
+        decoding__identity_weight=0.0), log), tower_scores.TowerScores)
+
+    maker, rank = log.batch_maker(tokenizer.ids, config), scoring.make_ranker(model, config)
+    task = scoring.targets(log, config, "test", "strict")
+    places, scores = (scoring.score(rank, params, maker, task, tie_breaker=tie) for tie in (ties, None))
+    serve = make_recommender(model, config.decoding, k=64)
+    told_apart = 0
+    for r in range(0, task.user.size, 20):
+        part = slice(task.offsets[r], task.offsets[r + 1])
+        user, time, authors = task.user[r:r + 1], task.time_ms[r:r + 1], task.candidates[part]
+        tower = ties.rooms(user, time, authors[None])[0]
+        order = np.lexsort((-tower, -scores[part]))
+        np.testing.assert_array_equal(np.argsort(-places[part]), order)
+        told_apart += len(authors) - len(np.unique(scores[part]))
+        rooms = recommend(config, log, tokenizer.ids, serve, params, int(user[0]), int(time[0]), ties)
+        assert [row["author"] for row in rooms] == [str(a) for a in authors[order]]
+    assert told_apart > 0

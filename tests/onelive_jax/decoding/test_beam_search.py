@@ -1,5 +1,7 @@
 """Beam search against brute force over every room on air."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,3 +249,33 @@ def test_a_model_with_another_number_of_codes_is_refused():
     with pytest.raises(ValueError, match=r"\(1, 1, 5\) at level 0; \[B, W, K\] is \(1, 1, 3\)"):
         beam_search.decode(lambda level, state, previous, prefix: (jnp.zeros((*previous.shape, 5)), state), (), index,
                            batch=1, beams=2, k=2)
+
+
+@partial(jax.jit, static_argnames="k")
+def tied(rooms, tables, tie_score, k):
+    batch = tables.shape[1]
+    return beam_search.decode(level_logits(tables), {"walk": jnp.ones((batch, 1), jnp.int32)},
+                              live_index.from_rooms(rooms, CODES), batch=batch, beams=CAPACITY, k=k,
+                              tie_score_BxC=tie_score)
+
+
+@few
+@given(seed=st.integers(0, 2**32 - 1), num_rooms=st.integers(1, CAPACITY), num_ids=st.sampled_from([1, 3, 20]))
+def test_rooms_of_one_id_are_told_apart_by_the_tie_score_and_nothing_else_moves(seed, num_rooms, num_ids):
+    rooms, tables, tie_score = world(seed, num_rooms, num_ids)
+    tie_score[:, ::3] = 0.5  # equal here too: the fixed order decides
+    tie_score[:, ~rooms.mask] = np.inf  # not read
+    run = tied
+    plain, ranking = WIDE["live", None, False](rooms, tables, None), run(rooms, tables, tie_score, k=CAPACITY)
+    assert_well_formed(ranking, rooms)
+    np.testing.assert_array_equal(ranking.score, plain.score)
+    np.testing.assert_array_equal(ranking.codes, plain.codes)
+    for row in range(BATCH):
+        slot = np.asarray(plain.slot[row, :num_rooms])
+        _, run_of_id = np.unique(np.cumsum(np.append(True, (rooms.codes[slot][1:] != rooms.codes[slot][:-1]).any(1))),
+                                 return_inverse=True)
+        expected = slot[np.lexsort((np.arange(num_rooms), -tie_score[row, slot], run_of_id))]
+        np.testing.assert_array_equal(ranking.slot[row, :num_rooms], expected)
+    # The rooms of an id that k cuts through are its best.
+    for k in (1, 5):
+        np.testing.assert_array_equal(run(rooms, tables, tie_score, k=k).slot, ranking.slot[:, :k])
