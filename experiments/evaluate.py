@@ -106,10 +106,12 @@ def main(config: Config, workdir: Path) -> None:
     model, params, _ = load_supervised(config, workdir, log)
     maker, ties = log.batch_maker(tokenizer.ids, config), tie_breaker(model, tokenizer, config, log)
     if values.policy:
-        print(format_policies(compare_policies(log, config, scoring.make_ranker(model, config), params,
-                                               load_params(Path(values.policy).expanduser()), maker, values.split,
-                                               values.protocol, ties)))
+        model, params, policy = scoring.on_all_devices(config, maker, model, params,
+                                                       load_params(Path(values.policy).expanduser()))
+        print(format_policies(compare_policies(log, config, scoring.make_ranker(model, config), params, policy, maker,
+                                               values.split, values.protocol, ties)))
         return
+    model, params = scoring.on_all_devices(config, maker, model, params)
     rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
                                           values.protocol, tuned_weights(config, log), ties)
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")

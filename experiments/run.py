@@ -42,10 +42,11 @@ def run(config: Config, workdir: Path) -> Trained:
     tokenizer = train_tokenizer(config, workdir, log)
     model, params, figures = train_supervised(config, workdir, log, tokenizer)
     save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with
-    maker, rank = log.batch_maker(tokenizer.ids, config), scoring.make_ranker(model, config)
+    maker, ties = log.batch_maker(tokenizer.ids, config), tie_breaker(model, tokenizer, config, log)
+    placed, placed_params = scoring.on_all_devices(config, maker, model, params)
+    rank = scoring.make_ranker(placed, config)
     weights = evaluate.tuned_weights(config, log)
-    ties = tie_breaker(model, tokenizer, config, log)
-    results = {protocol: evaluate.evaluate(config, log, rank, params, maker, "test", protocol, weights, ties)
+    results = {protocol: evaluate.evaluate(config, log, rank, placed_params, maker, "test", protocol, weights, ties)
                for protocol in scoring.PROTOCOLS}
     strict, differences, _ = results["strict"]
     report = {

@@ -3,6 +3,8 @@
 Axes: R requests, N rooms on air (padded), C candidates of all requests (flat).
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -17,6 +19,8 @@ from onelive_jax.config import Config
 from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
+from onelive_jax.training import partitioning
+from onelive_jax.training.placement import on_mesh
 
 CHUNK = 64
 PROTOCOLS = ("strict", "liverec")
@@ -51,6 +55,18 @@ def make_ranker(model: OneLive, config: Config):
         return ranking.slot, ranking.score, ranking.valid
 
     return rank
+
+
+def on_all_devices(config: Config, maker: BatchMaker, model: OneLive, *params: Any) -> tuple:
+    """(model, *params) over all devices (config.mesh) of a process that is alone: parameters lie as
+    `partitioning.RULES` say, and the requests of a chunk are split over data and fsdp. With one device, as they are."""
+    if jax.process_count() > 1 or jax.device_count() == 1:
+        return model, *params
+    mesh = partitioning.make_mesh(config.mesh)
+    example = maker.batch(np.zeros(1, np.int64), np.random.default_rng(0))
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), example)["params"])
+    shardings = partitioning.logical_to_sharding(boxed, mesh)
+    return on_mesh(model, mesh), *(jax.device_put(each, shardings) for each in params)
 
 
 def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False,

@@ -176,7 +176,7 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
 
 
 def fit_mesh(config: Config) -> Mesh | None:
-    """Over what codebooks are fitted: all devices of a process that is alone, where it has several.
+    """Over what towers and codebooks are fitted: all devices of a process that is alone, where it has several.
 
     Of several processes, process 0 fits for all while the others wait, on its own device: None.
     """
@@ -289,7 +289,8 @@ def fit_towers(config: Config, views: TowerLog, num_authors: int, of_users: Side
         return tower_training.train_towers(
             views.user_ptr, views.author, config.tokenizer, num_authors, views.content, views.content_row, config.seed,
             progress=progress, attributes=None if of_authors is None else of_authors.values,
-            user_features=None if of_users is None else of_users.values, time_ms=views.time_ms, **more)
+            user_features=None if of_users is None else of_users.values, time_ms=views.time_ms, mesh=fit_mesh(config),
+            **more)
 
 
 def recall(made: Tokenizer, result: tower_training.TowersResult, config: Config, log: Log, content: Content | None,

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from onelive_jax.config import TokenizerConfig
 from onelive_jax.tokenizer.towers import TwoTowers, info_nce, tower_recall, user_embeddings
+from onelive_jax.training import partitioning
 
 Array = jax.Array
 
@@ -69,7 +71,7 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
                  content: np.ndarray | None = None, content_row: np.ndarray | None = None, seed: int = 0,
                  initial: dict | None = None, progress: Callable[[int, float], None] | None = None,
                  attributes: np.ndarray | None = None, user_features: np.ndarray | None = None,
-                 time_ms: np.ndarray | None = None) -> TowersResult:
+                 time_ms: np.ndarray | None = None, mesh: Mesh | None = None) -> TowersResult:
     """Aligns the towers on the training views by InfoNCE (AdamW, cosine schedule).
 
     Views of the positive author are taken out of the history: with them the towers would learn that people return to
@@ -95,9 +97,11 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
       attributes: float32 [A, S], side features of every author (numbers, one-hot categories), or None.
       user_features: float32 [U, F], side features of every user, or None.
       time_ms: int64 [V], when each view began; read where config.negatives is "same time" (`_runs` says why).
+      mesh: devices of this process to train on; parameters and both moments lie as `partitioning.RULES` say, pairs over
+        data and fsdp (a batch is rounded down to a multiple of these). None: the default device.
 
     Returns:
-      TowersResult.
+      TowersResult; its parameters are whole, on the host.
 
     Raises:
       ValueError: arrays that do not fit each other, or a log without any pair to learn from.
@@ -128,16 +132,25 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
         return {} if user_features is None else {"features": user_features[users_of(user_ptr, rows)]}
 
     model = TwoTowers(num_authors, config)
-    params = init_params(model, content.shape[1], seed, 0 if attributes is None else attributes.shape[1],
+    boxed = boxed_params(model, content.shape[1], seed, 0 if attributes is None else attributes.shape[1],
                          0 if user_features is None else user_features.shape[1])
+    params = nn.unbox(boxed)
     if initial is not None:
         params = _continue_from(initial, params)
     # Only matrices decay: neither temperature nor gate is to be pulled to 0.
     optimizer = optax.adamw(optax.cosine_decay_schedule(config.learning_rate, config.steps), b2=0.98,
                             weight_decay=config.weight_decay,
                             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree))
-    step, state, key = _train_step(model, optimizer), (params, optimizer.init(params)), jax.random.key(seed)
     batch_size, rng = min(config.batch_size, len(positives)), np.random.default_rng(seed)
+    if mesh is None:
+        state, shardings = (params, optimizer.init(params)), None
+    else:
+        batch_size = _for_devices(batch_size, mesh)
+        of_params = partitioning.logical_to_sharding(boxed, mesh)
+        of_moments = partitioning.optimizer_sharding(optimizer, params, of_params, mesh)
+        params, shardings = jax.device_put(params, of_params), ((of_params, of_moments), partitioning.replicated(mesh))
+        state = params, jax.jit(optimizer.init, out_shardings=of_moments)(params)
+    step, key = _train_step(model, optimizer, shardings), jax.random.key(seed)
     if config.negatives == "same time":
         batches = _runs(positives[np.argsort(np.asarray(time_ms)[positives], kind="stable")], batch_size, rng)
     else:
@@ -146,8 +159,10 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     for index in range(config.steps):
         rows = next(batches)
         history_rows, mask = slice_history(user_ptr, rows, config.history_items)
-        state, loss = step(state, jax.random.fold_in(key, index), described(rows), described(history_rows) | who(rows),
-                           mask, log_q[author[rows]])
+        batch = described(rows), described(history_rows) | who(rows), mask, log_q[author[rows]]
+        if mesh is not None:
+            batch = partitioning.put_batch(batch, mesh)
+        state, loss = step(state, jax.random.fold_in(key, index), *batch)
         pending.append(loss)
         if len(pending) == REPORT_EVERY or index + 1 == config.steps:
             first, recent = index + 1 - len(pending), np.array(jax.device_get(pending))
@@ -158,9 +173,14 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     return TowersResult(jax.tree.map(np.asarray, state[0]), losses, views, len(positives), len(author) - len(positives))
 
 
-def init_params(model: TwoTowers, content_width: int, seed: int, attribute_width: int = 0,
-                feature_width: int = 0) -> dict:
-    """Initial parameters without their partitioning boxes; a width of 0 stands for inputs that are not there."""
+def init_params(model: TwoTowers, *widths_and_seed, **more) -> dict:
+    """Initial parameters, plain arrays; arguments as `boxed_params`."""
+    return nn.unbox(boxed_params(model, *widths_and_seed, **more))
+
+
+def boxed_params(model: TwoTowers, content_width: int, seed: int, attribute_width: int = 0,
+                 feature_width: int = 0) -> dict:
+    """Initial parameters in their partitioning boxes; a width of 0 stands for inputs that are not there."""
     one = dict(author=jnp.zeros((1,), jnp.int32), views=jnp.zeros((1,)), content=jnp.zeros((1, content_width)),
                has_content=jnp.zeros((1,), bool))
     if attribute_width:
@@ -168,7 +188,7 @@ def init_params(model: TwoTowers, content_width: int, seed: int, attribute_width
     history = {name: value[None] for name, value in one.items()} | {"mask": jnp.zeros((1, 1), bool)}
     if feature_width:
         history["features"] = jnp.zeros((1, feature_width))
-    return nn.unbox(model.init(jax.random.key(seed), one, history))["params"]
+    return model.init(jax.random.key(seed), one, history)["params"]
 
 
 def users_of(user_ptr: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -291,7 +311,17 @@ def _runs(by_time: np.ndarray, batch_size: int, rng: np.random.Generator) -> Ite
             yield by_time[start:start + batch_size]
 
 
-def _train_step(model: TwoTowers, optimizer: optax.GradientTransformation):
+def _for_devices(batch_size: int, mesh: Mesh) -> int:
+    """The batch rounded down to a multiple of the devices that it is split over; ValueError where nothing is left."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size < parts:
+        raise ValueError(f"a batch of {batch_size} pairs cannot be split over config.mesh.data x config.mesh.fsdp = "
+                         f"{parts} devices; raise config.tokenizer.batch_size to {parts} or more, where the log has so "
+                         "many training views, or use fewer devices")
+    return batch_size - batch_size % parts
+
+
+def _train_step(model: TwoTowers, optimizer: optax.GradientTransformation, shardings=None):
     def loss_fn(params, key, pair, history, mask_BxT, log_q_B):
         pair_key, history_key, view_key = jax.random.split(key, 3)
         kept_BxT = mask_BxT & (history["author"] != pair["author"][:, None])
@@ -309,7 +339,7 @@ def _train_step(model: TwoTowers, optimizer: optax.GradientTransformation):
         updates, moments = optimizer.update(grads, moments, params)
         return (optax.apply_updates(params, updates), moments), loss
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
 
 def _hide_ids(described: dict[str, Array], key: Array) -> dict[str, Array]:

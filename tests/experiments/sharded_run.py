@@ -1,4 +1,5 @@
-"""The supervised phase on a mesh of eight devices, stopped half way and resumed; and once more, without a stop.
+"""The supervised phase on a mesh of eight devices, stopped half way and resumed; and once more, without a stop. The
+latter is judged, too.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.experiments.sharded_run --config=… --workdir=W \\
         --straight=V --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
@@ -13,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags as absl_flags
 
-from experiments import distributed, flags, train_supervised
+from experiments import distributed, flags, run, train_supervised
 from onelive_jax.training import partitioning
 
 
@@ -39,8 +40,10 @@ def main(config, workdir):
     except distributed.Stopped:
         print("stopped")
     partitioning.put_batch = put_batch
-    for folder in (workdir, Path(absl_flags.FLAGS.straight)):
+    straight = Path(absl_flags.FLAGS.straight)
+    for folder in (workdir, straight):
         train_supervised.main(config, folder)
+    run.run(config, straight)  # all that is left to do is to judge it
 
 
 if __name__ == "__main__":

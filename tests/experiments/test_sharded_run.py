@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import pace
+from experiments import pace, scoring
 from onelive_jax.training import checkpoints, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def test_a_sharded_run_resumes_bit_for_bit(folders):
     assert chosen[0] == chosen[1]
 
 
-def test_a_sharded_run_learns_and_is_judged_as_on_one_device(folders):
+def test_a_sharded_run_learns_and_is_judged_as_on_one_device(finished, folders):
     one, eight = lines(folders["one"]), lines(folders["straight"])
     assert [(line["step"], *line) for line in one] == [(line["step"], *line) for line in eight]
     for a, b in zip(one, eight, strict=True):
@@ -60,6 +60,18 @@ def test_a_sharded_run_learns_and_is_judged_as_on_one_device(folders):
             # A ranking turns over where two scores are equal but for rounding.
             close = 0.02 if name.startswith("validation/") else 1e-4
             assert b[name] == pytest.approx(value, rel=2e-3, abs=close), (a["step"], name)
+    # Decoding for the report: the same parameters rank alike on eight devices and on one.
+    report = json.loads((folders["straight"] / "report.json").read_text())["protocols"]
+    log, config = finished.trained.log, finished.config
+    params = checkpoints.restore_params(folders["straight"] / "supervised", step=json.loads(
+        (folders["straight"] / "supervised.json").read_text())["chosen_step"])
+    maker, rank = log.batch_maker(finished.trained.tokenizer.ids, config), scoring.make_ranker(finished.trained.model,
+                                                                                               config)
+    for protocol in scoring.PROTOCOLS:
+        task = scoring.targets(log, config, "test", protocol)
+        alone = scoring.evaluate_task(rank, params, maker, task, protocol == "liverec")["all"]
+        for figure in ("n", "ndcg@10", "hr@1", "mrr"):
+            assert report[protocol]["all"][figure] == pytest.approx(alone[figure], abs=0.005)
     states = [checkpoints.read(folders[name] / "supervised", 12) for name in ("one", "straight")]
     assert states[0]["data"] == states[1]["data"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4), *(state["params"]

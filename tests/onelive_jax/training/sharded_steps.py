@@ -38,6 +38,7 @@ from onelive_jax.decoding.live_index import from_rooms
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.tokenizer import kmeans
+from onelive_jax.tokenizer.tower_training import train_towers
 from onelive_jax.tokenizer.towers import TwoTowers, info_nce
 from onelive_jax.training import partitioning, policy, reward, supervised, train_state
 from onelive_jax.training.placement import on_mesh
@@ -200,7 +201,21 @@ def tower_step(mesh):
     arguments = jax.device_put(params, shardings), *partitioning.put_batch((pair, history), mesh)
     compiled = step.lower(*arguments).compile()
     check_tables_stay_apart(compiled.as_text(), mesh, (DIM,))
-    return compiled(*arguments)
+    return compiled(*arguments), tower_losses(mesh)
+
+
+def tower_losses(mesh):
+    """Losses of a few steps of `train_towers`. (Not its parameters: the first steps of Adam are the signs of gradients,
+    and one that is all but zero may have either.)"""
+    rng, people, each = np.random.default_rng(1), 12, 15
+    config = TokenizerConfig(dim=DIM, hidden=24, history_items=3, batch_size=BATCH + 3, steps=4, learning_rate=1e-2)
+    author = rng.integers(0, AUTHORS, people * each, dtype=np.int32)
+    if mesh.size == 1:  # what other meshes have to round down to
+        config.batch_size = BATCH
+    result = train_towers(np.arange(people + 1) * each, author, config, AUTHORS,
+                          rng.normal(size=(40, 6)).astype(np.float32), rng.integers(-1, 40, people * each), mesh=mesh)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(result.params))
+    return result.losses
 
 
 def reward_step(mesh):
