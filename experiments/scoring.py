@@ -73,9 +73,10 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
           part: tuple[int, int] = (0, 1), tie_breaker: TowerScores | None = None) -> np.ndarray:
     """float32 [C]: what decoding says of every candidate of `task`; −inf for rooms that the beams did not return.
 
-    Args: rank, from `make_ranker`; own_rows, True for a task of the liverec protocol; part, (i, n): only the i-th of n
-      shares of the requests, −inf for all others; tie_breaker, from `tower_scores.tie_breaker`: scores are then places
-      (the first 0, the next −1, …) in an order without ties. Without it rooms of one id tie where codes alone decide.
+    Args: rank, from `make_ranker` (or of its form, without the tie score where there is no tie_breaker); own_rows, True
+      for a task of the liverec protocol; part, (i, n): only the i-th of n shares of the requests, −inf for all others;
+      tie_breaker, from `tower_scores.tie_breaker`: scores are then places (the first 0, the next −1, …) in an order
+      without ties. Without it rooms of one id tie where codes alone decide.
 
     The candidates are decoded under a live index of their own moment, so a score is that of the real search.
     """
@@ -93,9 +94,10 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
         chunk = type(on_air)(np.concatenate([[0], np.cumsum(length)]), on_air.author[flat], on_air.room[flat],
                              on_air.viewers[flat], on_air.since_ms[flat])
         rooms, _ = maker.live_rooms(chunk, task.time_ms[r], slots)
-        tie_score = None if tie_breaker is None else tie_breaker.rooms(task.user[r], task.time_ms[r], rooms.author)
-        slot, value, valid = (np.asarray(x) for x in rank(params, maker.request(task.user[r], task.time_ms[r]), rooms,
-                                                          tie_score))
+        asked = (params, maker.request(task.user[r], task.time_ms[r]), rooms)
+        if tie_breaker is not None:
+            asked += (tie_breaker.rooms(task.user[r], task.time_ms[r], rooms.author),)
+        slot, value, valid = (np.asarray(x) for x in rank(*asked))
         if tie_breaker is not None:
             value = np.broadcast_to(-np.arange(slots, dtype=np.float32), value.shape)
         row, _ = np.nonzero(valid)

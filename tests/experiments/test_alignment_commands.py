@@ -110,11 +110,16 @@ def test_a_policy_run_judges_syncs_resumes_and_hands_on(aligned, tmp_path):
 
 
 def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, tmp_path):
-    """All phases in two processes (gloo), from the tokenizer on. SIGTERM to one of them stops both after the same step
-    of the policy; one process alone resumes from there, and ends where the run of one process ended."""
+    """All phases in two processes (gloo), from the tokenizer on, parameters and moments split over both. The supervised
+    phase goes on from what one process left half way. SIGTERM to one of the two stops both after the same step of the
+    policy; one process alone resumes from there, and ends where the run of one process ended."""
     config, workdir, log, tokenizer, reward_report, _ = aligned
     copied = tmp_path / "w"
     shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns("tokenizer*", "supervised*", "reward*", "policy*"))
+    half, folder = config.training.steps // 2, copied / "supervised"
+    shutil.copytree(workdir / "supervised", folder, ignore=shutil.ignore_patterns(
+        "done.json", *(str(step) for step in range(half + 1, config.training.steps + 1))))
+    assert sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())[-1] == half
     root = Path(__file__).resolve().parents[2]
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
@@ -124,7 +129,7 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     processes = [subprocess.Popen(
         [sys.executable, "-m", "tests.experiments.all_phases", f"--workdir={copied}", f"--process={number}",
          f"--config={root}/experiments/configs/saved.py:{workdir}", f"--coordinator=localhost:{port}",
-         "--processes=2"], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+         "--processes=2", "--config.mesh.data=1", "--config.mesh.fsdp=2"], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for number in range(2)]
     try:
         said = [process.communicate(timeout=1500) for process in processes]
@@ -136,6 +141,7 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     assert all_phases.SIGNALLED <= stopped < config.alignment.steps
     assert f"stopped after step {stopped}, which is saved" in said[0][1]
     assert "2 processes, 2 devices" in said[0][1]
+    assert f"resuming {folder} from step {half}" in said[0][1]
     # The other process says nothing, whatever libraries do.
     clocked = re.compile(r"^\d\d:\d\d:\d\d ", re.MULTILINE)  # how every line of the log begins
     assert len(clocked.findall(said[0][1])) > 3
