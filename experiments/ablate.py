@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, object]] = {
                    "data.history_unit": "views", "model.live_softmax": 0.0, "model.full_softmax": 1.0},
     "zero_author_start": {"model.author_scale": 0.0},
     "codes_256": {"tokenizer.codes": 256},
+    "sampled_authors": {"model.author_negatives": 512},
 }
 FIGURES = ("ndcg@10", "ndcg@10_repeat", "ndcg@10_new", "hr@1", "hr@10")
 

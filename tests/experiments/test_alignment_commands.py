@@ -129,8 +129,8 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     processes = [subprocess.Popen(
         [sys.executable, "-m", "tests.experiments.all_phases", f"--workdir={copied}", f"--process={number}",
          f"--config={root}/experiments/configs/saved.py:{workdir}", f"--coordinator=localhost:{port}",
-         "--processes=2", "--config.mesh.data=1", "--config.mesh.fsdp=2"], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for number in range(2)]
+         "--processes=2", "--config.mesh.data=1", "--config.mesh.fsdp=2"], cwd=root, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in range(2)]
     try:
         said = [process.communicate(timeout=1500) for process in processes]
     finally:
