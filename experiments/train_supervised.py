@@ -27,7 +27,7 @@ from onelive_jax import presets
 from onelive_jax.config import Config
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.training import flops, partitioning, supervised, train_state
-from onelive_jax.training.checkpoints import Checkpoints, Restored, restore_params
+from onelive_jax.training.checkpoints import Checkpoints, NoneWhole, Restored, restore_params
 from onelive_jax.training.metrics import MetricWriter, OneStepLate, read
 from onelive_jax.training.placement import on_mesh
 
@@ -118,11 +118,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                 profiler.before(step, state)
                 state, metrics = step_fn(state, partitioning.put_batch(next(batches), mesh))
                 late.push(step, metrics)
-                if step == first + 1:
-                    jax.block_until_ready(state.params)
-                    clock.start()  # what comes before is compiling
-                else:
-                    clock.steps += 1
+                clock.tick(state)
                 bar.update(1)
                 judged = step == c.steps or (c.eval_every > 0 and step % c.eval_every == 0)
                 stop = wanted(step)
@@ -141,7 +137,6 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                     profiler.close(state)
                     saved.wait()
                     raise distributed.Stopped(folder, step)
-                clock.start()
             profiler.close(state)
         saved.wait()
         chosen = saved.best_step()
@@ -169,7 +164,10 @@ def restore(saved: Checkpoints, target: train_state.TrainState, config: Config) 
     if (saved.folder / UNJUDGED).is_dir():
         with Checkpoints(saved.folder / UNJUDGED, keep=1) as left:
             if (left.latest_step() or 0) > (latest or 0):
-                return left.restore(target, check=check)
+                try:
+                    return left.restore(target, check=check)
+                except NoneWhole as damaged:
+                    logger.warning("%s Going on from %s", damaged, "the start" if latest is None else f"step {latest}")
     return None if latest is None else saved.restore(target, check=check)
 
 

@@ -55,6 +55,10 @@ class Restored:
     metrics: dict[str, float]
 
 
+class NoneWhole(ValueError):
+    """A folder has checkpoints, and all of them are damaged."""
+
+
 class Checkpoints:
     """The checkpoints of one run; use it as a context manager, so that the last save is finished on leaving.
 
@@ -166,7 +170,7 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no (such) checkpoint.
-          ValueError: no checkpoint is whole, or its arrays have other names or shapes.
+          NoneWhole: no checkpoint is whole. ValueError: its arrays have other names or shapes.
         """
         self._manager.wait_until_finished()
         steps = self._manager.all_steps()
@@ -197,8 +201,8 @@ class Checkpoints:
         if jax.process_count() > 1:
             whole = int(multihost_utils.broadcast_one_to_all(np.asarray(whole, np.int32)))
         if whole < 0:
-            raise ValueError(f"no checkpoint in {self.folder} is whole: {', '.join(map(str, steps))} are all damaged. "
-                             f"Restore one from a backup, or delete {self.folder} to start anew")
+            raise NoneWhole(f"no checkpoint in {self.folder} is whole: {', '.join(map(str, steps))} are all damaged. "
+                            f"Restore one from a backup, or delete {self.folder} to start anew")
         if whole != steps[-1]:
             self._manager.reload()
         return whole

@@ -168,8 +168,9 @@ def test_how_a_run_was_watched_may_change_when_it_is_done(finished, copy, make_c
         train_supervised.load_supervised(make_config(model__gate=False), copy, log)
 
 
-@pytest.mark.parametrize("step", [6, 12])
-def test_a_run_stopped_where_it_was_to_be_judged_is_judged_when_it_goes_on(finished, copy, monkeypatch, step):
+@pytest.mark.parametrize(("step", "damaged"), [(6, False), (12, False), (12, True)])
+def test_a_run_stopped_where_it_was_to_be_judged_is_judged_when_it_goes_on(finished, copy, monkeypatch, caplog, step,
+                                                                           damaged):
     shutil.rmtree(copy / "supervised")
     (copy / "supervised.json").unlink()
     original, calls = train_supervised.partitioning.put_batch, []
@@ -195,9 +196,12 @@ def test_a_run_stopped_where_it_was_to_be_judged_is_judged_when_it_goes_on(finis
                     if line["step"] == step and "validation/ndcg@10" in line)
         with (folder / metrics.FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
+    if damaged:
+        (folder / train_supervised.UNJUDGED / str(step) / "meta" / "metadata").unlink()
     monkeypatch.setattr(train_supervised.scoring, "validate", validate)
     _, params, figures = train_supervised.train_supervised(finished.config, copy, log, tokenizer)
     assert not (folder / train_supervised.UNJUDGED).exists()
+    assert damaged == ("are all damaged" in caplog.text and "Going on from step 6" in caplog.text)
     jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
     assert figures["chosen_step"] == json.loads((finished.workdir / "supervised.json").read_text())["chosen_step"]
     for kept in (6, 12):
