@@ -25,7 +25,6 @@ from data_pipelines.simulated_world import make_world
 from experiments import flags, scoring
 from experiments.ablate import changed
 from experiments.prepare import Log, prepare, save_config
-from experiments.tower_scores import tie_breaker
 from experiments.train_supervised import train_supervised
 from experiments.train_tokenizer import train_tokenizer
 from onelive_jax import evaluation
@@ -93,8 +92,7 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
     network, params, _ = train_supervised(config, folder, log, tokenizer)
     save_config(config, folder)
     task = scoring.targets(log, config, "test", "strict")
-    scores = scoring.score(scoring.make_ranker(network, config), params, log.batch_maker(tokenizer.ids, config), task,
-                           tie_breaker=tie_breaker(network, tokenizer, config, log))
+    scores = scoring.score(scoring.make_ranker(network, config), params, log.batch_maker(tokenizer.ids, config), task)
     ranks = evaluation.ranks_csr(scores, task.offsets, task.position)
     after_jump = jumped(log, config, task.view)
     rows = evaluation.metrics(ranks, task.repeat, groups={"after_jump": after_jump,
