@@ -29,10 +29,10 @@ from absl import flags as absl_flags
 
 from experiments import flags, scoring
 from experiments.ablate import changed
-from experiments.prepare import prepare
+from experiments.prepare import flat, keep_result, kept_result, prepare
 from experiments.tasks import Task
 from experiments.tower_scores import TowerScores
-from experiments.train_supervised import train_supervised
+from experiments.train_supervised import stage_settings, train_supervised
 from experiments.train_tokenizer import train_tokenizer
 from onelive_jax import evaluation
 from onelive_jax.config import Config
@@ -79,9 +79,9 @@ def ranked(scores_C: np.ndarray, task: Task) -> np.ndarray:
 
 def run_seed(config: Config, seed: int, workdir: Path) -> dict:
     """Trains the three models of a seed (or finds them trained) and judges the four ways."""
-    result = workdir / "result.json"
-    if result.is_file():
-        return json.loads(result.read_text())
+    result, settings = workdir / "result.json", stage_settings(config) | flat(config, "decoding")
+    if (figures := kept_result(result, settings)) is not None:
+        return figures
     codes_config = changed(config, {"model.identity": False}, seed)
     folders = {name: workdir / name for name in ("codes", "digit", "identity")}
     log = prepare(codes_config, folders["codes"])
@@ -121,7 +121,7 @@ def run_seed(config: Config, seed: int, workdir: Path) -> dict:
             "above_random_order": {name: {group: evaluation.difference(ranks[name][rows], ranks["random order"][rows])
                                           for group, rows in (("all", slice(None)), (SHARED, shared))
                                           if shared.any() or group == "all"} for name in WAYS[1:]}}
-    result.write_text(json.dumps(figures, indent=1))
+    keep_result(result, settings, figures)
     return figures
 
 

@@ -126,6 +126,11 @@ def main_first(marker: Path) -> Iterator[None]:
         marker.unlink()
 
 
+def of_main(value: Any) -> Any:
+    """What process 0 gives; every process calls it, with a value of the same shape and type."""
+    return value if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(value)
+
+
 def progress(total: int, done: int, name: str) -> tqdm:
     """A line of progress in steps: of process 0, on a terminal."""
     return tqdm(total=total, initial=done, desc=name, unit="step", disable=None if is_main() else True)

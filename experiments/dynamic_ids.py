@@ -24,8 +24,8 @@ from scipy import stats
 from data_pipelines.simulated_world import make_world
 from experiments import flags, scoring
 from experiments.ablate import changed
-from experiments.prepare import Log, prepare, save_config
-from experiments.train_supervised import train_supervised
+from experiments.prepare import Log, flat, keep_result, kept_result, prepare, save_config
+from experiments.train_supervised import stage_settings, train_supervised
 from experiments.train_tokenizer import train_tokenizer
 from onelive_jax import evaluation
 from onelive_jax.config import Config
@@ -78,9 +78,9 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
     """
     config = changed(config, {"simulator.seed": seed if world is None else world} | IDS[ids] | MODELS[model], seed)
     folder = workdir / str(seed) / f"{ids}, {model}".replace(", ", "-").replace(" ", "_")
-    result = folder / "result.json"
-    if result.is_file():
-        return json.loads(result.read_text())
+    result, settings = folder / "result.json", stage_settings(config) | flat(config, "decoding")
+    if (rows := kept_result(result, settings)) is not None:
+        return rows
     folder.mkdir(parents=True, exist_ok=True)
     shared = workdir / str(seed) / "log"
     towers = train_tokenizer(changed(config, SHARED, seed), shared, prepare(config, shared))
@@ -98,7 +98,7 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
     rows = evaluation.metrics(ranks, task.repeat, groups={"after_jump": after_jump,
                                                           "after_jump_new": after_jump & ~task.repeat})
     rows["changed_codes"] = changed_codes(log, tokenizer.ids, task.view, after_jump)
-    result.write_text(json.dumps(rows))
+    keep_result(result, settings, rows)
     return rows
 
 

@@ -76,15 +76,39 @@ def is_done(folder: Path, settings: dict) -> bool:
     file = folder / DONE
     if not file.is_file():
         return False
-    now = json.loads(json.dumps(settings))
-    # A setting that is younger than the folder stood at its default then.
-    default = json.loads(json.dumps(flat(Config(), *(section.name for section in dataclasses.fields(Config)))))
-    before = {name: default[name] for name in now if name in default} | json.loads(file.read_text())
-    before = {name: value for name, value in before.items() if name not in WATCHING}  # older versions recorded some
-    if before != now:
-        raise ValueError(f"{folder} was made with other settings ({differing(before, now)}): choose another --workdir, "
-                         f"or delete {folder} and the stages after it")
+    if changed := other_settings(json.loads(file.read_text()), settings):
+        raise ValueError(f"{folder} was made with other settings ({changed}): choose another --workdir, or delete "
+                         f"{folder} and the stages after it")
     return True
+
+
+def other_settings(before: dict, now: dict) -> str:
+    """As `differing`, of settings that an earlier run recorded and those of now. `WATCHING` is not compared (older
+    versions recorded some of it), and a setting that is younger than the record stood at its default then."""
+    default = flat(Config(), *(section.name for section in dataclasses.fields(Config)))
+    before = {name: default[name] for name in now if name in default} | before
+    return differing({name: value for name, value in before.items() if name not in WATCHING}, now)
+
+
+def kept_result(file: Path, settings: dict) -> dict | None:
+    """What `keep_result` left in a file; None where there is none yet (or one of a version that kept no settings).
+
+    Raises: ValueError if it was made with other settings, with the fields that differ.
+    """
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    if "settings" not in kept:
+        return None
+    if changed := other_settings(kept["settings"], settings):
+        raise ValueError(f"{file} was made with other settings ({changed}): choose another --workdir, or delete "
+                         f"{file.parent}")
+    return kept["result"]
+
+
+def keep_result(file: Path, settings: dict, result: dict) -> None:
+    """Keeps what a part of a study found, so that a killed study goes on; in one move."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps({"settings": settings, "result": result}, indent=1))
+    temporary.replace(file)
 
 
 def differing(before: dict, now: dict, prefix: str = "") -> str:

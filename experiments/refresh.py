@@ -42,8 +42,8 @@ from experiments.prepare import Log, prepare, save_config
 from experiments.train_supervised import train_supervised
 from experiments.train_tokenizer import (
     Tokenizer,
-    fit_mesh,
     fit_towers,
+    id_figures,
     pooled_content,
     save_tokenizer,
     side_features_of,
@@ -56,6 +56,7 @@ from onelive_jax.config import Config
 from onelive_jax.tokenizer import residual_kmeans
 from onelive_jax.tokenizer.refresh import encode_sticky, refresh
 from onelive_jax.tokenizer.semantic_ids import IdTable, churn
+from onelive_jax.training.partitioning import lone_mesh
 
 logger = logging.getLogger(__name__)
 DAY_HOURS = 24.0
@@ -96,7 +97,7 @@ def refresh_at(tokenizer: Tokenizer, served: IdTable, config: Config, log: Log, 
         rows = training_sample(content, time_ms, seed, time_ms - round(WINDOW_DAYS * DAY_HOURS * HOUR_MS))
         points = np.concatenate([points, tokenizer.moments(config, content, rows)])
         previous = np.concatenate([old_ids, served.codes_at(content.author[rows], content.from_ms[rows])])
-    mesh = fit_mesh(config)
+    mesh = lone_mesh(config.mesh)
     books = refresh(tokenizer.books, points, previous, c.refresh_iterations, c.refresh_step, c.refresh_margin,
                     mesh=mesh)
     new_ids = np.asarray(encode_sticky(books, standing, old_ids, c.refresh_margin, mesh=mesh))
@@ -106,12 +107,14 @@ def refresh_at(tokenizer: Tokenizer, served: IdTable, config: Config, log: Log, 
     if content is not None:
         unchanged = (content.row_at(everyone, np.full(log.num_authors, before_ms))
                      == content.row_at(everyone, np.full(log.num_authors, time_ms)))
-    figures = {"points": len(points), "authors_unchanged": int(unchanged.sum()),
+    now = dataclasses.replace(tokenizer, books=books, figures=tokenizer.figures | id_figures(
+        new_ids, c.codes, residual_kmeans.residual_norms(books, points, kept)))
+    figures = {"settings": refresh_settings(config), "points": len(points), "authors_unchanged": int(unchanged.sum()),
                "churn": churn(old_ids, new_ids, unchanged) if unchanged.any() else None,
                "churn_of_all": churn(old_ids, new_ids),
                "distortion": squared(books, points, kept) / squared(scratch, points)}
     served, figures["late"] = extended(served, everyone, np.full(log.num_authors, time_ms), new_ids)
-    return Refreshed(dataclasses.replace(tokenizer, books=books), served, figures)
+    return Refreshed(now, served, figures)
 
 
 def extended(ids: IdTable, author: np.ndarray, from_ms: np.ndarray, codes: np.ndarray) -> tuple[IdTable, int]:
@@ -150,11 +153,15 @@ def until(ids: IdTable, time_ms: int) -> IdTable:
 
 def with_content_of(served: IdTable, tokenizer: Tokenizer, config: Config, content: Content | None, after_ms: int,
                     until_ms: int) -> tuple[IdTable, int]:
-    """The table with the segments of (after_ms, until_ms], encoded as they come, and how many came too late."""
+    """The table with the segments of (after_ms, until_ms], encoded as they come, and how many came too late.
+
+    `after_ms` is the moment of the refresh: an author's code of then stays while no other is nearer by the margin.
+    """
     if content is None or not config.tokenizer.follow_content:
         return served, 0
     rows = np.flatnonzero((content.from_ms > after_ms) & (content.from_ms <= until_ms))
-    codes = tokenizer.codes(config, content, rows)
+    before = served.codes_at(content.author[rows], np.full(rows.size, after_ms))
+    codes = tokenizer.codes(config, content, rows, before)
     return extended(served, content.author[rows], content.from_ms[rows], codes)
 
 
@@ -204,9 +211,12 @@ def study(config: Config, workdir: Path, days: int) -> dict:
         rows.append(figures)
         print(format_day(figures), flush=True)
         before = time
-    return {"settings": {name: getattr(config.tokenizer, name) for name in
-                         ("refresh_iterations", "refresh_step", "refresh_margin", "refresh_tower_steps")},
-            "days": rows, "targets": judged(rows)}
+    return {"settings": refresh_settings(config), "days": rows, "targets": judged(rows)}
+
+
+def refresh_settings(config: Config) -> dict:
+    return {name: getattr(config.tokenizer, name) for name in ("refresh_iterations", "refresh_step", "refresh_margin",
+                                                               "refresh_tower_steps")}
 
 
 def _hit_rate(scores: np.ndarray, task: tasks.Task) -> float:

@@ -58,11 +58,11 @@ def make_ranker(model: OneLive, config: Config):
 
 
 def on_all_devices(config: Config, maker: BatchMaker, model: OneLive, *params: Any) -> tuple:
-    """(model, *params) over all devices (config.mesh) of a process that is alone: parameters lie as
-    `partitioning.RULES` say, and the requests of a chunk are split over data and fsdp. With one device, as they are."""
-    if jax.process_count() > 1 or jax.device_count() == 1:
+    """(model, *params) over `lone_mesh`: parameters lie as `partitioning.RULES` say, and the requests of a chunk are
+    split over data and fsdp. With one device, as they are."""
+    mesh = partitioning.lone_mesh(config.mesh)
+    if mesh is None:
         return model, *params
-    mesh = partitioning.make_mesh(config.mesh)
     example = maker.batch(np.zeros(1, np.int64), np.random.default_rng(0))
     boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), example)["params"])
     shardings = partitioning.logical_to_sharding(boxed, mesh)

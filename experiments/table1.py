@@ -23,11 +23,12 @@ from tqdm import tqdm
 
 from data_pipelines.content import author_content
 from experiments import flags
-from experiments.prepare import Log, prepare
-from experiments.train_tokenizer import fit_mesh
+from experiments.prepare import Log, data_settings, flat, other_settings, prepare
+from experiments.train_tokenizer import fit_towers, tower_log
 from onelive_jax.config import Config, TokenizerConfig
-from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids, tower_training, towers
+from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids, towers
 from onelive_jax.training import checkpoints
+from onelive_jax.training.partitioning import lone_mesh
 
 PAPER_AUTHORS = 4_000_000
 COLUMNS = ("L0", "L1", "L2", "L0xL1", "CR SID", "CR author")
@@ -70,19 +71,13 @@ def embeddings(config: Config, workdir: Path, log: Log) -> tuple[np.ndarray, np.
     values, c = content.values(row[author]), config.tokenizer
     folder = workdir / "towers"
     if not folder.exists():
-        training = log.training_views
-        users = log.views.users()[training]
-        ptr = np.searchsorted(users, np.arange(log.views.num_users + 1))
-        rows, view_row = np.unique(content.row_at(log.views.author[training], log.views.start_ms[training]),
-                                   return_inverse=True)
-        with tqdm(total=c.steps, desc="towers", unit="step", disable=None) as bar:
-            result = tower_training.train_towers(
-                ptr, log.views.author[training], c, log.num_authors, content.values(rows),
-                np.where(rows[view_row] < 0, -1, view_row), config.seed,
-                progress=lambda step, loss: (bar.update(step - bar.n), bar.set_postfix(loss=f"{loss:.3f}")))
+        result = fit_towers(config, tower_log(log, content, log.training_views), log.num_authors, None, None)
         checkpoints.save_artifact(folder, {"towers": result.params, "author_views": result.author_views},
-                                  {"kind": "table1-towers", "version": 1})
-    arrays, _ = checkpoints.load_artifact(folder, "table1-towers", 1)
+                                  {"kind": "table1-towers", "version": 1, "settings": tower_settings(config)})
+    arrays, meta = checkpoints.load_artifact(folder, "table1-towers", 1)
+    if changed := other_settings(meta.get("settings", {}), tower_settings(config)):
+        raise ValueError(f"{folder} was trained with other settings ({changed}): choose another --workdir, or delete "
+                         f"{folder} and {workdir / 'table1.json'}")
     return values, towers.author_embeddings(arrays["towers"], c, arrays["author_views"], author, values)
 
 
@@ -96,10 +91,17 @@ def quantized(points: np.ndarray, quantizer: str, codes: int, config: Config, rq
                                                                   bar.set_postfix(error=f"{error:.4f}")))
         return np.asarray(rq_vae.encode(state, points, settings))
     settings = dataclasses.replace(config.tokenizer, levels=3, codes=codes)
-    books = residual_kmeans.fit_from_config(points, settings, jax.random.key(config.seed), fit_mesh(config))
+    books = residual_kmeans.fit_from_config(points, settings, jax.random.key(config.seed), lone_mesh(config.mesh))
     if settings.kmeans_balance:
         return np.asarray(residual_kmeans.encode_balanced(books, points, settings.kmeans_balance))
     return np.asarray(residual_kmeans.encode(books, points))
+
+
+def tower_settings(config: Config) -> dict:
+    """What the towers depend on: all of the tokenizer but how its codebooks are made."""
+    codebooks = ("levels", "codes", "kmeans_", "refresh_", "embedding", "follow_content")
+    return data_settings(config) | {name: value for name, value in flat(config, "tokenizer", "seed").items()
+                                    if not name.startswith(tuple(f"tokenizer.{part}" for part in codebooks))}
 
 
 def kmeans_settings(config: TokenizerConfig) -> dict:

@@ -99,7 +99,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
         # Its tables are as long as the policy's: they are split as those are.
         where = partitioning.logical_to_sharding(
             jax.eval_shape(lambda: scorer.init(jax.random.key(0), example.request, example.live)["params"]), mesh)
-        reward_params, scorer = jax.device_put(reward_params, where), on_mesh(scorer, mesh)
+        reward_params, scorer = partitioning.put_whole(reward_params, where), on_mesh(scorer, mesh)
     reward = make_reward(a.reward, scorer, a.mix)
     feedback_rows = rows if reads_feedback(config) else None
     # Two programs: with and without a policy term. `is_policy_step` chooses.
@@ -110,8 +110,8 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     with Checkpoints(folder, keep=a.steps + 1) as saved, distributed.stopping() as wanted:
         first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
-            params = jax.device_put(load_params(init_from), placed.params)
-            state = train_state.TrainState(jax.device_put(np.int32(0), placed.step), params,
+            params = partitioning.put_whole(load_params(init_from), placed.params)
+            state = train_state.TrainState(partitioning.put_whole(np.int32(0), placed.step), params,
                                            jax.jit(tx.init, out_shardings=placed.opt_state)(params),
                                            jax.jit(lambda: jax.random.key(config.seed), out_shardings=placed.key)())
         else:
@@ -124,7 +124,8 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
         with MetricWriter(folder, first) as writer, distributed.progress(a.steps, first, name) as bar:
             if not first:
                 judge(writer, bar, 0, state.params)
-            elif not any(line["step"] == first for line in validation_curve(folder)) and is_judged(first, a):
+            elif is_judged(first, a) and not distributed.of_main(
+                    distributed.is_main() and any(line["step"] == first for line in validation_curve(folder))):
                 judge(writer, bar, first, state.params)  # it was stopped where it was to be judged
             if first and distributed.is_main():
                 clock.resume(folder, first)

@@ -77,10 +77,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
     example = maker.batch(np.arange(1), np.random.default_rng(0))
 
     def init_params(key):
-        params = model.init(key, example.request, example.rooms)["params"]
-        table = params["author_table"]
-        started_from = reward.with_author_embedding({"author_table": table.unbox()}, tokenizer.embedding_AxD)
-        return {**params, "author_table": table.replace_boxed(started_from["author_table"])}
+        return model.init(key, example.request, example.rooms)["params"]
 
     abstract = train_state.abstract_state(init_params, tx, mesh)
     placed = train_state.shardings(abstract)
@@ -91,7 +88,8 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
     with Checkpoints(folder) as saved, distributed.stopping() as wanted:
         first, clock = 0, Stopwatch()
         if saved.latest_step() is None:
-            state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))
+            state = train_state.with_author_table(
+                train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed)), tokenizer.embedding_AxD)
         else:
             restored = saved.restore(abstract, check=lambda before: check_same_run(before, config, folder,
                                                                                    reward_settings))
@@ -202,6 +200,7 @@ def balance(state, config: Config, model: RewardModel, predict, judged: Judged, 
                    for kind in ("auc", "score_auc"))
     weights = reward.ippo_weights(np.asarray(state.opt_state.weight_O), head, fused, config.reward.ippo_rate,
                                   config.reward.ippo_limit)
+    weights = distributed.of_main(weights)  # another host may round otherwise
     writer.write(step, {f"validation/{kind}_{name}": figures[kind] for name, figures in report.items()
                         for kind in ("auc", "score_auc")})
     return reward.with_objective_weights(state, weights)

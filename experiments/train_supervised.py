@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -69,11 +68,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     example = maker.batch(views[:1], np.random.default_rng(0))
 
     def init_params(key):
-        params = model.init(key, example)["params"]
-        if "author_table" in params:
-            params["author_table"] = params["author_table"].replace_boxed(
-                jnp.asarray(tokenizer.embedding_AxD) * config.model.author_scale)
-        return params
+        return model.init(key, example)["params"]
 
     shardings = train_state.shardings(train_state.abstract_state(init_params, tx, mesh))
     step_fn = jax.jit(supervised.make_train_step(on_mesh(model, mesh), tx, config), donate_argnums=0,
@@ -88,6 +83,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
         restored = restore(saved, train_state.abstract_state(init_params, tx, mesh), config)
         if restored is None:
             state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))
+            if "author_table" in state.params:
+                state = train_state.with_author_table(state, tokenizer.embedding_AxD * config.model.author_scale)
         else:
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
@@ -109,8 +106,10 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                 saved.save(state, batches.get_state(), config, scores)
 
             if first and saved.latest_step() != first:  # it was left to be judged
-                # A process that was killed at this point has left the line, though not the checkpoint.
-                told = any(line["step"] == first and f"validation/{BEST}" in line for line in read(folder))
+                # A process that was killed at this point has left the line, though not the checkpoint. (Process 0 alone
+                # reads what it alone writes.)
+                told = distributed.is_main() and any(line["step"] == first and f"validation/{BEST}" in line
+                                                     for line in read(folder))
                 judge_and_save(first, state, told)
                 saved.wait()
             forget_unjudged(folder)

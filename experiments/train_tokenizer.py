@@ -3,7 +3,6 @@
     python -m experiments.train_tokenizer --config=experiments/configs/twitch.py --config.data.path=FILE.csv --workdir=W
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -13,27 +12,27 @@ from typing import NamedTuple
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.content import ROWS_AT_ONCE, Content, author_content
 from data_pipelines.features import SideFeatures, side_features
 from experiments import flags
+from experiments.fingerprint import fingerprint, other_log
 from experiments.prepare import DONE, Log, data_settings, flat, is_done, mark_done, prepare, save_config
 from onelive_jax import __version__
 from onelive_jax.config import Config
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
-from onelive_jax.training import checkpoints, partitioning
+from onelive_jax.tokenizer.refresh import encode_sticky
+from onelive_jax.training import checkpoints
+from onelive_jax.training.partitioning import lone_mesh
 
 logger = logging.getLogger(__name__)
 KIND, VERSION = "onelive-tokenizer", 3
 FIT_MOMENTS = 2_000_000
 RECALL_AT, RECALL_VIEWS = (10, 64, 128), 10_000
 LIVES, LIFE_MOMENTS = 6, 4  # rooms whose ids are kept for the report, and the least segments of one
-# What `fingerprint` knows a log by, as a person calls it.
-LOG_PARTS = {"users": "people", "authors": "authors", "views": "views", "segments": "segments", "sha256": "hash of the "
-             "views", "content_width": "width of the content", "content_sha256": "hash of the content"}
 
 
 @dataclass
@@ -56,6 +55,10 @@ class Tokenizer:
     books: residual_kmeans.Codebooks
     attributes_AxS: np.ndarray | None = None
     lives: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        # On the device once: as NumPy arrays the whole table of authors would travel there at every call.
+        self.params = jax.tree.map(jnp.asarray, self.params)
 
     def embeddings(self, config: Config, author: np.ndarray, values: np.ndarray | None = None,
                    known: np.ndarray | None = None) -> np.ndarray:
@@ -92,10 +95,20 @@ class Tokenizer:
         everyone = np.arange(log.num_authors, dtype=np.int32)
         return self.quantized(config, everyone, *pooled_content(content, log.num_authors, time_ms))
 
-    def codes(self, config: Config, content: Content, rows: np.ndarray) -> np.ndarray:
-        """int32 [n, L], semantic ids of authors at those moments: how new segments are encoded as they come."""
-        parts = [np.asarray(residual_kmeans.encode(self.books, self.moments(config, content, part)))
-                 for part in np.array_split(rows, max(1, -(-rows.size // ROWS_AT_ONCE))) if part.size]
+    def codes(self, config: Config, content: Content, rows: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
+        """int32 [n, L], semantic ids of authors at those moments: how new segments are encoded as they come.
+
+        before: int32 [n, L], what the authors were called when the codebooks were refreshed last. A code then stays
+        unless another is nearer by config.tokenizer.refresh_margin, as in the refresh itself: content that comes again
+        keeps its name. None: the nearest codes.
+        """
+        parts = []
+        for part in np.array_split(np.arange(rows.size), max(1, -(-rows.size // ROWS_AT_ONCE))):
+            if part.size:
+                points = self.moments(config, content, rows[part])
+                parts.append(np.asarray(
+                    residual_kmeans.encode(self.books, points) if before is None else
+                    encode_sticky(self.books, points, before[part], config.tokenizer.refresh_margin)))
         return np.concatenate(parts) if parts else np.zeros((0, self.books.levels), np.int32)
 
 
@@ -147,7 +160,7 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
     if content is not None:
         sample = training_sample(content, p1, config.seed)
         fit_on = np.concatenate([standing, made.moments(config, content, sample)])
-    books = made.books = residual_kmeans.fit_from_config(fit_on, c, jax.random.key(config.seed), fit_mesh(config))
+    books = made.books = residual_kmeans.fit_from_config(fit_on, c, jax.random.key(config.seed), lone_mesh(config.mesh))
     base_codes = np.asarray(residual_kmeans.encode(books, standing))
     if content is None or not c.follow_content:
         made.ids = semantic_ids.IdTable.static(base_codes)
@@ -155,16 +168,11 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
         codes = made.codes(config, content, np.arange(content.author.size))
         made.ids = semantic_ids.IdTable.dynamic(base_codes, content.author, content.from_ms, codes)
         made.lives = room_lives(log, made.ids)
-    norms = np.asarray(residual_kmeans.residual_norms(books, fit_on))
-    sid, shared = semantic_ids.collision_rates(base_codes)
-    made.figures = {
-        "utilization": semantic_ids.utilization(base_codes, c.codes),
-        "collision_rate_sid": sid,
-        "collision_rate_author": shared,
-        "distinct_ids": len(np.unique(base_codes, axis=0)),
+    made.figures = id_figures(base_codes, c.codes, residual_kmeans.residual_norms(books, fit_on)) | {
         "moments": int(made.ids.author.size),
-        "residual_norms": [round(float(norm), 5) for norm in norms],
         "info_nce_loss": float(np.mean(result.losses[-100:])),
+        "training_views": towers_of.figures.get("training_views") if towers_of is not None else {
+            "pairs": result.pairs, "without another author before": result.without_history},
         "recall": recall(made, result, config, log, content, None if of_users is None else of_users.values),
         "side_features": {who: None if made_of is None else {"columns": len(made_of.names), **made_of.counts,
                                                              "left_out": made_of.left_out}
@@ -175,12 +183,12 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
     return made
 
 
-def fit_mesh(config: Config) -> Mesh | None:
-    """Over what towers and codebooks are fitted: all devices of a process that is alone, where it has several.
-
-    Of several processes, process 0 fits for all while the others wait, on its own device: None.
-    """
-    return partitioning.make_mesh(config.mesh) if jax.process_count() == 1 and jax.device_count() > 1 else None
+def id_figures(codes_AxL: np.ndarray, codes: int, norms: np.ndarray) -> dict:
+    """What is said of one id an author, and of the residual norms of what the codebooks were fitted to."""
+    sid, shared = semantic_ids.collision_rates(codes_AxL)
+    return {"utilization": semantic_ids.utilization(codes_AxL, codes), "collision_rate_sid": sid,
+            "collision_rate_author": shared, "distinct_ids": len(np.unique(codes_AxL, axis=0)),
+            "residual_norms": [round(float(norm), 5) for norm in np.asarray(norms)]}
 
 
 def save_tokenizer(made: Tokenizer, config: Config, workdir: Path, log: Log) -> None:
@@ -218,37 +226,6 @@ def load_tokenizer(config: Config, workdir: Path, log: Log | None = None) -> Tok
                          f"nizer says dim={c.dim}, levels={c.levels}, codes={c.codes}: it is not of this run")
     return Tokenizer(semantic_ids.IdTable.from_arrays(arrays["ids"]), arrays["embedding"], meta["figures"],
                      arrays["towers"], arrays["author_views"], books, arrays.get("attributes"), meta["lives"])
-
-
-def fingerprint(log: Log) -> dict:
-    """By which an artefact knows the log it was made of: sizes, the width of the content, a hash of all views, and one
-    of all content (segments or titles: whose, when, and the embeddings)."""
-    segments, titles, rooms = log.tables.segments, log.tables.titles, log.tables.rooms
-    content, embedding = [], np.zeros((0, 0), np.float32)
-    if segments is not None and len(segments):
-        content, embedding = [segments["room_id"], segments["end_ms"]], segments["embedding"].to_numpy()
-    elif titles is not None and len(titles):  # beside segments nobody reads them
-        content, embedding = [rooms["title_embedding"]], titles["embedding"].to_numpy()
-    return {"users": log.views.num_users, "authors": log.num_authors, "views": int(log.views.author.size),
-            "segments": 0 if segments is None else len(segments),
-            "sha256": sha256(log.views.user_ptr, log.views.author, log.views.start_ms, log.views.stop_ms),
-            "content_width": embedding.shape[1], "content_sha256": sha256(
-                *(column.to_numpy().astype(np.int64) for column in content), embedding.astype(np.float32, copy=False))}
-
-
-def sha256(*arrays: np.ndarray) -> str:
-    """Of the bytes of arrays, one after the other."""
-    digest = hashlib.sha256()
-    for values in arrays:
-        digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
-
-
-def other_log(then: dict, now: dict) -> str:
-    """What differs between two fingerprints, "" where nothing does. What an older artefact does not state is passed
-    over."""
-    return "; ".join(f"{name}: {then[key]} then, {now[key]} now" for key, name in LOG_PARTS.items()
-                     if key in then and then[key] != now[key])
 
 
 def side_features_of(log: Log) -> tuple[SideFeatures | None, SideFeatures | None]:
@@ -289,8 +266,8 @@ def fit_towers(config: Config, views: TowerLog, num_authors: int, of_users: Side
         return tower_training.train_towers(
             views.user_ptr, views.author, config.tokenizer, num_authors, views.content, views.content_row, config.seed,
             progress=progress, attributes=None if of_authors is None else of_authors.values,
-            user_features=None if of_users is None else of_users.values, time_ms=views.time_ms, mesh=fit_mesh(config),
-            **more)
+            user_features=None if of_users is None else of_users.values, time_ms=views.time_ms,
+            mesh=lone_mesh(config.mesh), **more)
 
 
 def recall(made: Tokenizer, result: tower_training.TowersResult, config: Config, log: Log, content: Content | None,

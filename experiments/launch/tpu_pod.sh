@@ -4,8 +4,9 @@
 #   TPU=NAME ZONE=ZONE REPO=/path/on/the/hosts WORKDIR=/shared/run experiments/launch/tpu_pod.sh \
 #       --config=experiments/configs/preset.py:0.8b --config.data.path=/shared/log.csv --config.mesh.fsdp=4
 #
-# REPO is a checkout with its .venv on every host; WORKDIR is on storage that all hosts share (Filestore, or a bucket
-# mounted with gcsfuse): every host writes its own parts of a checkpoint there, and reads what host 0 prepared.
+# REPO is a checkout with its .venv on every host; WORKDIR is on storage that all hosts share, and on which a folder can be
+# renamed in one move, as a finished checkpoint is (Filestore; of buckets mounted with gcsfuse, those with a hierarchical
+# namespace only): every host writes its own parts of a checkpoint there, and reads what host 0 prepared.
 # The exit code is that of the command: 75 where it was asked to stop and saved (start it again to go on).
 set -euo pipefail
 

@@ -192,9 +192,13 @@ def encode(state: State, points_NxX, settings: Settings) -> Array:
     width = state.params["encoder"]["w_in"].shape[0]
     if points_NxX.shape[1] != width:
         raise ValueError(f"points are {points_NxX.shape[1]} wide, the RQ-VAE was trained on width {width}")
-    encoder, _ = _models(settings, width)
-    z = jax.jit(lambda params, x: encoder.apply({"params": params}, x))(state.params["encoder"], points_NxX)
-    return encode_residual(Codebooks(state.centroids), z)
+    return encode_residual(Codebooks(state.centroids), _encoded(state.params["encoder"], points_NxX, settings))
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _encoded(encoder: dict, points_NxX: Array, settings: Settings) -> Array:
+    """float32 [N, D], what the codebooks quantize."""
+    return _models(settings, points_NxX.shape[1])[0].apply({"params": encoder}, points_NxX)
 
 
 def _models(settings: Settings, width: int) -> tuple[Mlp, Mlp]:

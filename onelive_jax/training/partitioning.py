@@ -65,6 +65,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
+def lone_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh for work that one process does by itself: all its devices, laid out by `config` or, where that is of
+    another number of devices (a workdir of a larger machine), all on `data`.
+
+    None where the process has one device, or is one of several (the others then wait: it works on its first device).
+    """
+    if jax.process_count() > 1 or jax.device_count() == 1:
+        return None
+    try:
+        return make_mesh(config)
+    except ValueError as misfit:
+        logger.info("%s: all devices are on data for this", misfit)
+        return make_mesh(MeshConfig())
+
+
 def mesh_axes_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, where: str) -> PartitionSpec:
     """The partition of one array whose axes are called `names`.
 
@@ -140,6 +155,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: rows (axis 0) over data and fsdp, everything else whole."""
     return NamedSharding(mesh, PartitionSpec(dict(RULES)["batch"]))
+
+
+def put_whole(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process holds whole (NumPy, or on its own devices) on the devices, each its own part.
+
+    `jax.device_put` would first compare what the processes hold, all of it gathered on every device.
+    """
+    def put(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree, shardings)
 
 
 def local_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:

@@ -65,18 +65,6 @@ def make_reward_optimizer(config: Config, num_objectives: int, base_rate: float 
     return optax.GradientTransformation(init, update)
 
 
-def with_author_embedding(params: Any, embedding_AxE: np.ndarray) -> Any:
-    """Parameters whose author table starts from the tokenizer's embedding, float32 [A, E].
-
-    Raises: ValueError where the shapes differ.
-    """
-    table = params["author_table"]
-    if np.shape(embedding_AxE) != table.shape:
-        raise ValueError(f"the tokenizer's embedding is {np.shape(embedding_AxE)}, the reward model's author table "
-                         f"{table.shape}: both must come from one run")
-    return {**params, "author_table": jnp.asarray(embedding_AxE, table.dtype)}
-
-
 def make_reward_step(model: RewardModel, tx: optax.GradientTransformation,
                      config: Config) -> Callable[[TrainState, Feedback], tuple[TrainState, dict[str, Array]]]:
     """One optimizer step on a batch of feedback, pure: jit it with the state donated. `tx`: `make_reward_optimizer`."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from flax.core import meta
@@ -115,3 +116,18 @@ def init_state(init_params: Callable[[Array], Any], tx: optax.GradientTransforma
     """
     placed = shardings(abstract_state(init_params, tx, mesh))
     return jax.jit(lambda k: _build(init_params, tx, k), out_shardings=placed)(key)
+
+
+def with_author_table(state: TrainState, table_AxE: np.ndarray) -> TrainState:
+    """The state with the author table float32 [A, E], which every process holds whole, in place of a random one.
+
+    (In `init_params` it would be a constant of the program: whole on every device.)
+
+    Raises: ValueError where the shapes differ.
+    """
+    table = state.params["author_table"]
+    if np.shape(table_AxE) != table.shape:
+        raise ValueError(f"the tokenizer's embedding is {np.shape(table_AxE)}, the model's author table {table.shape}: "
+                         "both must come from one run")
+    placed = partitioning.put_whole(np.asarray(table_AxE, table.dtype), table.sharding)
+    return state.replace(params={**state.params, "author_table": placed})

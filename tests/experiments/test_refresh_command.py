@@ -1,10 +1,12 @@
 """Refreshes after training: what is served when, what is counted, and the command's verdict."""
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from data_pipelines.content import author_content
 from experiments import refresh
 from experiments.train_tokenizer import load_tokenizer
 from onelive_jax.tokenizer import semantic_ids
+from onelive_jax.tokenizer.residual_kmeans import Codebooks
 
 HOUR_MS = 3_600_000
 
@@ -69,8 +72,29 @@ def test_codes_served_before_a_refresh_stay_and_nothing_later_is_read(finished):
     later, late = refresh.with_content_of(done.served, done.tokenizer, config, content, time, time + 4 * HOUR_MS)
     assert late == done.figures["late"] == 0
     row = np.flatnonzero((content.from_ms > time) & (content.from_ms <= time + 4 * HOUR_MS))[-1:]
+    before = done.served.codes_at(content.author[row], time)
     np.testing.assert_array_equal(later.codes_at(content.author[row], content.from_ms[row]),
-                                  done.tokenizer.codes(config, content, row))
+                                  done.tokenizer.codes(config, content, row, before))
+
+
+def test_content_that_comes_again_after_a_refresh_keeps_its_name(finished):
+    """An author that shows tomorrow what it showed today is called as the refresh called it: here with a margin that
+    keeps every code, and codebooks whose nearest codes are others."""
+    config, log, made = copy.deepcopy(finished.config), finished.trained.log, finished.trained.tokenizer
+    config.tokenizer.refresh_margin = 1e9
+    content, time = author_content(log.tables, log.split.p1_ms), log.split.p1_ms + 8 * HOUR_MS
+    done = refresh.refresh_at(made, refresh.until(made.ids, time), config, log, content, log.split.p1_ms, time, seed=1)
+    everyone = np.arange(log.num_authors)
+    row = content.row_at(everyone, np.full(log.num_authors, time))
+    assert (row >= 0).any()
+    again = copy.copy(content)  # one segment an author, an hour later, with the content of the refresh
+    again.author, again.from_ms = everyone[row >= 0], np.full((row >= 0).sum(), time + HOUR_MS)
+    again.vector, again.pool = content.vector[row[row >= 0]], content.pool[row[row >= 0]]
+    turned = dataclasses.replace(done.tokenizer, books=Codebooks(done.tokenizer.books.centroids[:, ::-1]))
+    later, _ = refresh.with_content_of(done.served, turned, config, again, time, time + 2 * HOUR_MS)
+    np.testing.assert_array_equal(later.codes_at(everyone, time + HOUR_MS), done.served.codes_at(everyone, time))
+    nearest = turned.codes(config, again, np.arange(again.author.size))
+    assert (nearest != done.served.codes_at(again.author, time)).any()
 
 
 def test_a_refreshed_tokenizer_can_be_served(study, finished):
@@ -80,6 +104,9 @@ def test_a_refreshed_tokenizer_can_be_served(study, finished):
         assert Path(row["folder"]).parts[-2:] == ("refresh", str(row["day"]))
         now = load_tokenizer(config, Path(row["folder"]), log)
         assert now.figures["refresh"]["time_ms"] == row["time_ms"]
+        assert now.figures["refresh"]["settings"] == study["settings"]
+        assert now.figures["utilization"] == semantic_ids.utilization(now.ids.codes_at(everyone, row["time_ms"]), 4)
+        assert now.figures["residual_norms"] != made.figures["residual_norms"]
         assert now.ids.from_ms.max() <= row["time_ms"]  # nothing later than the refresh
         assert np.abs(now.books.centroids - books).max() > 1e-6  # moved since the refresh before
         before, after = (now.ids.codes_at(everyone, row["time_ms"] - early) for early in (1, 0))
@@ -109,7 +136,7 @@ def test_the_settings_of_a_refresh_are_heeded(finished):
     config.tokenizer.refresh_iterations = 0
     still = refresh.refresh_at(made, served, config, log, content, log.split.p1_ms, time, seed=1)
     np.testing.assert_array_equal(still.tokenizer.books.centroids, made.books.centroids)
-    assert still.tokenizer.params is made.params
+    jax.tree.map(np.testing.assert_array_equal, still.tokenizer.params, made.params)
     assert max(still.figures["churn_of_all"].values()) == 0  # neither codebooks nor content changed
     config.tokenizer.refresh_tower_steps = 3
     moved = refresh.refresh_at(made, served, config, log, content, log.split.p1_ms, time, seed=1)

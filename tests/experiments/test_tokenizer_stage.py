@@ -4,15 +4,13 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import numpy as np
 import polars as pl
 import pytest
 
 from data_pipelines.content import author_content
-from experiments import report, train_tokenizer
+from experiments import fingerprint, report, train_tokenizer
 from experiments.report_tokenizer import code_colours, lives_plot
-from onelive_jax.config import Config
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, towers
 from onelive_jax.training import checkpoints
 
@@ -24,7 +22,9 @@ def test_towers_of_another_tokenizer_are_taken_as_they_are(finished, tmp_path):
     made = train_tokenizer.train_tokenizer(static, tmp_path, trained.log, trained.tokenizer)
     np.testing.assert_array_equal(made.embedding_AxD, trained.tokenizer.embedding_AxD)
     np.testing.assert_array_equal(made.ids.codes, trained.tokenizer.ids.codes_at(np.arange(made.ids.num_authors), 0))
-    assert made.figures["recall"] == trained.tokenizer.figures["recall"]
+    for figure in ("recall", "training_views"):
+        assert made.figures[figure] == trained.tokenizer.figures[figure]
+    assert sum(made.figures["training_views"].values()) == trained.log.training_views.size
 
 
 def test_an_artefact_of_another_version_width_or_log_is_refused_by_name(finished, tmp_path):
@@ -37,7 +37,7 @@ def test_an_artefact_of_another_version_width_or_log_is_refused_by_name(finished
         train_tokenizer.train_tokenizer(config, tmp_path, other)
     arrays, meta = checkpoints.load_artifact(place, train_tokenizer.KIND, train_tokenizer.VERSION)
     assert meta["settings"] == json.loads(json.dumps(train_tokenizer.settings_of(config)))
-    assert meta["log"] == train_tokenizer.fingerprint(log)
+    assert meta["log"] == fingerprint.fingerprint(log)
     assert set(meta["packages"]) == {"onelive_jax", "jax", "flax", "numpy"}
     segments = log.tables.segments
     vectors = segments["embedding"].to_numpy().copy()
@@ -71,26 +71,17 @@ def test_titles_are_content_where_there_are_no_segments(finished):
 
     def stated(value, rooms=rooms):
         titles = pl.DataFrame({"title_id": [0], "embedding": pl.Series([[value, 2.0]], dtype=pl.Array(pl.Float32, 2))})
-        return train_tokenizer.fingerprint(dataclasses.replace(log, tables=dataclasses.replace(
+        return fingerprint.fingerprint(dataclasses.replace(log, tables=dataclasses.replace(
             log.tables, segments=None, titles=titles, rooms=rooms)))
 
     one = stated(1.0)
     assert (one["segments"], one["content_width"]) == (0, 2)
     assert one == stated(1.0)
-    assert train_tokenizer.other_log(one, stated(3.0)).startswith("hash of the content: ")
-    assert train_tokenizer.other_log(one, stated(1.0, rooms.with_columns(title_embedding=pl.lit(-1, pl.Int32))))
-    nothing = train_tokenizer.fingerprint(dataclasses.replace(log, tables=dataclasses.replace(
+    assert fingerprint.other_log(one, stated(3.0)).startswith("hash of the content: ")
+    assert fingerprint.other_log(one, stated(1.0, rooms.with_columns(title_embedding=pl.lit(-1, pl.Int32))))
+    nothing = fingerprint.fingerprint(dataclasses.replace(log, tables=dataclasses.replace(
         log.tables, segments=None, titles=None)))
     assert nothing["content_width"] == 0
-
-
-def test_codebooks_are_fitted_on_all_devices_of_a_process_that_is_alone(monkeypatch):
-    config = Config()
-    assert train_tokenizer.fit_mesh(config) is None  # one device
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
-    assert train_tokenizer.fit_mesh(config).axis_names == ("data", "fsdp", "tensor")
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert train_tokenizer.fit_mesh(config) is None
 
 
 def test_an_author_never_seen_is_called_by_its_content_alone(finished):

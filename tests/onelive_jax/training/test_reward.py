@@ -89,7 +89,11 @@ def test_ippo_by_hand():
 def test_the_author_table_starts_from_the_tokenizer():
     shapes = jax.eval_shape(lambda: MODEL.init(jax.random.key(0), BATCH_OF_4.request, BATCH_OF_4.live))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), meta.unbox(shapes)["params"])
+    state = train_state.TrainState(jnp.int32(0), params, None, jax.random.key(0))
     embedding = np.random.default_rng(0).normal(size=(AUTHORS, AUTHOR_DIM))
-    np.testing.assert_allclose(reward.with_author_embedding(params, embedding)["author_table"], embedding, rtol=1e-6)
+    changed = train_state.with_author_table(state, embedding)
+    np.testing.assert_allclose(changed.params["author_table"], embedding, rtol=1e-6)
+    assert changed.params["author_table"].dtype == jnp.float32
+    assert all(changed.params[name] is params[name] for name in params if name != "author_table")
     with pytest.raises(ValueError, match="both must come from one run"):
-        reward.with_author_embedding(params, embedding[:-1])
+        train_state.with_author_table(state, embedding[:-1])
