@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark --what=train  --report=train.json
     python -m experiments.benchmark --what=decode --report=decode.json
+    python -m experiments.benchmark --what=train --preset=0.04b             (see experiments/benchmark_train.py)
     python -m experiments.benchmark --what=compile --report=compile.json  (see experiments/benchmark_compile.py)
     python -m experiments.benchmark --what=tokenizer [--size=large]         (see experiments/benchmark_tokenizer.py)
     python -m experiments.benchmark --what=policy  --report=policy.json   (see experiments/benchmark_policy.py)
@@ -16,7 +17,6 @@ Axes: B batch, T history items, L levels, K codes, N rooms on air, D model width
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,23 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments import benchmark_compile, benchmark_policy, benchmark_tokenizer
+from experiments import benchmark_compile, benchmark_policy, benchmark_tokenizer, benchmark_train
 from experiments.benchmark_problem import (
     Sizes,
+    caller,
     environment,
+    machine,
     make_model,
     random_batch,
     random_parameters,
     random_request,
     random_rooms,
     row,
+    time_interleaved,
 )
-from onelive_jax.batch import Request
-from onelive_jax.config import Config, DecodingConfig
+from onelive_jax import presets
+from onelive_jax.config import Config
 from onelive_jax.decoding import live_index
-from onelive_jax.decoding.recommend import make_recommender
-from onelive_jax.model.onelive import OneLive
 from onelive_jax.training import flops, partitioning, train_state
 from onelive_jax.training.supervised import make_train_step
 
@@ -78,19 +79,6 @@ def block_limit(layers: int, beams: int, levels: int) -> float:
 
 
 # Timing.
-
-
-def time_interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call. The functions take turns, so that a busy moment of the machine hits all of them."""
-    for function in functions.values():
-        function()  # compiles
-    seconds = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def matmul_rates(sizes: Sizes, repeats: int) -> dict[str, dict[str, float]]:
@@ -161,7 +149,7 @@ def measure_decoding(sizes: Sizes, repeats: int = 200) -> dict:
     params = random_parameters(model, example)
     rows, milliseconds = [], {}
     for beams, batch, limit in sizes.searches:
-        call = _caller(model, params, index, beams, [random_request(rng, sizes, batch) for _ in range(8)])
+        call = caller(model, params, index, beams, [random_request(rng, sizes, batch) for _ in range(8)])
         name = f"beam {beams}, batch {batch}, ms"
         milliseconds[name] = [s * 1e3 for s in time_interleaved({"": call}, repeats)[""]]
         rows.append(row(name, "<=", limit, statistics.median(milliseconds[name])))
@@ -172,7 +160,7 @@ def measure_decoding(sizes: Sizes, repeats: int = 200) -> dict:
         pair = {}
         for name, mtp in (("with", True), ("without", False)):
             other = make_model(sizes, replace(sizes.model, num_layers=layers, mtp=mtp))
-            pair[name] = _caller(other, random_parameters(other, example), index, beams, requests)
+            pair[name] = caller(other, random_parameters(other, example), index, beams, requests)
         seconds = time_interleaved(pair, max(1, repeats // 10))
         gains[f"{layers} layers"] = {name: [s * 1e3 for s in values] for name, values in seconds.items()}
         # The two of a pair ran one after the other: their ratio is less moved by the load than that of two medians.
@@ -181,21 +169,6 @@ def measure_decoding(sizes: Sizes, repeats: int = 200) -> dict:
                         ">=", least, ratio, block_limit(layers, beams, sizes.levels)))
     rows += _parameter_rows(params)
     return {"rows": rows, "milliseconds": milliseconds, "gain_milliseconds": gains}
-
-
-def _caller(model: OneLive, params: Any, index: live_index.LiveIndex, beams: int,
-            requests: list[Request]) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    """A function that answers one of the requests after the other and has the ranking on the host when it returns."""
-    recommend = make_recommender(model, DecodingConfig(beams=beams, capacity=index.capacity))
-    turn = 0
-
-    def call() -> tuple[np.ndarray, np.ndarray]:
-        nonlocal turn
-        turn += 1
-        ranking = recommend(params, requests[turn % len(requests)], index)
-        return jax.device_get((ranking.slot, ranking.score))
-
-    return call
 
 
 # The report.
@@ -228,14 +201,33 @@ def as_text(report: dict) -> str:
         for shape, rate in report["matmul_gflops_per_second"].items():
             lines.append(f"  matrix product {shape}: {rate['median']:.0f} GFLOP/s; the step reaches "
                          f"{report['share_of_matmul_rate'][shape]:.0%} of it")
-    lines.append(f"{report['after']['device']}, {report['after']['cores']} cores, load "
-                 f"{report['before']['load_average']:.1f} before, {report['after']['load_average']:.1f} after, "
-                 f"jax {report['after']['versions']['jax']}, {report['after']['date']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, machine(report)])
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+PRESET_FLAGS = ("dtype", "remat", "batch", "max_batch", "history", "authors", "rooms", "beams")
+
+
+def preset_setting(what: str, values: flags.FlagValues) -> benchmark_train.Setting | None:
+    """What --preset and its flags ask for; None without --preset. Raises app.UsageError where they do not fit."""
+    given = {name: getattr(values, name) for name in PRESET_FLAGS if getattr(values, name) is not None}
+    if values.preset is None or what not in benchmark_train.BATCH:
+        if given or values.preset is not None:
+            raise app.UsageError(f"--{'preset' if values.preset is not None else next(iter(given))} is for "
+                                 "--what=train or decode with --preset")
+        return None
+    given = {"batch": benchmark_train.BATCH[what]} | given
+    if values.repeats is not None:
+        given["repeats"] = values.repeats
+    setting = benchmark_train.Setting(preset=values.preset, **given)
+    try:
+        benchmark_train.check(what, setting)
+    except ValueError as error:
+        raise app.UsageError(str(error)) from error
+    return setting
 
 
 def main(argv: list[str]) -> None:
@@ -244,7 +236,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: settings are given as --name=value")
     values = flags.FLAGS
     repeats = {} if values.repeats is None else {"repeats": values.repeats}
-    if values.what == "compile":
+    setting = preset_setting(values.what, values)
+    if setting is not None:
+        report = benchmark_train.make_report(values.what, setting)
+        text = benchmark_train.as_text(report)
+    elif values.what == "compile":
         report = benchmark_compile.make_report(Sizes(), **repeats)
         text = benchmark_compile.as_text(report)
     elif values.what == "tokenizer":
@@ -270,5 +266,15 @@ if __name__ == "__main__":
                       required=True)
     flags.DEFINE_enum("size", "normal", sorted(benchmark_tokenizer.SIZES), "the problem of --what=tokenizer")
     flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
+    flags.DEFINE_enum("preset", None, list(presets.PRESETS), "train or decode a model of this size instead")
+    flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "activations; the preset's unless given")
+    flags.DEFINE_enum("remat", None, ["none", "dots", "full"], "rematerialisation; the preset's unless given")
+    flags.DEFINE_integer("batch", None, "examples of a step, over all devices, or requests answered together; 0: twice "
+                         "as many until the memory is full", lower_bound=0)
+    flags.DEFINE_integer("max_batch", None, "where --batch=0 stops at the latest", lower_bound=1)
+    flags.DEFINE_integer("history", None, "items of a history (256 unless given)", lower_bound=1)
+    flags.DEFINE_integer("authors", None, "authors of the platform (1,000,000 unless given)", lower_bound=2)
+    flags.DEFINE_integer("rooms", None, "rooms on air when decoding (16,384 unless given)", lower_bound=2)
+    flags.DEFINE_integer("beams", None, "beam width (128 unless given)", lower_bound=1)
     flags.DEFINE_integer("repeats", None, "repeats of every measurement; the median is reported", lower_bound=1)
     app.run(main)

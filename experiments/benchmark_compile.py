@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.benchmark_problem import Sizes, environment, make_model, random_batch, row
+from experiments.benchmark_problem import Sizes, environment, machine, make_model, random_batch, row
 from onelive_jax.config import Config
 from onelive_jax.training import partitioning, train_state
 from onelive_jax.training.supervised import make_train_step
@@ -75,13 +75,11 @@ def as_text(report: dict) -> str:
     """The ratios, and the seconds behind them."""
     lines = [f"{name:<22}{min(values):>8.1f} s{min(report['processor_seconds'][name]):>8.1f} s of the processor"
              for name, values in report["seconds"].items()]
-    target, ratios, cpu, after = (report["rows"][0], report["ratios"], report["processor_ratios"], report["after"])
+    target, ratios, cpu = report["rows"][0], report["ratios"], report["processor_ratios"]
     lines.append(f"{MANY} blocks over {FEW}: scanned {ratios['scanned']:.2f} (target {target['sense']} "
                  f"{target['target']}{'' if target['met'] else ', missed'}), unrolled {ratios['unrolled']:.2f}; by the "
                  f"processor's seconds {cpu['scanned']:.2f} and {cpu['unrolled']:.2f}")
     lines.append(f"a step of {FEW} blocks, batch {report['sizes']['batch']}: scanned "
                  f"{report['step_seconds']['scanned'] * 1e3:.1f} ms, unrolled "
                  f"{report['step_seconds']['unrolled'] * 1e3:.1f} ms")
-    lines.append(f"{after['device']}, {after['cores']} cores, load {report['before']['load_average']:.1f} before, "
-                 f"{after['load_average']:.1f} after, jax {after['versions']['jax']}, {after['date']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, machine(report)])

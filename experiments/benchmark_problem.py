@@ -1,10 +1,13 @@
-"""The problem that benchmarks time, its random inputs, and what every report says: rows and the machine.
+"""The problem that benchmarks time, its random inputs, how calls are timed, and what every report says: rows and the
+machine.
 
 Axes: B batch, T history items, L levels, K codes, N rooms on air.
 """
 
 import os
 import platform
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,7 +19,9 @@ import numpy as np
 from flax.core import meta
 
 from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, LiveRooms, Request
-from onelive_jax.config import ModelConfig
+from onelive_jax.config import DecodingConfig, ModelConfig
+from onelive_jax.decoding import live_index
+from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -90,6 +95,34 @@ def random_parameters(model: OneLive, batch: Batch) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.normal(size=x.shape), jnp.float32), shapes)
 
 
+def time_interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call. The functions take turns, so that a busy moment of the machine hits all of them."""
+    for function in functions.values():
+        function()  # compiles
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def caller(model: OneLive, params: Any, index: live_index.LiveIndex, beams: int,
+           requests: list[Request]) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """A function that answers one of the requests after the other and has the ranking on the host when it returns."""
+    recommend = make_recommender(model, DecodingConfig(beams=beams, capacity=index.capacity))
+    turn = 0
+
+    def call() -> tuple[np.ndarray, np.ndarray]:
+        nonlocal turn
+        turn += 1
+        ranking = recommend(params, requests[turn % len(requests)], index)
+        return jax.device_get((ranking.slot, ranking.score))
+
+    return call
+
+
 def row(name: str, sense: str, target: float, measured: float, limit: float | None = None) -> dict:
     """One line of the report. `sense` is ">=" or "<="; `limit`: `block_limit`, where it applies."""
     met = measured >= target if sense == ">=" else measured <= target
@@ -102,3 +135,10 @@ def environment() -> dict:
             "devices": jax.device_count(), "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(),
             "system": platform.platform(), "python": platform.python_version(), "load_average": os.getloadavg()[0],
             "versions": {name: metadata.version(name) for name in PACKAGES}}
+
+
+def machine(report: dict) -> str:
+    """The last line of a report: what its figures must be judged by."""
+    before, after = report["before"], report["after"]
+    return (f"{after['device']}, {after['cores']} cores, load {before['load_average']:.1f} before, "
+            f"{after['load_average']:.1f} after, jax {after['versions']['jax']}, {after['date']}")

@@ -4,6 +4,9 @@ A collective inside a loop counts as often as the loop runs (XLA writes known tr
 one counts once, and is reported). Bytes are what one device sends when rings are used: of n devices and s bytes a
 device holds of the larger side, all-gather and reduce-scatter send s·(n−1)/n, all-reduce twice that, all-to-all
 s·(n−1)/n, collective-permute s.
+
+Programs for GPUs and TPUs split a collective in two, so that work goes on while bytes travel: "all-gather-start" and
+"all-gather-done". The start is counted, the done is not. Its type has the operands beside the result.
 """
 
 import math
@@ -11,8 +14,8 @@ import re
 from dataclasses import dataclass, field
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16, "bf16": 16, "s32": 32,
-        "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}
+BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "s16": 16, "u16": 16, "f16": 16,
+        "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -41,6 +44,24 @@ def shape_bytes(text: str) -> int:
     """Bytes of all arrays of an HLO type: "(f32[4,8]{1,0}, s32[])" is 132."""
     return sum(math.prod(int(size) for size in sizes.split(",") if size) * BITS.get(dtype, 0) // 8
                for dtype, sizes in _SHAPE.findall(text))
+
+
+def elements(text: str) -> list[str]:
+    """The elements of an HLO tuple type: "((f32[4,8]{1,0}), s32[])" has "(f32[4,8]{1,0})" and "s32[]"."""
+    parts, depth = [""], 0
+    for character in text[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def started(kind: str, result: str) -> str:
+    """The type of what a collective gives, from that of its start: an all-reduce's is the same, of all others it is
+    (operands, results, …), where an ellipsis stands for what the runtime keeps."""
+    return result if kind == "all-reduce" else elements(result)[1]
 
 
 def group_size(attributes: str, devices: int) -> int:
@@ -74,13 +95,18 @@ def traffic(text: str, devices: int) -> Traffic:
             if match is None:
                 continue
             result, operation, rest = match.groups()
-            if operation in KINDS:
-                sent = sent_bytes(operation, shape_bytes(result), group_size(rest, devices))
-                found.sent[operation] = found.sent.get(operation, 0.0) + times * sent
-                found.calls[operation] = found.calls.get(operation, 0) + times
+            if operation in ("async-update", "async-done"):  # these name the computation that async-start calls
+                continue
+            kind = operation.removesuffix("-start")
+            if kind in KINDS:
+                result = result if kind == operation else started(kind, result)
+                sent = sent_bytes(kind, shape_bytes(result), group_size(rest, devices))
+                found.sent[kind] = found.sent.get(kind, 0.0) + times * sent
+                found.calls[kind] = found.calls.get(kind, 0) + times
                 source = re.search(r'op_name="([^"]*)"', rest)
-                key = operation, source[1] if source else "unnamed"
+                key = kind, source[1] if source else "unnamed"
                 found.sources[key] = found.sources.get(key, 0.0) + times * sent
+                continue
             loop = 1
             if operation == "while":
                 trip = re.search(r'known_trip_count[^\d]*(\d+)', rest)

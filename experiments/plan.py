@@ -6,6 +6,7 @@
 The real step is compiled for as many fake CPU devices as the mesh has; nothing is allocated. Memory and collectives are
 those of that program, a device each. A CPU's compiler widens bfloat16 products and does not fuse as an accelerator's
 does: activations and traffic are upper bounds. FLOPs follow from the equations (onelive_jax/training/flops.py).
+K-means sums its clusters by a matrix product on TPUs and by a scatter on GPUs: each is planned, for its own chips.
 
 The step time is the larger of FLOPs / (peak x --efficiency) and memory traffic / bandwidth, plus bytes sent /
 (interconnect x --link_efficiency), as if those did not overlap; the largest of the three is what overlap could reach.
@@ -17,7 +18,7 @@ program, but for tables of which only some rows are read (decode). It is an esti
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Chip:
       memory: bytes. bandwidth: bytes/s of memory.
       link: bytes/s that it can send to its neighbours; `near`: devices that reach each other so (a TPU slice, the GPUs
         of a host). wide: bytes/s that it can send beyond them.
+      tpu: whether it is a TPU, where k-means sums its clusters by a matrix product.
     """
 
     peak: float
@@ -60,6 +62,7 @@ class Chip:
     link: float
     near: int
     wide: float
+    tpu: bool = False
 
 
 # cloud.google.com/tpu/docs/v5e, /v6e (interconnect 1,600 and 3,584 Gbit/s a chip, both directions together; slices of
@@ -67,8 +70,8 @@ class Chip:
 # host; one 400 Gbit/s adapter a GPU between hosts, as in the reference systems). TPU slices are joined by the data
 # centre's network: 200 Gbit/s a host of 8 (v5e, v6e) are taken.
 CHIPS = {
-    "v5e": Chip(197e12, 197e12 / 6, 16e9, 819e9, 100e9, 256, 3e9),
-    "v6e": Chip(918e12, 918e12 / 6, 32e9, 1640e9, 224e9, 256, 3e9),
+    "v5e": Chip(197e12, 197e12 / 6, 16e9, 819e9, 100e9, 256, 3e9, tpu=True),
+    "v6e": Chip(918e12, 918e12 / 6, 32e9, 1640e9, 224e9, 256, 3e9, tpu=True),
     "H100": Chip(989e12, 67e12, 80e9, 3350e9, 450e9, 8, 50e9),
     "H200": Chip(989e12, 67e12, 141e9, 4800e9, 450e9, 8, 50e9),
 }
@@ -153,22 +156,18 @@ def plan_decoding(config: Config, problem: Problem, mesh: jax.sharding.Mesh) -> 
     index = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), index)
     requests = abstract(random_request(rng, sizes, 1), problem.requests, partitioning.batch_sharding(mesh))
     recommend = make_recommender(model, DecodingConfig(beams=problem.beams, capacity=problem.rooms))
-    parts = partial(flops.forward_flops, history=problem.history, codes=config.tokenizer.codes, authors=1,
-                    author_dim=problem.author_dim)
-    # One position of the main decoder; then a module's block and head a beam and level.
-    first = parts(replace(config.model, mtp=False), levels=1)
-    pair = parts(config.model, levels=2)
-    module = pair["modules"] + 2 * config.model.dim * config.tokenizer.codes
-    per_request = sum(first.values()) + problem.rooms * 2 * problem.author_dim + (
-        (config.tokenizer.levels - 1) * problem.beams * module)
+    per_request = flops.decoding_flops(config.model, history=problem.history, levels=config.tokenizer.levels,
+                                       codes=config.tokenizer.codes, author_dim=problem.author_dim,
+                                       beams=problem.beams, rooms=problem.rooms)
     return compile_and_count(recommend, (params, requests, index), mesh) | {
         "what": "decode", "parameters": presets.count(params), "all_parameters": presets.count(params, True),
         "parameter_bytes": device_bytes(params), "optimizer_bytes": 0, "flops_per_example": per_request,
         "flops_per_device": per_request * problem.requests / mesh.size, "examples": problem.requests}
 
 
-def plan_kmeans(config: Config, problem: Problem, mesh: jax.sharding.Mesh) -> dict:
-    """One Lloyd iteration of one level over all authors, as an accelerator would be given it."""
+def plan_kmeans(config: Config, problem: Problem, mesh: jax.sharding.Mesh, tpu: bool) -> dict:
+    """One Lloyd iteration of one level over all authors, as a TPU (clusters summed by a product with a one-hot matrix)
+    or a GPU (by a scatter) would be given it."""
     codes, dim, devices = config.tokenizer.codes, config.tokenizer.dim, mesh.shape["data"] * mesh.shape["fsdp"]
     size = min(kmeans.ACCELERATOR_SCORES // codes, -(-problem.authors // devices)) * devices
     blocks = -(-problem.authors // size)
@@ -178,12 +177,12 @@ def plan_kmeans(config: Config, problem: Problem, mesh: jax.sharding.Mesh) -> di
     centroids = jax.ShapeDtypeStruct((codes, dim), jnp.float32, sharding=everywhere)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     step = jax.jit(lambda points, centroids, count: kmeans.lloyd(kmeans.Blocks(points, count), centroids, 1,
-                                                                 one_hot=False))
-    per_point = 2 * codes * (dim + 1)
+                                                                 one_hot=tpu))
+    per_point = 2 * codes * (dim + 1) + (2 * codes * dim if tpu else 0)  # distances; sums
     return compile_and_count(step, (points, centroids, count), mesh) | {
         "what": "kmeans", "parameters": codes * dim, "all_parameters": codes * dim,
         "parameter_bytes": device_bytes(centroids), "optimizer_bytes": 0, "flops_per_example": per_point,
-        "flops_per_device": per_point * problem.authors / devices, "examples": problem.authors}
+        "flops_per_device": per_point * problem.authors / devices, "examples": problem.authors, "tpu": tpu}
 
 
 def compile_and_count(function: Any, arguments: tuple, mesh: jax.sharding.Mesh) -> dict:
@@ -216,6 +215,11 @@ def on_chip(figures: dict, chip: Chip, efficiency: float, link_efficiency: float
             "mfu": figures["flops_per_device"] / (seconds * peak)}
 
 
+def chips_of(figures: dict) -> dict[str, Chip]:
+    """The chips that would run the planned program: all, unless it is made for TPUs or for others."""
+    return {name: chip for name, chip in CHIPS.items() if figures.get("tpu", chip.tpu) == chip.tpu}
+
+
 def as_text(figures: dict, efficiency: float, link_efficiency: float) -> str:
     """One plan as text."""
     gib = lambda name: f"{figures[name] / GIB:.2f} GiB"  # noqa: E731
@@ -239,7 +243,7 @@ def as_text(figures: dict, efficiency: float, link_efficiency: float) -> str:
     ]
     if figures["unknown_loops"]:
         lines.insert(-1, f"  {figures['unknown_loops']} loops with collectives have no known length: counted once")
-    for name, chip in CHIPS.items():
+    for name, chip in chips_of(figures).items():
         r = on_chip(figures, chip, efficiency, link_efficiency)
         fits = "fits" if r["fits"] else f"DOES NOT FIT in {chip.memory / 1e9:.0f} GB"
         lines.append(f"    {name:<5} {r['seconds'] * 1e3:>9.1f} ms (compute {r['compute_seconds'] * 1e3:.1f}, "
@@ -249,7 +253,8 @@ def as_text(figures: dict, efficiency: float, link_efficiency: float) -> str:
     return "\n".join(lines)
 
 
-PLANS = {"train": plan_training, "kmeans": plan_kmeans, "decode": plan_decoding}
+PLANS = {"train": (plan_training,), "kmeans": (partial(plan_kmeans, tpu=True), partial(plan_kmeans, tpu=False)),
+         "decode": (plan_decoding,)}
 
 
 def main(argv: list[str]) -> None:
@@ -278,11 +283,11 @@ def main(argv: list[str]) -> None:
     problem = Problem(batch=values.batch, history=values.history, authors=values.authors, rooms=values.rooms,
                       beams=values.beams, requests=values.requests)
     mesh, report = partitioning.make_mesh(mesh_config), []
-    for what in values.what:
-        figures = PLANS[what](config, problem, mesh)
+    for plan in (plan for what in values.what for plan in PLANS[what]):
+        figures = plan(config, problem, mesh)
         print(as_text(figures, values.efficiency, values.link_efficiency), flush=True)
         report.append(figures | {"chips": {name: on_chip(figures, chip, values.efficiency, values.link_efficiency)
-                                           for name, chip in CHIPS.items()}})
+                                           for name, chip in chips_of(figures).items()}})
     if values.report:
         settings = {"preset": values.preset, "problem": asdict(problem), "model": asdict(config.model),
                     "efficiency": values.efficiency, "link_efficiency": values.link_efficiency}

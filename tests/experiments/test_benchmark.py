@@ -54,7 +54,7 @@ def test_a_caller_answers_one_request_after_the_other_without_tracing_again():
     model = benchmark_problem.make_model(TINY, TINY.model)
     params = benchmark_problem.random_parameters(model, benchmark_problem.random_batch(rng, TINY))
     requests = [benchmark_problem.random_request(rng, TINY, 2) for _ in range(3)]
-    call = benchmark._caller(model, params, index, 3, requests)
+    call = benchmark_problem.caller(model, params, index, 3, requests)
     call()
     jax.config.update("jax_no_tracing", True)
     try:

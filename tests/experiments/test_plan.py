@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import plan
 from onelive_jax import presets
 from onelive_jax.config import MeshConfig
+from onelive_jax.tokenizer import kmeans
 from onelive_jax.training import flops, partitioning
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,11 +54,29 @@ def test_the_plan_of_training_counts_state_and_flops(mesh):
     assert all(name in text for name in plan.CHIPS)
 
 
-def test_the_plan_of_kmeans(mesh):
-    config = presets.preset("tiny")
-    figures = plan.plan_kmeans(config, plan.Problem(batch=1, authors=1000), mesh)
-    assert figures["flops_per_device"] == 2 * 1000 * 64 * 65
-    assert figures["argument_bytes"] >= 4 * 1000 * 64
+def test_the_plan_of_kmeans_is_that_of_the_chips_that_run_it(mesh):
+    config, problem = presets.preset("tiny"), plan.Problem(batch=1, authors=1000)
+    gpu, tpu = (plan.plan_kmeans(config, problem, mesh, tpu) for tpu in (False, True))
+    assert list(plan.chips_of(gpu)) == ["H100", "H200"]
+    assert list(plan.chips_of(tpu)) == ["v5e", "v6e"]
+    assert gpu["flops_per_device"] == 2 * 1000 * 64 * 65
+    assert tpu["flops_per_device"] == 2 * 1000 * 64 * (65 + 64)
+    assert gpu["argument_bytes"] == tpu["argument_bytes"] >= 4 * 1000 * 64
+    for figures, used, unused in ((gpu, "H100", "v5e"), (tpu, "v5e", "H100")):
+        text = plan.as_text(figures, 0.4, 0.7)
+        assert used in text
+        assert unused not in text
+
+
+def test_what_is_planned_for_a_tpu_is_what_kmeans_does_on_one(mesh, monkeypatch):
+    blocks = kmeans.make_blocks(np.zeros((24, 4), np.float32), 8)
+    seen = []
+    monkeypatch.setattr(kmeans, "_lloyd", lambda *arguments: seen.append(arguments[-1]))
+    for backend in ("tpu", "gpu", "cpu"):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda backend=backend: backend)
+            kmeans.lloyd(blocks, np.zeros((8, 4), np.float32), 1)
+    assert seen == [True, False, False]
 
 
 def test_seconds_on_a_chip_by_hand():
@@ -91,9 +111,13 @@ def test_the_command_plans_training_and_decoding_on_eight_devices(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NPROC": "32"}, capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    plans = {figures["what"]: figures for figures in json.loads(report.read_text())["plans"]}
-    assert list(plans) == ["train", "kmeans", "decode"]
-    for what, figures in plans.items():
+    planned = json.loads(report.read_text())["plans"]
+    plans = {figures["what"]: figures for figures in planned}
+    assert [figures["what"] for figures in planned] == ["train", "kmeans", "kmeans", "decode"]
+    assert [list(figures["chips"]) for figures in planned] == [list(plan.CHIPS), ["v5e", "v6e"], ["H100", "H200"],
+                                                              list(plan.CHIPS)]
+    for figures in planned:
+        what = figures["what"]
         assert figures["devices"] == 8
         assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
         assert f"{what}: 8 devices (data 2 x fsdp 2 x tensor 2)" in done.stdout
@@ -106,6 +130,8 @@ def test_the_command_plans_training_and_decoding_on_eight_devices(tmp_path):
     assert train["optimizer_bytes"] == pytest.approx(2 * train["parameter_bytes"], abs=64)
     assert decode["parameter_bytes"] == train["parameter_bytes"]
     assert decode["examples"] == 8
+    assert decode["flops_per_example"] == flops.decoding_flops(presets.preset("tiny").model, history=5, levels=3,
+                                                               codes=64, author_dim=64, beams=4, rooms=24)
     assert decode["flops_per_device"] == decode["flops_per_example"]  # eight requests, eight devices
 
     wrong = subprocess.run([*command, "--batch=12"], cwd=ROOT, capture_output=True, text=True, check=False)
