@@ -96,20 +96,25 @@ class Tokenizer:
         return self.quantized(config, everyone, *pooled_content(content, log.num_authors, time_ms))
 
     def codes(self, config: Config, content: Content, rows: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
-        """int32 [n, L], semantic ids of authors at those moments: how new segments are encoded as they come.
+        """int32 [n, L], semantic ids of authors at the moments `rows` int [n] of the content; `before` as in
+        `codes_of`."""
+        parts = [self.codes_of(config, content.author[rows[part]], content.values(rows[part]),
+                               None if before is None else before[part])
+                 for part in np.array_split(np.arange(rows.size), max(1, -(-rows.size // ROWS_AT_ONCE))) if part.size]
+        return np.concatenate(parts) if parts else np.zeros((0, self.books.levels), np.int32)
+
+    def codes_of(self, config: Config, author: np.ndarray, values: np.ndarray,
+                 before: np.ndarray | None = None) -> np.ndarray:
+        """int32 [n, L], semantic ids of authors with content float32 [n, 2C] (`Pools.add`): how new segments are
+        encoded as they come.
 
         before: int32 [n, L], what the authors were called when the codebooks were refreshed last. A code then stays
         unless another is nearer by config.tokenizer.refresh_margin, as in the refresh itself: content that comes again
         keeps its name. None: the nearest codes.
         """
-        parts = []
-        for part in np.array_split(np.arange(rows.size), max(1, -(-rows.size // ROWS_AT_ONCE))):
-            if part.size:
-                points = self.moments(config, content, rows[part])
-                parts.append(np.asarray(
-                    residual_kmeans.encode(self.books, points) if before is None else
-                    encode_sticky(self.books, points, before[part], config.tokenizer.refresh_margin)))
-        return np.concatenate(parts) if parts else np.zeros((0, self.books.levels), np.int32)
+        points = self.quantized(config, author, values)
+        return np.asarray(residual_kmeans.encode(self.books, points) if before is None else
+                          encode_sticky(self.books, points, before, config.tokenizer.refresh_margin))
 
 
 class TowerLog(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines.content import author_content
+from data_pipelines.content import Pools, author_content
 from data_pipelines.tables import AUTHORS, INTERACTIONS, ROOMS, USERS, ReadReport, Tables
 
 
@@ -59,3 +59,40 @@ def test_a_log_without_segments_or_titled_rooms_has_no_content():
     untitled = log(titles=TITLES)
     untitled = dataclasses.replace(untitled, rooms=untitled.rooms.with_columns(title_embedding=pl.lit(-1, pl.Int32)))
     assert author_content(untitled, 1000) is None
+
+
+def test_segments_one_by_one_are_read_as_all_at_once():
+    rng = np.random.default_rng(0)
+    count, known = 400, 60
+    columns = {"room_id": np.sort(rng.integers(0, 3, count)), "end_ms": rng.permutation(count) + 200}
+    segments = vectors("room_id", columns, rng.normal(size=(count, 1)).tolist())
+    tables = log(segments=segments)
+    whole = author_content(tables, 1000)
+    pools = Pools.of(whole, 200 + known - 1)
+    assert pools.count.sum() == known
+    order = np.argsort(whole.from_ms)
+    for low, high in ((known, known + 1), (known + 1, 200), (200, 200), (200, count)):
+        rows = rng.permutation(order[low:high])
+        taken, values = pools.add(whole.author[rows], whole.from_ms[rows], whole.vectors[whole.vector[rows]])
+        assert sorted(taken) == list(range(high - low))
+        np.testing.assert_allclose(values, whole.values(rows[taken]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pools.mean, Pools.of(whole, 1000).mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(pools.count, np.diff(whole.author_ptr))
+
+
+def test_late_segments_are_left_out_and_wrong_ones_are_named():
+    content = author_content(log(segments=SEGMENTS), 1000)
+    pools = Pools.of(content, 1000)
+    before = pools.mean.copy()
+    for changes, match in (([[0], [1], [[np.inf]]], "segment 0 holds NaN or infinity"),
+                           ([[2, 3], [1, 1], [[1.0], [1.0]]], "segment 1 is of author 3, allowed are 0 … 2"),
+                           ([[-1], [1], [[1.0]]], "is of author -1"),
+                           ([[0], [1], [[1.0, 2.0]]], r"vectors \(1, 1\)")):
+        with pytest.raises(ValueError, match=match):
+            pools.add(*changes)
+    np.testing.assert_array_equal(pools.mean, before)
+    taken, values = pools.add([0, 0, 2, 1], [529, 530, 131, 1], [[7.0], [7.0], [3.0], [8.0]])
+    assert taken.tolist() == [1, 3, 2]  # author 0 was known at 530 already
+    np.testing.assert_allclose(values, [[7, (15 + 7) / 4], [8, 8], [3, 2]])
+    with pytest.raises(ValueError, match="content of titles"):
+        Pools.of(author_content(log(titles=TITLES), 500), 500)

@@ -1,7 +1,6 @@
 """Supervised phase, reward model and policy, one after the other, in each of several processes.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m tests.experiments.all_phases --config=… --workdir=W \\
-        --coordinator=HOST:PORT --processes=2 --process=I
+    python -m tests.experiments.all_phases --config=… --workdir=W --coordinator=HOST:PORT --processes=2 --process=I
 
 While it prepares the policy's second step, process 1 is sent SIGTERM. Steps then take a little while, as those of a
 real run do: the processes have to tell each other.
@@ -35,10 +34,9 @@ def stop_soon(put_batch):
 
 
 def main(config, workdir):
-    assert (jax.local_device_count(), jax.device_count()) == (2, 4)
-    config.mesh.data, config.mesh.fsdp = 1, 4  # parameters are split over all devices of both processes
+    config.mesh.data, config.mesh.fsdp = 1, 2  # parameters and moments are split over the processes
     train_supervised.main(config, workdir)
-    config.mesh.data, config.mesh.fsdp = 2, 2  # ... over those of a process; the batch over processes
+    config.mesh.data, config.mesh.fsdp = 2, 1  # the batch alone is
     train_reward.LEAST_POSITIVES = 2  # as for the run in one process: there are few rows to balance objectives on
     train_reward.main(config, workdir)
     partitioning.put_batch = stop_soon(partitioning.put_batch)

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines.content import author_content
+from data_pipelines.content import Pools, author_content
 from experiments import fingerprint, report, train_tokenizer
+from experiments.refresh import until
 from experiments.report_tokenizer import code_colours, lives_plot
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, towers
 from onelive_jax.training import checkpoints
@@ -82,6 +83,25 @@ def test_titles_are_content_where_there_are_no_segments(finished):
     nothing = fingerprint.fingerprint(dataclasses.replace(log, tables=dataclasses.replace(
         log.tables, segments=None, titles=None)))
     assert nothing["content_width"] == 0
+
+
+def test_segments_as_they_come_get_the_ids_that_the_whole_log_gives_them(finished):
+    """Pools, towers, codes, table: hour by hour from a moment on, against all at once."""
+    config, log, made = finished.config, finished.trained.log, finished.trained.tokenizer
+    content, start = author_content(log.tables, log.split.p1_ms), log.split.p1_ms
+    pools, ids = Pools.of(content, start), until(made.ids, start + 1)
+    hour, late, came = 3_600_000, 0, 0
+    for low in range(start, start + 24 * hour, hour):
+        rows = np.flatnonzero((content.from_ms > low) & (content.from_ms <= low + hour))
+        came += rows.size
+        taken, values = pools.add(content.author[rows], content.from_ms[rows], content.vectors[content.vector[rows]])
+        rows = rows[taken]
+        more = ids.extend(content.author[rows], content.from_ms[rows],
+                          made.codes_of(config, content.author[rows], values))
+        ids, late = more.table, late + more.late
+    everyone, moments = np.arange(log.num_authors)[:, None], start + hour // 2 * np.arange(48)
+    np.testing.assert_array_equal(ids.codes_at(everyone, moments), made.ids.codes_at(everyone, moments))
+    assert late == 0 < came
 
 
 def test_an_author_never_seen_is_called_by_its_content_alone(finished):
