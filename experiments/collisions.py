@@ -79,8 +79,8 @@ def ranked(scores_C: np.ndarray, task: Task) -> np.ndarray:
 
 def run_seed(config: Config, seed: int, workdir: Path) -> dict:
     """Trains the three models of a seed (or finds them trained) and judges the four ways."""
-    result, settings = workdir / "result.json", stage_settings(config) | flat(config, "decoding")
-    if (figures := kept_result(result, settings)) is not None:
+    result, made_with = workdir / "result.json", stage_settings(config) | flat(config, "decoding")
+    if (figures := kept_result(result, made_with)) is not None:
         return figures
     codes_config = changed(config, {"model.identity": False}, seed)
     folders = {name: workdir / name for name in ("codes", "digit", "identity")}
@@ -121,7 +121,7 @@ def run_seed(config: Config, seed: int, workdir: Path) -> dict:
             "above_random_order": {name: {group: evaluation.difference(ranks[name][rows], ranks["random order"][rows])
                                           for group, rows in (("all", slice(None)), (SHARED, shared))
                                           if shared.any() or group == "all"} for name in WAYS[1:]}}
-    keep_result(result, settings, figures)
+    keep_result(result, made_with, figures)
     return figures
 
 

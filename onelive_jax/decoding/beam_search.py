@@ -88,10 +88,11 @@ def room_bonus(index: LiveIndex, room_score_BxC: Array, combine: str = "sum") ->
       combine: "sum" adds the score as it is; "within" adds its log-softmax over the rooms of the same id, so that
         codes choose the id and the room score chooses among those who share it.
 
-    Raises: ValueError for another `combine`.
+    Raises: ValueError for another `combine`, or scores that are not one a slot.
     """
     if combine not in COMBINATIONS:
         raise ValueError(f"combine={combine!r} is not one of {', '.join(map(repr, COMBINATIONS))}")
+    _check_slots(index, "room_score_BxC", room_score_BxC)
 
     def bonus(trie: Trie, score_C):
         sorted_C = score_C.astype(jnp.float32)[trie.order]
@@ -165,9 +166,13 @@ def rank_rooms(index: LiveIndex, beams: Beams, k: int, bonus_BxC: Array | None =
     paper's user–author score of the towers); it is no part of `score`, and slots off air are not read. Without it, or
     where it is equal too, by `tie_rank` of the author. Of different ids with equal score, lower codes come first. Both
     rules are fixed and know nothing of the answer.
+
+    Raises: ValueError for k below 1, or tie scores of another shape than [B, C].
     """
     if k < 1:
         raise ValueError(f"k={k} must be at least 1")
+    if tie_score_BxC is not None:
+        _check_slots(index, "tie_score_BxC", tie_score_BxC, beams.score.shape[0])
     found = min(k, index.capacity)
 
     def rank(index, score_W, node_W, bonus_C, tie_score_C):
@@ -295,6 +300,15 @@ def _log_sum_within(trie: Trie, score_C: Array) -> Array:
     best_C = jnp.where(best_N == -jnp.inf, 0.0, best_N)[trie.leaf]
     sum_N = jnp.zeros(num_leaves).at[leaf_C].add(jnp.exp(score_C - best_C), mode="drop")
     return jnp.log(sum_N)[trie.leaf] + best_C
+
+
+def _check_slots(index: LiveIndex, name: str, score_BxC: Array, batch: int | None = None) -> None:
+    """Unchecked, a row of another length would be read past its end, where its last entry stands for all others."""
+    if index.batched:
+        batch = index.author.shape[0]
+    if score_BxC.ndim != 2 or score_BxC.shape[1] != index.capacity or batch not in (None, score_BxC.shape[0]):
+        raise ValueError(f"{name} has shape {score_BxC.shape}, [B, C] is {(batch or 'B', index.capacity)}: one score "
+                         "for each slot of the index, in slot order")
 
 
 def _check_logits(logits_BxWxK: Array, level: int, shape: tuple[int, int, int]) -> None:

@@ -2,7 +2,8 @@
 
 Points lie in blocks, [M, C, D]: distances to all K codes are held for one block at a time, so that memory grows with
 C x K and never with points x K. On a mesh every block is split over the data axes, centroids are replicated, and the
-compiler sums the clusters over devices.
+compiler sums the clusters over devices. No device receives the points of the others, but for those that are drawn: a
+sample, a mini-batch, new places of dead codes.
 
 The work of an iteration is one matrix product a block. Two things keep what is around it small on a CPU: the bias
 |c|^2 / 2 is a column of the product, and the index of the least score is found by a second minimum over float32 row
@@ -44,6 +45,11 @@ class Blocks(NamedTuple):
         """bool [M, C], False for padding."""
         shape = self.points.shape[:2]
         return jnp.arange(math.prod(shape)).reshape(shape) < self.count
+
+    def take(self, rows: Array) -> Array:
+        """Points of rows int32 [...], float32 [..., D]. By block and place in it: joined blocks would have to be
+        gathered from all devices, here a device hands over what it holds of the rows asked for."""
+        return self.points[rows // self.points.shape[1], rows % self.points.shape[1]]
 
     def flat(self, values_MxC: Array) -> Array:
         """[M x C, ...], blocks joined again; padding included."""
@@ -180,18 +186,26 @@ def move(blocks: Blocks, centroids_KxD: Array, code_MxC: Array, sums_KxD: Array,
 
 
 def _reseed(blocks: Blocks, centroids_KxD: Array, code_MxC: Array, sizes_K: Array, means_KxD: Array) -> Array:
-    """Moves dead codes to far points: the worst of each of 4K groups of points, the worst groups first."""
-    distance_N = blocks.flat(jnp.where(blocks.is_point(), distances(blocks.points, centroids_KxD, code_MxC), -1.0))
-    codes, rows = sizes_K.shape[0], distance_N.shape[0]
+    """Moves dead codes to far points: the worst of each of 4K groups of points, the worst groups first.
+
+    Row i is of group i mod 4K. Groups are reduced by scatters: each device reduces its own points, and only figures of
+    groups travel.
+    """
+    distance_MxC = jnp.where(blocks.is_point(), distances(blocks.points, centroids_KxD, code_MxC), -1.0)
+    codes, rows = sizes_K.shape[0], distance_MxC.size
     groups = min(4 * codes, rows)  # a sort of all points would cost more than the iteration
-    grouped = jnp.pad(distance_N, (0, -rows % groups), constant_values=-1.0).reshape(-1, groups)
-    worst_distance, group = jax.lax.top_k(jnp.max(grouped, axis=0), min(codes, groups))
-    worst = jnp.argmax(grouped, axis=0)[group] * groups + group
+    row_MxC = jnp.arange(rows, dtype=jnp.int32).reshape(distance_MxC.shape)
+    group_MxC = row_MxC % groups
+    most_G = jnp.full(groups, -1.0).at[group_MxC].max(distance_MxC)
+    row_MxC = jnp.where(distance_MxC == most_G[group_MxC], row_MxC, rows)  # of equal distances the first
+    row_G = jnp.full(groups, rows, jnp.int32).at[group_MxC].min(row_MxC)
+    worst_distance, worst_group = jax.lax.top_k(most_G, min(codes, groups))
+    worst = row_G[worst_group]
     dead_K = sizes_K == 0
     rank_K = jnp.minimum(jnp.cumsum(dead_K) - 1, worst.shape[0] - 1)  # the j-th dead code takes the j-th worst point
     # A point that is fitted exactly needs no second code: with few distinct points dead codes stay put.
     reseed_K = dead_K & (worst_distance[rank_K] > 0.0)
-    return jnp.where(reseed_K[:, None], blocks.flat(blocks.points)[worst[rank_K]], means_KxD)
+    return jnp.where(reseed_K[:, None], blocks.take(worst[rank_K]), means_KxD)
 
 
 def minibatch(blocks: Blocks, centroids_KxD: Array, passes: int, batch: int, key: Array) -> Array:
@@ -200,6 +214,9 @@ def minibatch(blocks: Blocks, centroids_KxD: Array, passes: int, batch: int, key
     A code's centroid is the mean of the points that it won lately: sums and sizes fade by 1 - batch / N a step, a
     memory of one pass (with batch = N: none, a Lloyd iteration on a resample). A code that has all but faded moves to
     a badly fitted point of the batch.
+
+    On a mesh every device receives the batch and works on all of it: the points stay split, but a step takes as long
+    as on one device.
     """
     count = int(blocks.count)
     batch = min(batch, count)
@@ -211,12 +228,12 @@ def minibatch(blocks: Blocks, centroids_KxD: Array, passes: int, batch: int, key
 def _minibatch(blocks: Blocks, centroids_KxD: Array, steps: Array, key: Array, batch: int, one_hot: bool) -> Array:
     codes, dim = centroids_KxD.shape
     size = min(blocks.points.shape[1], batch)
-    flat_NxD, keep = blocks.flat(blocks.points), 1.0 - batch / blocks.count
+    keep = 1.0 - batch / blocks.count
 
     def step(index, state):
         centroids_KxD, sums_KxD, sizes_K = state
         rows = jax.random.randint(jax.random.fold_in(key, index), (-(-batch // size), size), 0, blocks.count)
-        drawn = Blocks(flat_NxD[rows], jnp.int32(batch))
+        drawn = Blocks(blocks.take(rows), jnp.int32(batch))
         code_MxC = nearest(drawn.points, centroids_KxD)
         new_KxD, new_K = cluster_sums(drawn, code_MxC, codes, one_hot)
         sums_KxD, sizes_K = keep * sums_KxD + new_KxD, keep * sizes_K + new_K
@@ -237,7 +254,8 @@ def bounded(blocks: Blocks, centroids_KxD: Array, capacity: int) -> Array:
 
     Rounds of offers: every point without a code asks the nearest code that has room; a code takes the closest of
     those who ask, as many as it has room for. At least one code fills in every round but the last, so that K rounds
-    are enough; a few are usual. Greedy, not optimal: whoever comes late pays.
+    are enough; a few are usual. Greedy, not optimal: whoever comes late pays. On a mesh a round sorts on every device:
+    each receives the codes and distances of all points (not the points).
     """
     return _bounded(blocks, centroids_KxD, capacity)
 
@@ -269,12 +287,13 @@ def _bounded(blocks: Blocks, centroids_KxD: Array, capacity: int) -> Array:
 
 
 def spread_sample(blocks: Blocks, size: int, key: Array) -> Array:
-    """`size` distinct points (all where there are no more), one at random out of every N / size, float32 [S, D]."""
+    """`size` distinct points (all where there are no more), one at random out of every N / size, float32 [S, D], on
+    every device of a mesh."""
     count = int(blocks.count)
     size = min(size, count)
     edges = (np.arange(size + 1, dtype=np.int64) * count) // size
     rows = jax.random.randint(key, (size,), jnp.asarray(edges[:-1]), jnp.asarray(edges[1:]))
-    return blocks.flat(blocks.points)[rows]
+    return blocks.take(rows)
 
 
 def start_sample(blocks: Blocks, codes: int, key: Array) -> Array:

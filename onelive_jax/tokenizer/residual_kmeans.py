@@ -21,6 +21,7 @@ from onelive_jax.tokenizer import kmeans
 Array = jax.Array
 
 ENCODE_ROWS = 2**18  # points encoded by one call of the compiled program
+LONGEST = 1e14  # of a point: scores of longer ones come near `kmeans.FULL`, and then overflow
 
 
 @struct.dataclass
@@ -144,11 +145,14 @@ def most_points(count: int, codes: int, balance: float) -> int:
 def encode(codebooks: Codebooks, points_NxD, chunk: int | None = None) -> Array:
     """Codes of points, int32 [N, L]; ties go to the lower code.
 
-    May be called with any number of points: it compiles for powers of two only.
+    May be called with any number of points, none too (a moment without new segments): it compiles for powers of two
+    only.
 
     Raises:
       ValueError: points not finite or of another width than the codebooks.
     """
+    if np.shape(points_NxD) == (0, codebooks.dim):
+        return jnp.zeros((0, codebooks.levels), jnp.int32)
     points_NxD = checked(points_NxD, codebooks)
     chunk = kmeans.block_size(codebooks.codes, chunk)
     count, parts = points_NxD.shape[0], []
@@ -224,7 +228,8 @@ def checked(points_NxD, codebooks: Codebooks | None = None) -> np.ndarray | Arra
     """Points as float32 [N, D], where they were (host or device).
 
     Raises:
-      ValueError: no [N, D] array, another width than the codebooks', or NaN or infinity; names the first point.
+      ValueError: no [N, D] array, another width than the codebooks', or NaN, infinity or a length above `LONGEST`;
+        names the first point.
     """
     xp = jnp if isinstance(points_NxD, jax.Array) else np
     points_NxD = xp.asarray(points_NxD, dtype=np.float32)
@@ -233,11 +238,10 @@ def checked(points_NxD, codebooks: Codebooks | None = None) -> np.ndarray | Arra
     if codebooks is not None and points_NxD.shape[1] != codebooks.dim:
         raise ValueError(f"points are {points_NxD.shape[1]} wide, the codebooks were fitted to width {codebooks.dim}: "
                          "use the embedding they were fitted to, or fit new codebooks")
-    # A sum over D is finite only where every entry is (or where finite entries overflow: as useless).
-    finite_N = np.isfinite(np.asarray(points_NxD @ xp.ones(points_NxD.shape[1], np.float32)))
-    if not finite_N.all():
-        raise ValueError(f"{int((~finite_N).sum())} of {finite_N.size} points hold NaN or infinity, the first is point "
-                         f"{int(np.argmin(finite_N))}")
+    good_N = np.asarray(xp.einsum("nd,nd->n", points_NxD, points_NxD)) <= LONGEST**2  # False for NaN too
+    if not good_N.all():
+        raise ValueError(f"{int((~good_N).sum())} of {good_N.size} points hold NaN or infinity or are longer than "
+                         f"{LONGEST:g}, the first is point {int(np.argmin(good_N))}")
     return points_NxD
 
 

@@ -56,7 +56,7 @@ class IdTable:
     @classmethod
     def static(cls, codes_AxL) -> "IdTable":
         """One id an author for all time, from int [A, L]."""
-        codes_AxL = np.asarray(codes_AxL, np.int32)
+        codes_AxL = _integers("codes", codes_AxL, np.int32)
         return cls(np.arange(len(codes_AxL), dtype=np.int32), np.full(len(codes_AxL), ALWAYS, np.int64), codes_AxL)
 
     @classmethod
@@ -68,10 +68,10 @@ class IdTable:
           author_M, from_ms_M, codes_MxL: int [M], int [M], int [M, L] in any order. For two rows of the same author and
             moment the later row counts. A row that repeats the codes before it is left out: it changes no answer.
         """
-        author = np.concatenate([np.arange(len(base_AxL)), np.asarray(author_M)]).astype(np.int32)
-        from_ms = np.concatenate([np.full(len(base_AxL), ALWAYS), np.asarray(from_ms_M, np.int64)]).astype(np.int64)
-        codes = np.concatenate([np.asarray(base_AxL), np.asarray(codes_MxL).reshape(-1, np.shape(base_AxL)[1])])
-        codes = codes.astype(np.int32)
+        base_AxL, codes_MxL = _integers("codes", base_AxL, np.int32), _integers("codes", codes_MxL, np.int32)
+        author = np.concatenate([np.arange(len(base_AxL), dtype=np.int32), _integers("author", author_M, np.int32)])
+        from_ms = np.concatenate([np.full(len(base_AxL), ALWAYS), _integers("from_ms", from_ms_M, np.int64)])
+        codes = np.concatenate([base_AxL, codes_MxL.reshape(-1, base_AxL.shape[1])])
         news = _news(author, from_ms, codes)
         return cls(author[news], from_ms[news], codes[news])
 
@@ -89,10 +89,11 @@ class IdTable:
           Extended: the table, how many segments came too late, and whose codes changed.
 
         Raises:
-          ValueError: arrays that do not fit each other or the table, or a new author beyond a gap.
+          ValueError: arrays that do not fit each other or the table or are no integers, or a new author beyond a gap.
         """
-        author, from_ms = np.asarray(author_M, np.int64), np.asarray(from_ms_M, np.int64)
-        codes = np.asarray(codes_MxL, np.int32).reshape(-1, self.levels) if not len(author) else np.asarray(codes_MxL)
+        author, from_ms = _integers("author", author_M, np.int64), _integers("from_ms", from_ms_M, np.int64)
+        codes = _integers("codes", codes_MxL, np.int32)
+        codes = codes if len(author) else codes.reshape(-1, self.levels)
         if codes.shape != (len(author), self.levels) or from_ms.shape != author.shape:
             raise ValueError(f"new segments need author [M], from_ms [M] and codes [M, {self.levels}]; got "
                              f"{author.shape}, {from_ms.shape} and {codes.shape}")
@@ -101,7 +102,7 @@ class IdTable:
         if (author < 0).any() or not np.array_equal(fresh, np.arange(known, known + len(fresh))):
             raise ValueError(f"new segments name author {author.min() if (author < 0).any() else fresh[-1]}; the table "
                              f"holds 0 … {known - 1}, and new authors follow without gaps")
-        last = np.append(np.flatnonzero(np.diff(self.author)), len(self.author) - 1)
+        last = self.ptr[1:] - 1
         late = np.zeros(len(author), bool)
         old = author < known
         late[old] = from_ms[old] < self.from_ms[last[author[old]]]
@@ -112,17 +113,21 @@ class IdTable:
         touched = np.unique(author[order][author[order] < known]).astype(np.int64)
         author_all = np.concatenate([self.author[last[touched]], fresh, author[order]])
         from_all = np.concatenate([self.from_ms[last[touched]], np.full(len(fresh), ALWAYS), from_ms[order]])
-        codes_all = np.concatenate([self.codes[last[touched]], codes[earliest], codes[order]]).astype(np.int32)
+        codes_all = np.concatenate([self.codes[last[touched]], codes[earliest], codes[order]])
         kept = _news(author_all, from_all, codes_all)
-        stay = np.ones(len(self.author), bool)
-        stay[last[touched]] = False
-        author_new = np.concatenate([self.author[stay], author_all[kept]]).astype(np.int32)
-        from_new = np.concatenate([self.from_ms[stay], from_all[kept]])
-        codes_new = np.concatenate([self.codes[stay], codes_all[kept]])
-        place = np.argsort(author_new, kind="stable")  # rows of one author are in order already
-        table = IdTable(author_new[place], from_new[place], codes_new[place])
-        now = table.codes[np.append(np.flatnonzero(np.diff(table.author)), len(table.author) - 1)]
-        moved = (now[touched] != self.codes[last[touched]]).any(axis=1)
+        starts = np.searchsorted(author_all[kept], np.append(touched, known))
+
+        def spliced(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+            # The rows of each touched author take the place of its last row, those of new authors stand at the end. The
+            # rest is copied in whole stretches: sorting or masking millions of rows takes ten times as long.
+            head, *stretches = np.split(old, last[touched])
+            _, *groups, tail = np.split(new[kept].astype(old.dtype), starts)
+            pairs = zip(groups, stretches, strict=True)
+            return np.concatenate([head, *(part for group, rest in pairs for part in (group, rest[1:])), tail])
+
+        table = IdTable(spliced(self.author, author_all), spliced(self.from_ms, from_all),
+                        spliced(self.codes, codes_all))
+        moved = (table.codes[table.ptr[touched + 1] - 1] != self.codes[last[touched]]).any(axis=1)
         return Extended(table, int(late.sum()), np.concatenate([touched[moved], fresh]).astype(np.int32))
 
     @property
@@ -168,8 +173,8 @@ class IdTable:
         missing = {"author", "from_ms", "codes"} - set(arrays)
         if missing:
             raise ValueError(f"an id table lacks the array {sorted(missing)[0]!r}")
-        return cls(np.asarray(arrays["author"], np.int32), np.asarray(arrays["from_ms"], np.int64),
-                   np.asarray(arrays["codes"], np.int32))
+        return cls(_integers("author", arrays["author"], np.int32), _integers("from_ms", arrays["from_ms"], np.int64),
+                   _integers("codes", arrays["codes"], np.int32))
 
 
 class Extended(NamedTuple):
@@ -183,6 +188,18 @@ class Extended(NamedTuple):
     table: IdTable
     late: int
     changed: np.ndarray
+
+
+def _integers(name: str, values, dtype: type) -> np.ndarray:
+    """Values as `dtype`. Raises ValueError for what is no integer or does not fit: a cast would change it silently."""
+    values, limits = np.asarray(values), np.iinfo(dtype)
+    if not values.size or np.can_cast(values.dtype, dtype):
+        return values.astype(dtype, copy=False)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} must be integers, not {values.dtype}")
+    if values.min() < limits.min or values.max() > limits.max:
+        raise ValueError(f"{name} lie in {values.min()} … {values.max()}, which does not fit {limits.dtype}")
+    return values.astype(dtype)
 
 
 def _news(author: np.ndarray, from_ms: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -226,11 +226,10 @@ def author_embeddings(params: dict, config: TokenizerConfig, author_views: np.nd
       float32 [M, D], unit length.
 
     Raises:
-      ValueError: content or attributes given to towers trained without them, or the other way round, of another width,
-        or NaN or infinite in a row that is read.
+      ValueError: an author outside 0 … A-1; content or attributes given to towers trained without them, or the other
+        way round, of another width, or NaN or infinite in a row that is read.
     """
-    table = params["author_tower"]["author_id"]
-    author = np.arange(len(table), dtype=np.int32) if author is None else np.asarray(author, np.int32)
+    author = _check_authors(params, np.arange(len(params["author_tower"]["author_id"])) if author is None else author)
     if (content is not None) != ("content" in params["author_tower"]):
         raise ValueError("the towers were trained " + ("without content: give none" if content is not None else
                                                        "with content: give `content`, one row an author"))
@@ -258,8 +257,9 @@ def user_embeddings(params: dict, config: TokenizerConfig, author_views: np.ndar
 
     Raises:
       ValueError: as `author_embeddings`; also for features of another width or number of rows, or NaN or infinite.
-        Attributes count as read where the mask is False too: there `history_BxT` must name some author all the same.
+        Where the mask is False `history_BxT` must name some author all the same, and its attributes count as read.
     """
+    history_BxT = _check_authors(params, history_BxT)
     if (features_BxF is not None) != ("features" in params["user_tower"]):
         raise ValueError("the towers were trained " + ("without user features: give none" if features_BxF is not None
                                                        else "with user features: give `features_BxF`, one row a user"))
@@ -301,6 +301,16 @@ def _padded(rows: np.ndarray) -> np.ndarray:
     """Rows of zeros up to the next power of two: any number of segments runs in one of few compiled programs."""
     missing = (1 << max(len(rows) - 1, 0).bit_length()) - len(rows)
     return np.pad(rows, ((0, missing), *((0, 0),) * (rows.ndim - 1))) if missing else rows
+
+
+def _check_authors(params: dict, author: np.ndarray) -> np.ndarray:
+    """int32 [...], the same authors. Unchecked, -1 would read the last author's row."""
+    author, count = np.asarray(author), len(params["author_tower"]["author_id"])
+    wrong = (author < 0) | (author >= count)
+    if wrong.any():
+        raise ValueError(f"author {author[wrong][0]} at {np.argwhere(wrong)[0].tolist()} is none of the towers' "
+                         f"authors 0 … {count - 1} (where a view is masked, name any of them)")
+    return author.astype(np.int32)
 
 
 def _check_content(params: dict, content: np.ndarray, has_content: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Telling authors of one id apart: the pieces by hand, and the whole study on a tiny run."""
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from data_pipelines.content import author_content
 from experiments import collisions, scoring, tower_scores
 from experiments.recommend import recommend
+from experiments.run import run
 from experiments.train_supervised import load_supervised
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.tokenizer import towers
@@ -40,8 +42,12 @@ def study(finished, tmp_path_factory):
 
 def test_the_four_ways_are_judged_on_the_same_targets(finished, study):
     workdir, figures = study
-    assert json.loads((workdir / "result.json").read_text()) == figures
+    assert json.loads((workdir / "result.json").read_text())["result"] == figures
     assert collisions.run_seed(finished.config, 0, workdir) == figures  # from the file
+    other = copy.deepcopy(finished.config)
+    other.decoding.beams = 3
+    with pytest.raises(ValueError, match=r"made with other settings \(decoding.beams: 16 then, 3 now\)"):
+        collisions.run_seed(other, 0, workdir)
     log, ids = finished.trained.log, finished.trained.tokenizer.ids
     task = scoring.targets(log, finished.config, "test", "strict")
     test = figures["splits"]["test"]
@@ -121,3 +127,14 @@ def test_the_commands_break_ties_where_codes_alone_decide(finished, study, make_
         rooms = recommend(config, log, tokenizer.ids, serve, params, int(user[0]), int(time[0]), ties)
         assert [row["author"] for row in rooms] == [str(a) for a in authors[order]]
     assert told_apart > 0
+
+
+def test_a_report_breaks_ties_too(finished, study, make_config):
+    """`run`, all of whose stages are done: its report is of the decoding that the study calls "tower score"."""
+    workdir, figures = study
+    config = make_config(model__identity=False)
+    report = run(config, workdir / "codes").report["protocols"]["strict"]
+    tower, order = (figures["splits"]["test"]["ways"][way]["all"] for way in ("tower score", "random order"))
+    for figure in ("ndcg@10", "hr@1", "mrr"):
+        assert report["all"][figure] == pytest.approx(tower[figure], abs=1e-6)
+    assert tower["mrr"] != order["mrr"]

@@ -37,7 +37,9 @@ def test_the_benchmark_judges_every_target(monkeypatch):
     assert measured["worst daily churn of q0q1q2"] == (0.10, "<=", 0.10, True)
     assert measured["distortion after refreshes / fit from scratch"] == (1.01, "<=", 1.02, True)
     assert report["segments"]["per_second"] == pytest.approx(600 / min(report["segments"]["seconds"]))
-    assert any("through the author tower" in line for line in said)
+    assert any("through the author tower (a table of 600 authors on the device)" in line for line in said)
+    assert any("an iteration on 600 of the points" in line and "median of 5 pairs" in line for line in said)
+    assert benchmark_tokenizer.SIZES["large"].iteration_points == 2**20
     assert json.loads(json.dumps(report)).keys() == report.keys()
 
 

@@ -1,5 +1,6 @@
 """Beam search against brute force over every room on air."""
 
+import re
 from functools import partial
 
 import jax
@@ -242,6 +243,33 @@ def test_arguments_out_of_range_are_named(arguments, message):
         jax.eval_shape(lambda index: beam_search.decode(
             lambda level, state, previous, prefix: (jnp.zeros((*previous.shape, 3)), state), (), index,
             **{**dict(batch=1, beams=2, k=2), **arguments}), index)
+
+
+@pytest.mark.parametrize("name", ["tie_score_BxC", "room_score_BxC"])
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3), (2, 5), (4,), (2, 4, 1)])
+@pytest.mark.parametrize("batched", [False, True])
+def test_scores_that_are_not_one_a_slot_are_refused(name, shape, batched):
+    index = live_index.empty(capacity=4, num_levels=2, num_codes=3)
+    if batched:
+        index = jax.tree.map(lambda x: jnp.stack([x, x]), index)
+
+    def decode(scores):
+        return beam_search.decode(lambda level, state, previous, prefix: (jnp.zeros((*previous.shape, 3)), state), (),
+                                  index, batch=2, beams=2, k=2, **{name: scores})
+
+    rows = "B" if name == "room_score_BxC" and not batched else 2
+    message = f"{name} has shape {shape}, [B, C] is {(rows, 4)}: one score for each slot of the index, in slot order"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(decode, jnp.zeros(shape))
+    assert jax.eval_shape(decode, jnp.zeros((2, 4))).slot.shape == (2, 2)
+
+
+def test_tie_scores_of_another_batch_are_refused():
+    index = live_index.empty(capacity=4, num_levels=2, num_codes=3)
+    beams = beam_search.Beams(codes=jnp.zeros((2, 1, 2), int), node=jnp.zeros((2, 1), int), score=jnp.zeros((2, 1)),
+                              valid=jnp.ones((2, 1), bool), bound=jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"tie_score_BxC has shape \(1, 4\), \[B, C\] is \(2, 4\)"):
+        beam_search.rank_rooms(index, beams, 2, tie_score_BxC=jnp.zeros((1, 4)))
 
 
 def test_a_model_with_another_number_of_codes_is_refused():

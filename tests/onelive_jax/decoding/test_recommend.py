@@ -109,6 +109,27 @@ def test_rooms_come_and_go_without_tracing_again():
     assert second.slot.shape == (B, 2)
 
 
+def test_rooms_and_their_tie_scores_come_and_go_without_tracing_again():
+    model, params, request, rooms = model_and_arrays(identity=False)
+    rooms.codes[:] = rooms.codes[:, :1]  # one id: the tie score decides alone
+    recommend = make_recommender(model, ALL, k=2)
+    tie_score = np.random.default_rng(1).permutation(B * N).reshape(B, N).astype(np.float32)
+    index = live_index.from_rooms(rooms, K)
+    first = recommend(params, request, index, tie_score)
+    gone = live_index.from_rooms(rooms.replace(mask=rooms.mask & (np.arange(N) != np.asarray(first.slot)[:, :1])), K)
+    jax.config.update("jax_no_tracing", True)
+    try:
+        second = recommend(params, request, gone, tie_score)
+        other = recommend(params, request, index, -tie_score)
+    finally:
+        jax.config.update("jax_no_tracing", False)
+    for b in range(B):
+        order = [slot for slot in np.argsort(-tie_score[b]) if rooms.mask[b, slot]]
+        np.testing.assert_array_equal(first.slot[b], order[:2])
+        np.testing.assert_array_equal(second.slot[b], order[1:3])
+        np.testing.assert_array_equal(other.slot[b], order[:-3:-1])
+
+
 def test_an_index_of_another_tokenizer_is_refused():
     model, params, request, rooms = model_and_arrays()
     with pytest.raises(ValueError, match="3 levels of 5 codes.*3 levels of 3: both must come from one tokenizer"):

@@ -46,6 +46,30 @@ def test_ties_go_to_the_lower_code():
     np.testing.assert_array_equal(kmeans.nearest_in_block(twice, twice, kmeans.half_norms(twice)) % 2, np.zeros(8))
 
 
+def test_rows_are_taken_by_block_and_place():
+    points = cloud(103)
+    blocks = kmeans.make_blocks(points, 8, chunk=10)
+    rows = np.array([[0, 102, 10], [9, 57, 57]])
+    np.testing.assert_array_equal(blocks.take(jnp.asarray(rows)), points[rows])
+
+
+@pytest.mark.parametrize("count, chunk", [(203, 16), (203, 1000), (30, 7)])  # 30 < 4K: every point its own group
+def test_dead_codes_take_the_worst_points_of_their_groups(count, chunk):
+    points = np.round(2 * cloud(count, dim=2))  # many distances are equal: the first row counts
+    centroids = np.concatenate([cloud(3, dim=2, seed=1), np.full((7, 2), 99.0)]).astype(np.float32)
+    blocks = kmeans.make_blocks(points, 10, chunk)
+    code = kmeans.nearest(blocks.points, jnp.asarray(centroids))
+    sums, sizes = kmeans.cluster_sums(blocks, code, 10, False)
+    np.testing.assert_array_equal(np.asarray(sizes) == 0, np.arange(10) >= 3)
+    moved = kmeans.move(blocks, jnp.asarray(centroids), code, sums, sizes)
+    distance = np.asarray(kmeans.distances(blocks.points, jnp.asarray(centroids), code)).ravel()[:count]
+    groups = min(40, blocks.is_point().size)
+    worst = [max(range(group, count, groups), key=lambda row: (distance[row], -row))
+             for group in range(min(groups, count))]
+    worst.sort(key=lambda row: (-distance[row], row % groups))
+    np.testing.assert_array_equal(moved[3:], points[worst[:7]])
+
+
 def test_no_iteration_raises_the_error():
     blocks = kmeans.make_blocks(cloud(), 12, chunk=64)
     centroids, errors = kmeans.start_sample(blocks, 12, KEY), []
@@ -116,8 +140,15 @@ def test_settings_reach_the_fit_and_wrong_ones_are_named():
         residual_kmeans.residual_norms(books, cloud(), np.zeros((300, 1), int))
 
 
+def on_eight_devices(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+    assert done.returncode == 0, done.stderr
+
+
 def test_eight_devices_fit_what_one_fits():
-    program = """
+    on_eight_devices("""
 import jax, numpy as np
 from onelive_jax.config import MeshConfig
 from onelive_jax.tokenizer import kmeans, residual_kmeans
@@ -135,11 +166,40 @@ for more in (dict(mode="minibatch", batch=100), dict(balance=1.2), dict(warm_ite
     one_of, eight_of = (residual_kmeans.fit(points, **settings, **more, mesh=m) for m in (None, mesh))
     np.testing.assert_allclose(one_of.centroids, eight_of.centroids, atol=1e-5, err_msg=str(more))
     assert np.abs(np.asarray(one_of.centroids) - one.centroids).max() > 1e-3, more
-step = jax.jit(lambda blocks, c: kmeans.cluster_sums(blocks, kmeans.nearest(blocks.points, c), 8, False))
-text = step.lower(blocks, one.centroids[0]).compile().as_text()
-assert "all-reduce" in text and "all-gather" not in text, "points travel between devices"
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={
-        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
-    assert done.returncode == 0, done.stderr
+""")
+
+
+def test_points_do_not_travel_between_devices():
+    on_eight_devices("""
+import math, re
+import jax, jax.numpy as jnp, numpy as np
+from onelive_jax.config import MeshConfig
+from onelive_jax.tokenizer import kmeans
+from onelive_jax.training import partitioning
+KINDS = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+
+def most_elements(compiled):
+    # The greatest array that a collective yields.
+    found = re.findall(rf"= (.*?) (?:{KINDS})(?:-start)?\\(", compiled.as_text())
+    assert found, "nothing is summed over devices"
+    return max(math.prod(map(int, filter(None, shape.split(",")))) for result in found
+               for shape in re.findall(r"\\[([\\d,]*)\\]", result))
+
+points = np.random.default_rng(0).normal(size=(2003, 4)).astype(np.float32)
+mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
+blocks, one = kmeans.make_blocks(points, 8, 16, mesh), kmeans.make_blocks(points, 8, 16)
+centroids, key = jnp.asarray(points[:8]), jax.random.key(0)
+rows = blocks.is_point().size
+gathered = jax.jit(lambda blocks: blocks.flat(blocks.points)[jnp.arange(7) ** 3]).lower(blocks).compile()
+assert most_elements(gathered) >= rows, "this test would see it"
+for one_hot in (False, True):
+    assert most_elements(kmeans._lloyd.lower(blocks, centroids, jnp.int32(4), 0, one_hot).compile()) < 100
+# Codes and distances are sorted as a whole, points stay where they are.
+assert most_elements(kmeans._lloyd.lower(blocks, centroids, jnp.int32(4), 260, False).compile()) <= rows
+assert most_elements(kmeans._minibatch.lower(blocks, centroids, jnp.int32(9), key, 100, False).compile()) <= 4 * 100
+assert most_elements(jax.jit(kmeans.Blocks.take).lower(blocks, jnp.arange(50)).compile()) <= 4 * 50
+# Dead codes move to the same points.
+dead = centroids.at[3:].set(99.0)
+np.testing.assert_allclose(kmeans.lloyd(one, dead, 1), kmeans.lloyd(blocks, dead, 1), atol=1e-5)
+np.testing.assert_array_equal(kmeans.spread_sample(one, 50, key), kmeans.spread_sample(blocks, 50, key))
+""")

@@ -149,6 +149,41 @@ def test_equal_points_share_one_code_and_leave_nothing(init):
     chex.assert_trees_all_close(residual_kmeans.residual_norms(codebooks, points)[1:], np.zeros(2), atol=1e-5)
 
 
+@pytest.mark.parametrize("device", [False, True])
+@pytest.mark.parametrize("values", [np.nan, np.inf, -np.inf, [np.inf, -np.inf, 0], 1e15])
+def test_points_that_are_no_numbers_are_named(values, device):
+    points = cloud(20, 3)
+    codebooks = residual_kmeans.fit(points, 2, 2, KEY, iterations=1)
+    points[13], points[17] = values, np.nan
+    points = jnp.asarray(points) if device else points
+    for use in (lambda: residual_kmeans.fit(points, 1, 2, KEY), lambda: residual_kmeans.encode(codebooks, points),
+                lambda: residual_kmeans.encode_balanced(codebooks, points, 1.0),
+                lambda: residual_kmeans.residual_norms(codebooks, points), lambda: refresh(codebooks, points)):
+        with pytest.raises(ValueError, match="2 of 20 points hold NaN or infinity or .*the first is point 13"):
+            use()
+
+
+def test_the_longest_points_are_encoded_and_bounded():
+    points = np.concatenate([cloud(20, 3), np.full((4, 3), 0.5 * residual_kmeans.LONGEST, np.float32)])
+    codebooks = residual_kmeans.fit(points, 1, 2, KEY, iterations=2, balance=1.0)
+    chex.assert_tree_all_finite(codebooks)
+    codes = np.asarray(residual_kmeans.encode_balanced(codebooks, points, 1.0))
+    np.testing.assert_array_equal(np.bincount(codes[:, 0]), [12, 12])
+
+
+def test_no_points_have_no_codes():
+    codebooks = residual_kmeans.fit(cloud(20, 3), 2, 4, KEY, iterations=1)
+    for none in (np.zeros((0, 3)), jnp.zeros((0, 3))):
+        codes = residual_kmeans.encode(codebooks, none)
+        chex.assert_shape(codes, (0, 2))
+        assert codes.dtype == jnp.int32
+    for wrong in (np.zeros((0, 5)), np.zeros(0)):
+        with pytest.raises(ValueError, match="non-empty"):
+            residual_kmeans.encode(codebooks, wrong)
+    with pytest.raises(ValueError, match="non-empty"):
+        residual_kmeans.fit(np.zeros((0, 3)), 1, 1, KEY)
+
+
 def test_bad_input_is_named():
     points = cloud(10, 3)
     with pytest.raises(ValueError, match=r"10 points cannot fill 11 codes.*config\.tokenizer\.codes"):

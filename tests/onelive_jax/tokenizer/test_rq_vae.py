@@ -86,12 +86,15 @@ def test_the_first_codebook_is_drawn_from_all_points(monkeypatch):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="7 points cannot fill 8 codes"):
         rq_vae.init(planted()[:7], SMALL, jax.random.key(0))
-    with pytest.raises(ValueError, match="1 of 512 points hold NaN"):
-        rq_vae.train(np.where(np.arange(512)[:, None] == 3, np.nan, planted()), SMALL, 1)
     with pytest.raises(ValueError, match="decay"):
         rq_vae.init(planted(), Settings(decay=1.0), jax.random.key(0))
     state = rq_vae.init(planted(), SMALL, jax.random.key(0))
     with pytest.raises(ValueError, match="5 wide, the RQ-VAE was trained on width 6"):
         rq_vae.encode(state, np.zeros((2, 5)), SMALL)
+    for value in (np.nan, np.inf, -np.inf):
+        holed = np.where(np.arange(512)[:, None] == 3, value, planted())
+        for use in (lambda: rq_vae.train(holed, SMALL, 1), lambda: rq_vae.encode(state, holed, SMALL)):  # noqa: B023
+            with pytest.raises(ValueError, match="1 of 512 points hold NaN or infinity.*the first is point 3"):
+                use()
     equal = rq_vae.train(np.ones((16, 6)), SMALL, 2)[1]
     assert np.isfinite(equal).all()

@@ -3,6 +3,8 @@
 import chex
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onelive_jax.tokenizer import semantic_ids
 from onelive_jax.tokenizer.semantic_ids import ALWAYS, IdTable
@@ -146,6 +148,74 @@ def test_segments_as_they_come_give_the_table_of_all_at_once():
     ask, when = rng.integers(0, 9, 500), rng.integers(-2, 52, 500)
     whole = IdTable.dynamic(base, author, from_ms, codes)
     np.testing.assert_array_equal(table.codes_at(ask, when), whole.codes_at(ask, when))
+
+
+def plainly_extended(table, author, from_ms, codes):
+    """`IdTable.extend` segment by segment, in order of time: {author: {from_ms: codes}} and how many came too late."""
+    rows = {a: {int(table.from_ms[i]): tuple(table.codes[i]) for i in range(table.ptr[a], table.ptr[a + 1])}
+            for a in range(table.num_authors)}
+    newest = {a: max(moments) for a, moments in rows.items()}
+    news, late = {}, 0
+    for a, moment, code in zip(author.tolist(), from_ms.tolist(), map(tuple, codes), strict=True):
+        if a in newest and moment < newest[a]:
+            late += 1
+        else:
+            news.setdefault(a, {})[moment] = code  # the later of one moment counts
+    for a in sorted(news):
+        moments = sorted(news[a])
+        if a not in rows:
+            # The first to name an author's first moment, not the last, holds before it.
+            first = min(i for i in range(len(author)) if author[i] == a and from_ms[i] == moments[0])
+            rows[a] = {ALWAYS: tuple(codes[first])}
+            newest[a] = ALWAYS
+        before = None
+        if moments[0] != newest[a]:
+            before = rows[a][newest[a]]
+        for moment in moments:
+            if news[a][moment] != before:
+                rows[a][moment] = news[a][moment]
+            before = news[a][moment]
+    return rows, late
+
+
+@settings(max_examples=150, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), authors=st.integers(1, 6), old=st.integers(0, 12), new=st.integers(0, 25),
+       fresh=st.integers(0, 3))
+def test_an_extended_table_is_that_of_a_plain_loop(seed, authors, old, new, fresh):
+    rng = np.random.default_rng(seed)
+    table = IdTable.dynamic(rng.integers(0, 2, (authors, 2)), rng.integers(0, authors, old), rng.integers(0, 9, old),
+                            rng.integers(0, 2, (old, 2)))
+    author = np.concatenate([rng.integers(0, authors + fresh, new), np.arange(authors, authors + fresh)])
+    rng.shuffle(author)
+    from_ms, codes = rng.integers(4, 14, len(author)), rng.integers(0, 2, (len(author), 2))
+    kept = {name: array.copy() for name, array in table.to_arrays().items()}
+    more, late, changed = table.extend(author, from_ms, codes)
+    rows, expected_late = plainly_extended(table, author, from_ms, codes)
+    assert late == expected_late
+    expected = [(a, moment, *code) for a in sorted(rows) for moment, code in sorted(rows[a].items())]
+    assert list(zip(more.author, more.from_ms, *more.codes.T, strict=True)) == expected
+    assert {name: array.dtype for name, array in more.to_arrays().items()} == {
+        name: array.dtype for name, array in kept.items()}
+    latest = more.codes_at(np.arange(more.num_authors), 10**6)
+    moved = [a for a in range(more.num_authors)
+             if a >= authors or (latest[a] != table.codes_at(a, 10**6)).any()]
+    np.testing.assert_array_equal(changed, moved)
+    chex.assert_trees_all_equal(table.to_arrays(), kept)  # the old table stays as it was
+
+
+def test_what_is_no_integer_is_refused():
+    for codes in ([[0.7, 1]], [[1.0, 1.0]], [["0", "1"]]):
+        kind = np.asarray(codes).dtype
+        with pytest.raises(ValueError, match=f"codes must be integers, not {kind}"):
+            moving().extend([0], [900], codes)
+    with pytest.raises(ValueError, match="codes must be integers, not float64"):
+        IdTable.static([[0.5, 1]])
+    with pytest.raises(ValueError, match=r"codes lie in 0 … 4294967296, which does not fit int32"):
+        moving().extend([0], [900], [[0, 2**32]])
+    with pytest.raises(ValueError, match="author must be integers, not float64"):
+        moving().extend([0.5], [900], [[0, 0]])
+    with pytest.raises(ValueError, match="from_ms must be integers, not float64"):
+        moving().extend([0], [900.5], [[0, 0]])
 
 
 def test_bad_segments_are_named():

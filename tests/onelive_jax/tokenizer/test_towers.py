@@ -242,6 +242,18 @@ def test_attributes_and_features_are_checked_where_they_are_read():
         users(attributes, features[:1])
 
 
+@pytest.mark.parametrize("wrong", [-1, 5, 2**32])
+def test_an_unknown_author_is_named(wrong):
+    params, views = init_params(TwoTowers(5, CONFIG), 0, seed=0), np.ones(5)
+    with pytest.raises(ValueError, match=rf"author {wrong} at \[2\] is none .* 0 … 4"):
+        towers.author_embeddings(params, CONFIG, views, [0, 4, wrong, 7])
+    history = np.array([[0, 1], [4, wrong]])
+    for mask in (np.ones((2, 2), bool), history < 5):  # a masked view counts too
+        with pytest.raises(ValueError, match=rf"author {wrong} at \[1, 1\] is none .* 0 … 4"):
+            towers.user_embeddings(params, CONFIG, views, history, mask)
+    chex.assert_shape(towers.user_embeddings(params, CONFIG, views, history[:1], mask[:1]), (1, 8))
+
+
 def test_rows_and_chunks_of_embeddings():
     params = init_params(TwoTowers(5, CONFIG), 6, seed=0)
     content = np.random.default_rng(0).normal(size=(3, 6))
