@@ -268,6 +268,9 @@ class Config:
         if self.model.dim % self.model.num_heads:
             raise ValueError(f"config.model.num_heads={self.model.num_heads} must divide "
                              f"config.model.dim={self.model.dim}")
+        if self.model.attention == "cudnn" and self.model.activation_dtype == "float32":
+            raise ValueError("config.model.attention='cudnn' has no float32 kernel: set config.model.activation_dtype="
+                             "'bfloat16', or config.model.attention='auto'")
         if len(self.model.loss_weights) != self.tokenizer.levels:
             raise ValueError(f"config.model.loss_weights has {len(self.model.loss_weights)} weights, one is needed for "
                              f"each of config.tokenizer.levels={self.tokenizer.levels}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags as absl_flags
 
-from experiments import distributed, flags, run, train_supervised
+from experiments import distributed, flags, run, scoring, train_supervised
 from onelive_jax.training import partitioning
 
 
@@ -32,6 +32,18 @@ def stop_at(put_batch, step):
     return put_and_signal
 
 
+def checked(on_all_devices):
+    """`on_all_devices`, of whose parameters each must lie on eight devices, and the author table in parts."""
+    def on_eight(*arguments):
+        model, params = on_all_devices(*arguments)
+        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(params)} == {8}
+        assert not params["author_table"].sharding.is_fully_replicated
+        print("judged on eight devices")
+        return model, params
+
+    return on_eight
+
+
 def main(config, workdir):
     put_batch, half = partitioning.put_batch, config.training.steps // 2
     partitioning.put_batch = stop_at(put_batch, half)
@@ -43,6 +55,7 @@ def main(config, workdir):
     straight = Path(absl_flags.FLAGS.straight)
     for folder in (workdir, straight):
         train_supervised.main(config, folder)
+    scoring.on_all_devices = checked(scoring.on_all_devices)
     run.run(config, straight)  # all that is left to do is to judge it
 
 

@@ -91,6 +91,7 @@ def test_nan_is_named():
     ("config.tokenizer.levels", 4, ["config.model.loss_weights", "config.tokenizer.levels=4"]),
     ("config.training.warmup_steps", 4000, ["config.training.warmup_steps=4000", "config.training.steps=4000"]),
     ("config.data.source", "twitch", ["config.data.path", "twitch"]),
+    ("config.model.attention", "cudnn", ["config.model.attention='cudnn'", "config.model.activation_dtype"]),
 ])
 def test_settings_that_contradict_each_other_are_named(name, value, words):
     with pytest.raises(ValueError, match="config") as error:
