@@ -12,8 +12,9 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from data_pipelines import kuailive, kuailive_m3, simulator, twitch
 from data_pipelines import tables as tables_lib
+from data_pipelines.readers import kuailive, kuailive_m3, twitch
+from data_pipelines.simulator import simulation
 from data_pipelines.tables import Tables
 from onelive_jax.config import SimulatorConfig
 
@@ -45,7 +46,7 @@ def read_source(source: str, path: str | Path, limit_users: int | None = None,
     if source == "twitch":
         return twitch.read_twitch(_only_csv(Path(path)))
     if source == "simulated":
-        return simulator.simulate(simulator_config or SimulatorConfig())
+        return simulation.simulate(simulator_config or SimulatorConfig())
     if source == "canonical":
         return tables_lib.load(path)
     raise ValueError(f"source={source!r} is not one of {', '.join(SOURCES)}, canonical")

@@ -17,7 +17,7 @@ import polars as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_pipelines import log_figures
+from data_pipelines.pictures import log_figures
 from data_pipelines.tables import Tables, load
 
 BLUE, ORANGE, GREEN, INK, GRID = "#0072b2", "#d55e00", "#009e73", "#1f2933", "#dde3ea"

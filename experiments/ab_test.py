@@ -8,111 +8,12 @@ numbers: the same person given the same room does the same. Intervals are of a p
 """
 
 import argparse
-import dataclasses
 import json
 import logging
-import math
 import sys
 from pathlib import Path
 
-from data_pipelines.platform import Lift, Outcomes, Platform, Policy, compare
-from experiments import played
-from experiments.prepare import prepare
-from experiments.train_policy import load_params
-from experiments.train_supervised import make_model
-from experiments.train_tokenizer import load_tokenizer
-from onelive_jax.config import Config, from_json
-
-HEURISTICS = ("random", "viewers", "own_counts", "logging", "oracle")
-# Rows of the table, by the names of the paper where it has them.
-ROWS = {"exposure": "Exposure", "click_through": "CTR", "click": "Click", "watch": "Watch time",
-        "long_view": "Long view", "like": "Like", "comment": "Comment", "follow": "Follow", "share": "Share",
-        "gift": "Gift", "utility": "True utility"}
-
-
-def workdir_of(arm: str) -> tuple[Path, Path]:
-    """(workdir, folder of the phase) of an arm that is a path. Raises FileNotFoundError where there is none."""
-    folder = Path(arm).expanduser()
-    if (folder / "config.json").is_file():
-        return folder, folder / "supervised"
-    if (folder.parent / "config.json").is_file():
-        return folder.parent, folder
-    raise FileNotFoundError(f"{arm} is neither a trained workdir, nor the folder of a phase of one (W/policy), nor one "
-                            f"of {', '.join(HEURISTICS)}")
-
-
-def read_config(workdir: Path) -> Config:
-    return from_json((workdir / "config.json").read_text()).validate()
-
-
-def make_policy(arm: str, platform: Platform, askers: dict[Path, tuple]) -> Policy:
-    """The policy of an arm. `askers`: what was made for a workdir, kept for the next arm."""
-    if arm in HEURISTICS:
-        return played.heuristics(platform)[arm]
-    workdir, folder = workdir_of(arm)
-    if workdir not in askers:
-        config = read_config(workdir)
-        log = prepare(config, workdir)
-        askers[workdir] = (played.make_asker(config, log, platform, load_tokenizer(config, workdir, log)),
-                           make_model(config, log))
-    asker, model = askers[workdir]
-    return played.best(asker, model, load_params(folder))
-
-
-def open_platform(arms: list[str]) -> Platform:
-    """The one platform that all trained arms share.
-
-    Raises: ValueError where no arm is trained (no platform is named) or where they were trained on different ones.
-    """
-    trained = [workdir_of(arm)[0] for arm in arms if arm not in HEURISTICS]
-    if not trained:
-        raise ValueError("one of --control and --treatment must be a trained workdir: it says which platform is played")
-    configs = [read_config(workdir) for workdir in trained]
-    for workdir, config in zip(trained, configs, strict=True):
-        if config.simulator != configs[0].simulator:
-            raise ValueError(f"{workdir} and {trained[0]} were trained on different platforms (config.simulator)")
-    return played.make_platform(configs[0], prepare(configs[0], trained[0]))
-
-
-def play(platform: Platform, arms: list[str], requests: int, seed: int) -> list[Outcomes]:
-    """What came of each arm's rankings for the same requests."""
-    asked, askers = platform.requests(requests, seed), {}
-    return [platform.play(make_policy(arm, platform, askers), asked) for arm in arms]
-
-
-def report(control: Outcomes, treatment: Outcomes) -> dict[str, dict]:
-    """Lifts of what was observed, and of its mean over all random numbers ("expected"), ready for JSON."""
-    return {kind: {name: lift._asdict() for name, lift in compare(control, treatment, kind == "expected").items()}
-            for kind in ("observed", "expected")}
-
-
-def format_table(lifts: dict[str, dict]) -> str:
-    """Table 6: control, treatment, lift and its 95 % interval; * where the interval does not hold 0, n/a over a control
-    of 0 (an interval: where resamples have one)."""
-    lines = [f"{'per request':<14}{'control':>12}{'treatment':>12}{'lift':>10}   95 % interval"]
-    for name, label in ROWS.items():
-        x = Lift(**lifts[name])
-        lift = f"{'n/a':>10}"
-        if x.control > 0:
-            star = " *" if x.low > 0 or x.high < 0 else ""
-            lift = f"{x.lift:>+10.2%}   " + ("n/a" if math.isnan(x.low) else f"{x.low:+.2%} … {x.high:+.2%}{star}")
-        lines.append(f"{label:<14}{x.control:>12.4f}{x.treatment:>12.4f}{lift}")
-    return "\n".join(lines)
-
-
-def ab_test(control: str, treatment: str, requests: int, seed: int) -> dict:
-    """Plays both arms; returns what is written to the report."""
-    platform = open_platform([control, treatment])
-    first, second = play(platform, [control, treatment], requests, seed)
-    return {"control": control, "treatment": treatment, "requests": requests, "seed": seed,
-            "simulator": dataclasses.asdict(platform.config), **report(first, second)}
-
-
-def without_nan(tree):
-    """The same JSON value with null for nan, which JSON does not have."""
-    if isinstance(tree, dict):
-        return {name: without_nan(value) for name, value in tree.items()}
-    return None if isinstance(tree, float) and math.isnan(tree) else tree
+from experiments.stages.ab_test import ab_test, format_table, without_nan
 
 
 def main() -> None:

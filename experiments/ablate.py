@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags as absl_flags
 
-from experiments import flags
-from experiments.prepare import prepare, save_config
-from experiments.train_supervised import train_supervised
-from experiments.train_tokenizer import train_tokenizer
+from experiments.common import flags
+from experiments.common.log import prepare, save_config
+from experiments.stages.supervised import train_supervised
+from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config
 from onelive_jax.training import metrics
 

@@ -2,10 +2,10 @@
 
     python -m experiments.benchmark --what=train  --report=train.json
     python -m experiments.benchmark --what=decode --report=decode.json
-    python -m experiments.benchmark --what=train --preset=0.04b             (see experiments/benchmark_train.py)
-    python -m experiments.benchmark --what=compile --report=compile.json  (see experiments/benchmark_compile.py)
-    python -m experiments.benchmark --what=tokenizer [--size=large]         (see experiments/benchmark_tokenizer.py)
-    python -m experiments.benchmark --what=policy  --report=policy.json   (see experiments/benchmark_policy.py)
+    python -m experiments.benchmark --what=train --preset=0.04b             (see experiments/benchmarks/train.py)
+    python -m experiments.benchmark --what=compile --report=compile.json  (see experiments/benchmarks/compiling.py)
+    python -m experiments.benchmark --what=tokenizer [--size=large]         (see experiments/benchmarks/tokenizer.py)
+    python -m experiments.benchmark --what=policy  --report=policy.json   (see experiments/benchmarks/policy.py)
 
 Prints target, limit and measurement side by side. The targets are for two CPU cores that do nothing else: the report
 carries the machine's load and its matrix-product rate in the same run, so that a figure can be judged elsewhere.
@@ -27,8 +27,8 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments import benchmark_compile, benchmark_policy, benchmark_tokenizer, benchmark_train
-from experiments.benchmark_problem import (
+from experiments.benchmarks import compiling, policy, tokenizer, train
+from experiments.benchmarks.problem import (
     Sizes,
     caller,
     environment,
@@ -44,7 +44,8 @@ from experiments.benchmark_problem import (
 from onelive_jax import presets
 from onelive_jax.config import Config
 from onelive_jax.decoding import live_index
-from onelive_jax.training import flops, partitioning, train_state
+from onelive_jax.sharding import partitioning
+from onelive_jax.training import flops, train_state
 from onelive_jax.training.supervised import make_train_step
 
 TRAIN_TARGET = 800.0  # examples a second
@@ -211,20 +212,20 @@ def _number(value: float) -> str:
 PRESET_FLAGS = ("dtype", "remat", "batch", "max_batch", "history", "authors", "rooms", "beams")
 
 
-def preset_setting(what: str, values: flags.FlagValues) -> benchmark_train.Setting | None:
+def preset_setting(what: str, values: flags.FlagValues) -> train.Setting | None:
     """What --preset and its flags ask for; None without --preset. Raises app.UsageError where they do not fit."""
     given = {name: getattr(values, name) for name in PRESET_FLAGS if getattr(values, name) is not None}
-    if values.preset is None or what not in benchmark_train.BATCH:
+    if values.preset is None or what not in train.BATCH:
         if given or values.preset is not None:
             raise app.UsageError(f"--{'preset' if values.preset is not None else next(iter(given))} is for "
                                  "--what=train or decode with --preset")
         return None
-    given = {"batch": benchmark_train.BATCH[what]} | given
+    given = {"batch": train.BATCH[what]} | given
     if values.repeats is not None:
         given["repeats"] = values.repeats
-    setting = benchmark_train.Setting(preset=values.preset, **given)
+    setting = train.Setting(preset=values.preset, **given)
     try:
-        benchmark_train.check(what, setting)
+        train.check(what, setting)
     except ValueError as error:
         raise app.UsageError(str(error)) from error
     return setting
@@ -238,19 +239,19 @@ def main(argv: list[str]) -> None:
     repeats = {} if values.repeats is None else {"repeats": values.repeats}
     setting = preset_setting(values.what, values)
     if setting is not None:
-        report = benchmark_train.make_report(values.what, setting)
-        text = benchmark_train.as_text(report)
+        report = train.make_report(values.what, setting)
+        text = train.as_text(report)
     elif values.what == "compile":
-        report = benchmark_compile.make_report(Sizes(), **repeats)
-        text = benchmark_compile.as_text(report)
+        report = compiling.make_report(Sizes(), **repeats)
+        text = compiling.as_text(report)
     elif values.what == "tokenizer":
         before = environment()
-        measured = benchmark_tokenizer.measure(values.size, values.repeats or 3, lambda line: print(line, flush=True))
+        measured = tokenizer.measure(values.size, values.repeats or 3, lambda line: print(line, flush=True))
         report = {"what": values.what, "before": before, "after": environment(), **measured}
         text = as_text(report)
     elif values.what == "policy":
         before = environment()
-        measured = benchmark_policy.measure_policy(Sizes(), **repeats)
+        measured = policy.measure_policy(Sizes(), **repeats)
         report = {"what": values.what, "before": before, "after": environment(), "sizes": asdict(Sizes()), **measured}
         text = as_text(report)
     else:
@@ -264,7 +265,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy"], "what is measured",
                       required=True)
-    flags.DEFINE_enum("size", "normal", sorted(benchmark_tokenizer.SIZES), "the problem of --what=tokenizer")
+    flags.DEFINE_enum("size", "normal", sorted(tokenizer.SIZES), "the problem of --what=tokenizer")
     flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
     flags.DEFINE_enum("preset", None, list(presets.PRESETS), "train or decode a model of this size instead")
     flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "activations; the preset's unless given")

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import ab_test, flags, played
-from experiments.recommend import format_rooms, moment, recommend
-from experiments.run import Trained, print_report, run
-from experiments.tower_scores import tie_breaker
-from experiments.train_policy import format_curve, train_policy
-from experiments.train_reward import format_report, train_reward
+from experiments.common import flags, played
+from experiments.common.tower_scores import tie_breaker
+from experiments.stages import ab_test
+from experiments.stages.policy import format_curve, train_policy
+from experiments.stages.recommend import format_rooms, moment, recommend
+from experiments.stages.reward import format_report, train_reward
+from experiments.stages.run import Trained, print_report, run
 from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import make_recommender
 

@@ -8,95 +8,24 @@ supervised model request by request, also by NDCG@10 in which a target weighs as
 
 from pathlib import Path
 
-import numpy as np
 from absl import flags as absl_flags
 
-from experiments import flags, heuristics, scoring
-from experiments.prepare import Log, prepare
-from experiments.tower_scores import TowerScores, tie_breaker
-from experiments.train_policy import load_params
-from experiments.train_supervised import load_supervised
-from experiments.train_tokenizer import load_tokenizer
-from onelive_jax import evaluation
+from experiments.common import flags, scoring
+from experiments.common.log import prepare
+from experiments.common.tower_scores import tie_breaker
+from experiments.stages.evaluate import (
+    compare_policies,
+    evaluate,
+    format_differences,
+    format_dropped,
+    format_policies,
+    tuned_weights,
+)
+from experiments.stages.policy import load_params
+from experiments.stages.supervised import load_supervised
+from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
-
-
-def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str, weights: heuristics.Weights,
-             ties: TowerScores | None = None) -> tuple[dict[str, dict], dict[str, dict], dict[str, int]]:
-    """A split under a protocol; `ties` from `tower_scores.tie_breaker`.
-
-    Returns: (metrics of "onelive" and of every heuristic, by name; how much NDCG@10 of "onelive" is above each
-    heuristic's, request by request, with its interval: `evaluation.difference`; views of the period that are no target,
-    by reason).
-    """
-    task = scoring.targets(log, config, split, protocol)
-    scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec", tie_breaker=ties)}
-    scores |= heuristics.scores(log.views, task, log.split.p1_ms, weights)
-    ranks = {name: evaluation.ranks_csr(score, task.offsets, task.position) for name, score in scores.items()}
-    ours = ranks["onelive"]
-    groups = {name: values[task.view] > 0 for name, values in log.outcomes.items()}
-    return ({name: evaluation.metrics(rank_R, task.repeat, groups=groups) for name, rank_R in ranks.items()},
-            {name: evaluation.difference(ours, rank_R) for name, rank_R in ranks.items() if name != "onelive"},
-            task.dropped)
-
-
-def format_dropped(dropped: dict[str, int]) -> str:
-    """One line: which views of the period are no target, and why."""
-    return "not targets: " + (", ".join(f"{n:,} ({reason})" for reason, n in dropped.items() if n) or "none")
-
-
-def format_differences(differences: dict[str, dict]) -> str:
-    """One line a heuristic: NDCG@10 above it, request by request, with the paired interval."""
-    lines = ["NDCG@10 above each heuristic, request by request (95 % interval):"]
-    for name, row in differences.items():
-        low, high = row["interval"]
-        lines.append(f"  {name:24}{row['difference']:+.3f}  ({low:+.3f} … {high:+.3f})")
-    return "\n".join(lines)
-
-
-def tuned_weights(config: Config, log: Log) -> heuristics.Weights:
-    """The heuristics' numbers, tuned on the validation targets of this very log."""
-    task = scoring.make_task(log, config, "validation", "strict")
-    return heuristics.tune(log.views, task, log.split.p1_ms) if task.user.size else heuristics.Weights()
-
-
-def compare_policies(log: Log, config: Config, rank, control, treatment, maker, split: str, protocol: str,
-                     ties: TowerScores | None = None) -> dict[str, dict]:
-    """Two sets of parameters of one model on the same targets.
-
-    Returns: {"ndcg@10" (every target alike), "watch ndcg@10" (weight of a target: minutes watched), "hr@128":
-    {"control", "treatment", "lift", "low", "high"}}; intervals of relative lifts by a paired bootstrap over targets.
-    """
-    task = scoring.targets(log, config, split, protocol)
-    own_rows = protocol == "liverec"
-    gains = [evaluation.gains(evaluation.ranks_csr(
-        scoring.score(rank, params, maker, task, own_rows, tie_breaker=ties), task.offsets, task.position))
-        for params in (control, treatment)]
-    minutes = (log.views.stop_ms[task.view] - log.views.start_ms[task.view]) / 60_000
-    alike = np.ones_like(minutes)
-    return {"ndcg@10": weighted_lift(*(gain["ndcg@10"] for gain in gains), alike),
-            "watch ndcg@10": weighted_lift(*(gain["ndcg@10"] for gain in gains), minutes),
-            "hr@128": weighted_lift(*(gain["hr@128"] for gain in gains), alike)}
-
-
-def weighted_lift(control_R: np.ndarray, treatment_R: np.ndarray, weight_R: np.ndarray, resamples: int = 1000,
-                  seed: int = 0) -> dict[str, float]:
-    """Weighted means of two figures of the same R requests, and the relative lift with its 95 % interval."""
-    both_Rx2 = np.stack([control_R, treatment_R], 1) * weight_R[:, None]
-    rng, share = np.random.default_rng(seed), np.full(weight_R.size, 1 / weight_R.size)
-    drawn = np.stack([rng.multinomial(weight_R.size, share) @ both_Rx2 for _ in range(resamples)])
-    control, treatment = both_Rx2.sum(0) / weight_R.sum()
-    low, high = np.percentile(drawn[:, 1] / drawn[:, 0] - 1, [2.5, 97.5])
-    return {"control": float(control), "treatment": float(treatment), "lift": float(treatment / control - 1),
-            "low": float(low), "high": float(high)}
-
-
-def format_policies(figures: dict[str, dict]) -> str:
-    """One line a figure: supervised model, policy, relative lift with its interval."""
-    lines = [f"{'':<16}{'supervised':>12}{'policy':>10}{'lift':>9}   95 % interval"]
-    lines += [f"{name:<16}{x['control']:>12.4f}{x['treatment']:>10.4f}{x['lift']:>+9.2%}   {x['low']:+.2%} … "
-              f"{x['high']:+.2%}" for name, x in figures.items()]
-    return "\n".join(lines)
+from onelive_jax.evaluation import ranking_metrics
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -115,8 +44,8 @@ def main(config: Config, workdir: Path) -> None:
     rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
                                           values.protocol, tuned_weights(config, log), ties)
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
-    print(evaluation.format_table(rows))
-    if objectives := evaluation.format_objectives(rows):
+    print(ranking_metrics.format_table(rows))
+    if objectives := ranking_metrics.format_objectives(rows):
         print("\n" + objectives)
     print("\n" + format_dropped(dropped) + "\n\n" + format_differences(differences))
 

@@ -29,16 +29,17 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from experiments import hlo
-from experiments.benchmark_problem import Sizes, random_batch, random_request, random_rooms
+from experiments.benchmarks.problem import Sizes, random_batch, random_request, random_rooms
+from experiments.common import hlo
 from onelive_jax import presets
 from onelive_jax.config import Config, DecodingConfig, MeshConfig
 from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
+from onelive_jax.sharding import partitioning
+from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.tokenizer import kmeans
-from onelive_jax.training import flops, partitioning, supervised, train_state
-from onelive_jax.training.placement import on_mesh
+from onelive_jax.training import flops, supervised, train_state
 
 GIB = 2**30
 

@@ -21,14 +21,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.content import author_content
-from experiments import flags
-from experiments.prepare import Log, data_settings, flat, other_settings, prepare
-from experiments.train_tokenizer import fit_towers, tower_log
+from data_pipelines.log.content import author_content
+from experiments.common import flags
+from experiments.common.log import Log, data_settings, flat, other_settings, prepare
+from experiments.stages.tokenizer import fit_towers, tower_log
 from onelive_jax.config import Config, TokenizerConfig
+from onelive_jax.sharding.partitioning import lone_mesh
 from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids, towers
 from onelive_jax.training import checkpoints
-from onelive_jax.training.partitioning import lone_mesh
 
 PAPER_AUTHORS = 4_000_000
 COLUMNS = ("L0", "L1", "L2", "L0xL1", "CR SID", "CR author")

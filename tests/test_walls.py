@@ -19,11 +19,11 @@ LIBRARY = {"jax", "flax", "optax", "numpy", "chex"}
 ALONE = {
     "orbax": {"onelive_jax/training/checkpoints.py"},
     "tensorboardX": {"onelive_jax/training/metrics.py"},
-    "grain": {"data_pipelines/loader.py"},
-    "tensorflow_datasets": {"data_pipelines/builder.py"},
-    "apache_beam": {f"data_pipelines/beam_{part}.py"
+    "grain": {"data_pipelines/batches/loader.py"},
+    "tensorflow_datasets": {"data_pipelines/log/store.py"},
+    "apache_beam": {f"data_pipelines/beam/{part}.py"
                     for part in ("files", "kuailive", "kuailive_m3", "pipeline", "steps")},
-    "pyarrow": {"data_pipelines/beam_files.py"},
+    "pyarrow": {"data_pipelines/beam/files.py"},
 }
 NEVER = {"tensorflow", "torch", "pandas", "pickle", "cloudpickle", "dill", "joblib"}
 # What an accelerator image may lack. (optax itself imports absl, so that absl is held back by the check on imports.)

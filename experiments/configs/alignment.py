@@ -1,6 +1,6 @@
 """Alignment proved on the simulated platform: a small world, a supervised model, and what alignment makes of it.
 
-    python -m experiments.alignment_study --config=experiments/configs/alignment.py --workdir=W --seeds=3
+    python -m experiments.studies.alignment --config=experiments/configs/alignment.py --workdir=W --seeds=3
 
 The share of requests with a policy term is 1 here, not the paper's 1 %: the same number of policy groups is then seen
 in a hundredth of the steps, so that the study runs on two cores.

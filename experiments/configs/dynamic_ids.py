@@ -1,6 +1,6 @@
-"""Is it worth it that ids follow the content? A simulated platform large enough to tell (experiments/dynamic_ids.py).
+"""Is it worth it that ids follow the content? A simulated platform large enough to tell.
 
-    python -m experiments.dynamic_ids --workdir=W --seeds=0,1,2
+    python -m experiments.studies.dynamic_ids --workdir=W --seeds=0,1,2
 """
 
 from experiments.configs import demo

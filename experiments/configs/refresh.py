@@ -1,6 +1,6 @@
-"""A simulated platform with four days after training, for daily refreshes of the codebooks (experiments/refresh.py).
+"""A simulated platform with four days after training, for daily refreshes of the codebooks.
 
-    python -m experiments.refresh --config=experiments/configs/refresh.py --workdir=W --days=3
+    python -m experiments.studies.refresh --config=experiments/configs/refresh.py --workdir=W --days=3
 """
 
 from experiments.configs import demo

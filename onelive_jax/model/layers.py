@@ -4,7 +4,7 @@ Axes: B batch, W beams (1 in training), S decoded positions, T history items, D 
 G key/value groups, d head width, F feed-forward width.
 
 Parameters are float32 and carry logical axis names, from which their shardings are derived
-(onelive_jax/training/partitioning.py). Activations have the dtype of the input; softmax and logits are float32.
+(onelive_jax/sharding/partitioning.py). Activations have the dtype of the input; softmax and logits are float32.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class SelfCache:
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Where the arrays between parameters lie. The default leaves it to the compiler, which is right on one device;
-    `onelive_jax.training.placement` makes that of a mesh.
+    `onelive_jax.sharding.placement` makes that of a mesh.
 
     Attributes:
       rows: activations [B, …] → the same, their rows split as those of the batch are.

@@ -19,8 +19,8 @@ import optax
 from jax.sharding import Mesh
 
 from onelive_jax.config import TokenizerConfig
+from onelive_jax.sharding import partitioning
 from onelive_jax.tokenizer.towers import TwoTowers, info_nce, tower_recall, user_embeddings
-from onelive_jax.training import partitioning
 
 Array = jax.Array
 

@@ -12,7 +12,7 @@ from flax.core import meta
 from jax.sharding import Mesh
 
 from onelive_jax.config import TrainingConfig
-from onelive_jax.training import partitioning
+from onelive_jax.sharding import partitioning
 
 Array = jax.Array
 

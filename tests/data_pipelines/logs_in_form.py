@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import polars as pl
 
-from data_pipelines import simulator
+from data_pipelines.simulator import simulation
 from data_pipelines.tables import Tables
 from onelive_jax.config import SimulatorConfig
 
@@ -19,7 +19,7 @@ HAND_MADE = {"room.csv": ROOMS, "click.csv": CLICKS}
 @functools.cache
 def simulated() -> Tables:
     """A simulated log in which some rooms have not ended yet, every room has a title, and there are follows."""
-    tables = simulator.simulate(SimulatorConfig(users=25, authors=12, days=3))
+    tables = simulation.simulate(SimulatorConfig(users=25, authors=12, days=3))
     rng = np.random.default_rng(0)
     late = tables.rooms["end_ms"] > tables.rooms["end_ms"].quantile(0.9)
     title = pl.int_range(pl.len(), dtype=pl.Int32).mod(7).alias("title_embedding")

@@ -5,8 +5,8 @@ import pytest
 
 from data_pipelines import prepare as prepare_lib
 from data_pipelines import tables as tables_lib
-from data_pipelines.kuailive import read_kuailive
-from data_pipelines.simulated_formats import write_kuailive, write_kuailive_m3
+from data_pipelines.readers.kuailive import read_kuailive
+from data_pipelines.simulator.formats import write_kuailive, write_kuailive_m3
 from tests.data_pipelines.logs_in_form import simulated, write
 
 

@@ -13,8 +13,9 @@ import time
 import jax
 from absl import flags as absl_flags
 
-from experiments import flags, train_policy, train_reward, train_supervised
-from onelive_jax.training import partitioning
+from experiments.common import flags
+from experiments.stages import policy, reward, supervised
+from onelive_jax.sharding import partitioning
 
 SIGNALLED = 2
 
@@ -35,12 +36,12 @@ def stop_soon(put_batch):
 
 def main(config, workdir):
     config.mesh.data, config.mesh.fsdp = 1, 2  # parameters and moments are split over the processes
-    train_supervised.main(config, workdir)
+    supervised.main(config, workdir)
     config.mesh.data, config.mesh.fsdp = 2, 1  # the batch alone is
-    train_reward.LEAST_POSITIVES = 2  # as for the run in one process: there are few rows to balance objectives on
-    train_reward.main(config, workdir)
+    reward.LEAST_POSITIVES = 2  # as for the run in one process: there are few rows to balance objectives on
+    reward.main(config, workdir)
     partitioning.put_batch = stop_soon(partitioning.put_batch)
-    train_policy.main(config, workdir)
+    policy.main(config, workdir)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run import Trained, run
+from experiments.stages.run import Trained, run
 from onelive_jax.config import Config, DecodingConfig, ModelConfig, SimulatorConfig, TokenizerConfig, TrainingConfig
 
 

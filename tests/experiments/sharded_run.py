@@ -14,8 +14,9 @@ from pathlib import Path
 import jax
 from absl import flags as absl_flags
 
-from experiments import distributed, flags, run, scoring, train_supervised
-from onelive_jax.training import partitioning
+from experiments.common import distributed, flags, scoring
+from experiments.stages import run, supervised
+from onelive_jax.sharding import partitioning
 
 
 def stop_at(put_batch, step):
@@ -48,13 +49,13 @@ def main(config, workdir):
     put_batch, half = partitioning.put_batch, config.training.steps // 2
     partitioning.put_batch = stop_at(put_batch, half)
     try:
-        train_supervised.main(config, workdir)
+        supervised.main(config, workdir)
     except distributed.Stopped:
         print("stopped")
     partitioning.put_batch = put_batch
     straight = Path(absl_flags.FLAGS.straight)
     for folder in (workdir, straight):
-        train_supervised.main(config, folder)
+        supervised.main(config, folder)
     scoring.on_all_devices = checked(scoring.on_all_devices)
     run.run(config, straight)  # all that is left to do is to judge it
 

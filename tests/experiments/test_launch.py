@@ -9,7 +9,7 @@ import pytest
 import yaml
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments.common import flags
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -52,7 +52,7 @@ def test_the_pods_of_the_job_find_each_other(job):
 
 
 def test_a_stopped_pod_is_no_failure(job):
-    from experiments.distributed import STOPPED
+    from experiments.common.distributed import STOPPED
 
     rule = job[0]["spec"]["podFailurePolicy"]["rules"][0]
     assert rule["action"] == "Ignore"

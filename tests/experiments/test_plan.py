@@ -14,8 +14,9 @@ import pytest
 from experiments import plan
 from onelive_jax import presets
 from onelive_jax.config import MeshConfig
+from onelive_jax.sharding import partitioning
 from onelive_jax.tokenizer import kmeans
-from onelive_jax.training import flops, partitioning
+from onelive_jax.training import flops
 
 ROOT = Path(__file__).resolve().parents[2]
 

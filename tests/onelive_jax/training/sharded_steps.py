@@ -22,8 +22,7 @@ from flax.core import meta
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from onelive_jax.alignment.reward_model import RewardModel
-from onelive_jax.alignment.rewards import make_reward
+from onelive_jax.alignment.policy_step import make_policy_optimizer, make_policy_step
 from onelive_jax.batch import Feedback
 from onelive_jax.config import (
     AlignmentConfig,
@@ -37,11 +36,15 @@ from onelive_jax.config import (
 from onelive_jax.decoding.live_index import from_rooms
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
+from onelive_jax.reward.model import RewardModel
+from onelive_jax.reward.reward_step import make_reward_optimizer, make_reward_step
+from onelive_jax.reward.rewards import make_reward
+from onelive_jax.sharding import partitioning
+from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.tokenizer import kmeans
 from onelive_jax.tokenizer.tower_training import train_towers
 from onelive_jax.tokenizer.towers import TwoTowers, info_nce
-from onelive_jax.training import partitioning, policy, reward, supervised, train_state
-from onelive_jax.training.placement import on_mesh
+from onelive_jax.training import supervised, train_state
 from tests.onelive_jax.random_batches import random_batch, random_params, small_config
 
 LEVELS, CODES, AUTHORS, AUTHOR_DIM, BATCH, DIM = 2, 40, 88, 8, 8, 16
@@ -229,12 +232,12 @@ def reward_step(mesh):
     known = np.broadcast_to(rooms.mask[..., None], outcomes.shape)
     feedback = Feedback(request=batch.request, rooms=rooms, outcomes=outcomes * known, known=known, reward=blank,
                         rewarded=blank > 0, propensity=blank, weight=np.ones(BATCH, np.float32))
-    tx = reward.make_reward_optimizer(config, 2)
+    tx = make_reward_optimizer(config, 2)
 
     def init_params(key):
         return model.init(key, batch.request, rooms)["params"]
 
-    state, metrics = one_step(reward.make_reward_step(model, tx, config), init_params,
+    state, metrics = one_step(make_reward_step(model, tx, config), init_params,
                               random_params(model, batch.request, rooms), tx, mesh, feedback)
     return metrics, gradients(state), state.opt_state.rate_O
 
@@ -248,14 +251,14 @@ def policy_step(mesh):
                     alignment=AlignmentConfig(share=1.0, group_size=3, beams=4, warmup_steps=0),
                     training=UNCLIPPED)
     model = on_mesh(OneLive(config.model, LEVELS, CODES, AUTHORS, AUTHOR_DIM), mesh)
-    batch, tx = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), policy.make_policy_optimizer(
+    batch, tx = random_batch(batch=BATCH, levels=LEVELS, codes=CODES, authors=AUTHORS), make_policy_optimizer(
         config)
     scorer = on_mesh(RewardModel(RewardConfig(dim=DIM, num_heads=2, mlp_dim=24, tower_dim=6), LEVELS, CODES, AUTHORS,
                                  AUTHOR_DIM, ("click", "gift")), mesh)
     described = batch.request, batch.live
     where = partitioning.logical_to_sharding(jax.eval_shape(scorer.init, jax.random.key(0), *described)["params"], mesh)
     scorer_params = jax.device_put(random_params(scorer, *described), where)
-    step = policy.make_policy_step(model, tx, config, make_reward("model", scorer))
+    step = make_policy_step(model, tx, config, make_reward("model", scorer))
 
     def init_params(key):
         return model.init(key, batch)["params"]

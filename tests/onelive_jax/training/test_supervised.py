@@ -10,7 +10,8 @@ import pytest
 from onelive_jax.batch import LiveRooms
 from onelive_jax.config import Config, MeshConfig, TrainingConfig
 from onelive_jax.model.layers import NEG_INF
-from onelive_jax.training import partitioning, supervised, train_state
+from onelive_jax.sharding import partitioning
+from onelive_jax.training import supervised, train_state
 from tests.onelive_jax.random_batches import (
     AUTHORS,
     BATCH,

@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from onelive_jax.config import MeshConfig, TrainingConfig
-from onelive_jax.training import partitioning, train_state
+from onelive_jax.sharding import partitioning
+from onelive_jax.training import train_state
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine():

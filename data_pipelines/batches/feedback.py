@@ -1,0 +1,251 @@
+"""Batches of feedback: the rooms that a request was shown, and what came of each.
+
+Two kinds of log. Where rooms that were shown and not clicked have rows (click=False), a request is one person at one
+moment, and its candidates are that slate. Where only views are logged, a request is one view, and its candidates are
+the room watched and others drawn from those on air, which were there to be chosen and were not.
+
+In both, an outcome is what came of a room *given that it was there*: a room that was not clicked has 0 for every
+objective. So heads learn P(click) · E[objective | click], which is what a policy wants to rank by. What nobody looked
+at says nothing: with a logged position, rooms below the click are left unknown (at most one room of a slate is
+clicked, and it ends the reading).
+
+Axes: R requests, S rooms shown to all requests (flat), B batch, C candidates, O objectives.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.batches.training import BatchMaker
+from data_pipelines.log import draws
+from data_pipelines.log.presence import HOUR_MS, OnAir
+from data_pipelines.tables import Tables
+from onelive_jax.batch import OBJECTIVES, Batch, Feedback, LiveRooms
+from onelive_jax.reward.rewards import shape_feedback
+
+MINUTE_MS = 60_000
+LEFT_AT_ONCE_MS = 5_000  # a click that was over so soon is negative feedback, as a dislike is
+
+
+@dataclass
+class Shown:
+    """What a part of a log showed to whom, and what came of it.
+
+    Attributes:
+      user: int32 [R]. time_ms: int64 [R]. ptr: int64 [R + 1], rooms of request r are ptr[r] … ptr[r + 1] − 1.
+      author, room: int32 [S]. click: bool [S]. outcomes: float32 [S, O], in the order of `objectives`; known: bool [S],
+        False for what lay below a click.
+      reward: float32 [S], −1, 0 or 1 (alignment.rewards.shape_feedback), 0 without a click or dislike.
+      propensity: float32 [S], 0 where the log does not say.
+      objectives: those of the log. slates: False where the log has views alone.
+      counts: what to report: requests, rooms, requests left out, rewards by kind.
+    """
+
+    user: np.ndarray
+    time_ms: np.ndarray
+    ptr: np.ndarray
+    author: np.ndarray
+    room: np.ndarray
+    click: np.ndarray
+    outcomes: np.ndarray
+    known: np.ndarray
+    reward: np.ndarray
+    propensity: np.ndarray
+    objectives: tuple[str, ...]
+    slates: bool
+    counts: dict[str, int]
+
+    @property
+    def clicked_row(self) -> np.ndarray:
+        """int64 [R], the (first) clicked row of each request; −1 without."""
+        at = np.flatnonzero(self.click)
+        request = np.searchsorted(self.ptr, at, side="right") - 1
+        first = np.full(self.user.size, -1, np.int64)
+        first[request[::-1]] = at[::-1]
+        return first
+
+
+def objectives_of(outcomes: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """The objectives of a log, in the order of `OBJECTIVES`: click and watch, which every log has, and those that
+    `outcomes` (experiments.common.log.Log) names."""
+    return tuple(name for name in OBJECTIVES if name in ("click", "watch") or name in outcomes)
+
+
+def read_shown(tables: Tables, objectives: tuple[str, ...], long_view_seconds: float, from_ms: int | None = None,
+               to_ms: int | None = None, over_by_ms: int | None = None) -> Shown:
+    """The requests of a period.
+
+    Args:
+      from_ms, to_ms: requests that come in [from_ms, to_ms). over_by_ms: and whose views are all over by then; what was
+        shown is 'known' no later than that, the length of a room included.
+
+    Raises:
+      ValueError: the period has no request.
+    """
+    log = tables.interactions
+    slates = not log["click"].all()
+    chosen = pl.lit(True)
+    if from_ms is not None:
+        chosen &= pl.col("start_ms") >= from_ms
+    if to_ms is not None:
+        chosen &= pl.col("start_ms") < to_ms
+    log = log.filter(chosen)
+    if "position" in log.columns:
+        log = log.sort("user_id", "start_ms", "position", maintain_order=True)
+    user, time = log["user_id"].to_numpy(), log["start_ms"].to_numpy()
+    request = _requests(user, time, slates)
+    click, watch = log["click"].to_numpy(), log["watch_ms"].to_numpy()
+    total = int(request[-1]) + 1 if request.size else 0
+    if over_by_ms is not None:
+        late = np.bincount(request, time + watch > over_by_ms, total) > 0
+        keep = ~late[request]
+        log, user, time, click, watch = log.filter(pl.Series(keep)), user[keep], time[keep], click[keep], watch[keep]
+        request = _requests(user, time, slates)
+    if not request.size:
+        raise ValueError("the period has no request: make config.data.valid_hours or the log longer")
+    first = np.flatnonzero(np.diff(request, prepend=-1))
+    minutes = watch / MINUTE_MS
+    columns = {"click": click, "watch": minutes, "long_view": watch >= 1000 * long_view_seconds}
+    columns |= {name: log[name].to_numpy() > 0 for name in ("like", "comment", "follow", "share")}
+    columns["gift"] = log["gift_value"].to_numpy() > 0
+    outcomes = np.column_stack([columns[name] * click for name in objectives]).astype(np.float32)
+    known = np.ones(click.size, bool)
+    if "position" in log.columns:
+        earlier = np.cumsum(click) - click  # clicks of all rows above
+        known = earlier == earlier[first][request]
+    negative = log["negative"].to_numpy() | (click & (watch < LEFT_AT_ONCE_MS))
+    reward, kinds = _rewards(tables, user, time, log["room_id"].to_numpy(), watch, click, negative, over_by_ms)
+    propensity = log["propensity"].to_numpy() if "propensity" in log.columns else np.zeros(click.size, np.float32)
+    counts = {"requests": int(first.size), "rooms": int(click.size), "clicks": int(click.sum()),
+              "requests not over by then": total - int(first.size), "rooms below a click": int((~known).sum()), **kinds}
+    return Shown(user[first].astype(np.int32), time[first], np.append(first, request.size),
+                 log["author_id"].to_numpy(), log["room_id"].to_numpy(), click, outcomes, known, reward,
+                 propensity.astype(np.float32), objectives, slates, counts)
+
+
+@dataclass
+class FeedbackMaker:
+    """Makes arrays of requests `row` int64 [B] of `shown`; what `loader.training_batches` asks for.
+
+    Attributes:
+      maker: of the log that requests may see. shown: from `read_shown`. candidates: C; of larger slates what was
+        clicked and others at random are kept.
+    """
+
+    maker: BatchMaker
+    shown: Shown
+    candidates: int
+
+    def batch(self, row: np.ndarray, rng: np.random.Generator | np.ndarray) -> Feedback:
+        """Feedback [B, C]. rng: a generator, or a key for each request (data_pipelines/log/draws.py)."""
+        shown, users, times = self.shown, self.shown.user[row], self.shown.time_ms[row]
+        number = np.diff(shown.ptr)[row]
+        owner = np.repeat(np.arange(row.size), number)
+        at = np.repeat(shown.ptr[row] - (np.cumsum(number) - number), number) + np.arange(owner.size)
+        # Within a request: what was clicked, then what is known, then a random order, of which the first C stay.
+        order = np.lexsort((draws.uniform(rng, owner, row.size, purpose=3), ~shown.known[at], ~shown.click[at], owner))
+        owner, at = owner[order], at[order]
+        place = np.arange(owner.size) - np.searchsorted(owner, owner)
+        kept = place < self.candidates
+        owner, at, place = owner[kept], at[kept], place[kept]
+        author, room = shown.author[at], shown.room[at]
+        outcomes, known, reward, propensity = (shown.outcomes[at], shown.known[at], shown.reward[at],
+                                               shown.propensity[at])
+        logged = np.ones(at.size, bool)
+        if not shown.slates:  # beside the view, rooms that were on air and were not chosen
+            more, more_author, more_room = self._others(users, times, author, rng)
+            owner, place = np.concatenate([owner, more]), np.concatenate([place, 1 + _numbered(more)])
+            author, room = np.concatenate([author, more_author]), np.concatenate([room, more_room])
+            fill = lambda x, value: np.concatenate([x, np.full((more.size, *x.shape[1:]), value, x.dtype)])  # noqa: E731
+            outcomes, known, reward = fill(outcomes, 0), fill(known, True), fill(reward, 0)
+            propensity, logged = fill(propensity, 0), fill(logged, False)
+        features, codes = self._describe(users[owner], times[owner], author, room)
+
+        def spread(value, dtype, *tail):
+            out = np.zeros((row.size, self.candidates, *tail), dtype)
+            out[owner, place] = value
+            return out
+
+        count = outcomes.shape[1]
+        rooms = LiveRooms(spread(author, np.int32), spread(codes, np.int32, codes.shape[-1]),
+                          spread(features, np.float32, 2), spread(True, bool))
+        return Feedback(self.maker.request(users, times), rooms, spread(outcomes, np.float32, count),
+                        spread(known[:, None], bool, count), spread(reward, np.float32), spread(logged, bool),
+                        spread(propensity, np.float32), np.ones(row.size, np.float32))
+
+    def _others(self, users, times, target, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(request ascending, author, room) of at most C − 1 other rooms on air each."""
+        on_air = self.maker.presence.draw(times, users, self.candidates, target, rng)
+        owner = np.repeat(np.arange(users.size), np.diff(on_air.offsets))
+        other = on_air.author != target[owner]
+        owner, author, room = owner[other], on_air.author[other], on_air.room[other]
+        order = np.lexsort((draws.uniform(rng, owner, users.size, purpose=4), owner))
+        order = order[_numbered(owner) < self.candidates - 1]
+        return owner[order], author[order], room[order]
+
+    def _describe(self, users, times, author, room) -> tuple[np.ndarray, np.ndarray]:
+        """(features float32 [n, 2], codes int32 [n, L]) as `BatchMaker.live_rooms` has them."""
+        presence = self.maker.presence
+        watching = presence if presence.viewers is None else presence.viewers
+        viewers = watching.count(times, users, author)
+        begun = np.append(presence.room_start_ms, np.iinfo(np.int64).max)
+        since = begun[np.minimum(room, begun.size - 1)]
+        age = np.log1p(np.maximum(times - np.minimum(since, times), 0) / HOUR_MS)
+        return np.stack([np.log(np.maximum(viewers, 1)), age], -1), self.maker.ids.codes_at(author, times)
+
+
+@dataclass
+class PairMaker:
+    """Training batches and the feedback of the same requests, row by row; for rewards that read logged feedback.
+
+    Attributes: feedback: whose requests `row` are; only those with a click have a target (`with_target`).
+    """
+
+    feedback: FeedbackMaker
+
+    @property
+    def with_target(self) -> np.ndarray:
+        """int64, requests with a click. Those without have no part in alignment, their dislikes neither."""
+        return np.flatnonzero(self.feedback.shown.clicked_row >= 0)
+
+    def batch(self, row: np.ndarray, rng: np.random.Generator | np.ndarray) -> tuple[Batch, Feedback]:
+        shown, maker = self.feedback.shown, self.feedback.maker
+        users, times = shown.user[row], shown.time_ms[row]
+        on_air = maker.on_air(users, times)
+        feedback = self.feedback.batch(row, rng)
+        return paired(maker, on_air, feedback, users, times, shown.author[shown.clicked_row[row]], rng), feedback
+
+
+def paired(maker: BatchMaker, on_air: OnAir, feedback: Feedback, users, times, target, rng) -> Batch:
+    """The training batch of requests whose feedback is made already. target: int32 [B], the author watched."""
+    rooms, slot = maker.live_rooms(on_air, times, maker.config.live_slots, target, rng)
+    return Batch(feedback.request, rooms, target, maker.ids.codes_at(target, times), slot,
+                 np.ones(users.size, np.float32))
+
+
+def _requests(user: np.ndarray, time: np.ndarray, slates: bool) -> np.ndarray:
+    """int64 [S], the request of each row: a person at a moment, or every row its own where only views are logged."""
+    if not slates:
+        return np.arange(user.size)
+    new = np.ones(user.size, bool)
+    new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+    return np.cumsum(new) - 1
+
+
+def _numbered(owner: np.ndarray) -> np.ndarray:
+    """int64 [n]: how many equal entries stand before each one of an ascending array."""
+    return np.arange(owner.size) - np.searchsorted(owner, owner)
+
+
+def _rewards(tables: Tables, user, time, room, watch, click, negative, until_ms) -> tuple[np.ndarray, dict[str, int]]:
+    """`shape_feedback` of what was clicked or disliked; 0 for all else. A room's length counts as far as known."""
+    end = tables.rooms["end_ms"].fill_null(int((time + watch).max())).to_numpy()
+    start = tables.rooms["start_ms"].to_numpy()
+    if until_ms is not None:
+        end = np.minimum(end, until_ms)
+    judged = np.flatnonzero(click | negative)
+    length = np.maximum(end[room[judged]] - start[room[judged]], 0) / MINUTE_MS
+    reward = np.zeros(click.size, np.float32)
+    reward[judged], kinds = shape_feedback(user[judged], length, watch[judged] / MINUTE_MS, negative[judged])
+    return reward, {f"reward {name}": count for name, count in kinds.items()}

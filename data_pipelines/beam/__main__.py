@@ -1,0 +1,3 @@
+from data_pipelines.beam.pipeline import main
+
+main()

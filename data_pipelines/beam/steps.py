@@ -1,0 +1,172 @@
+"""Steps of the Beam pipeline that every source shares.
+
+What workers hold. A frame of rows never grows with the log: files are read in parts, rows are keyed by a range of room
+ids or of people, and each range is a frame of its own. Side inputs, which every worker holds whole, are: the ids of
+people and of authors (up to about a million of each: 100 MB), the texts of categorical columns, and a number for each
+part and each range.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+
+import apache_beam as beam
+import polars as pl
+from apache_beam import pvalue
+
+from data_pipelines.beam.files import Part, lines_of, pack, unpack, write_file
+from data_pipelines.readers.csv_files import Form, parse_part
+from data_pipelines.readers.kuailive import Counts
+from data_pipelines.tables import ReadReport
+
+COUNTS, WRITTEN = "counts", "written"  # side outputs: ((kind, reason), rows), and (table, shards)
+SAMPLE = 256  # ids of a part from which the ranges are chosen
+
+
+class ReadParts(beam.PTransform):
+    """Parts of CSV files → (name of the file, packed rows), typed and checked, with their numbers in their file."""
+
+    def __init__(self, forms: dict[str, Form], parts: list[Part]):
+        super().__init__()
+        self._forms, self._parts = forms, parts
+
+    def expand(self, begin):
+        parts = begin | beam.Create(self._parts) | beam.Reshuffle()
+        before = (parts | "CountLines" >> beam.Map(count_lines, self._forms) | beam.combiners.ToList()
+                  | "LinesBefore" >> beam.Map(lines_before))
+        return parts | "Parse" >> beam.Map(parse, self._forms, pvalue.AsSingleton(before))
+
+
+def count_lines(part: Part, forms: dict[str, Form]) -> tuple[str, int, int]:
+    """(name, number of the part, lines that begin in it)."""
+    lines = lines_of(forms[part[0]].path, Part(*part))
+    return part[0], part[1], lines.count(b"\n") + (not lines.endswith(b"\n") and bool(lines))
+
+
+def lines_before(counts: list[tuple[str, int, int]]) -> dict[tuple[str, int], int]:
+    """(name, number of a part) → lines of the file below the header and before the part."""
+    before, total, last = {}, 0, None
+    for name, number, count in sorted(counts):
+        total = total if name == last else 0
+        before[name, number] = total
+        total, last = total + count, name
+    return before
+
+
+def parse(part: Part, forms: dict[str, Form], before: dict[tuple[str, int], int]) -> tuple[str, bytes]:
+    form = forms[part[0]]
+    return part[0], pack(parse_part(form, lines_of(form.path, Part(*part)), before[part[0], part[1]]).frame)
+
+
+def distinct(frames: Iterable[bytes]) -> bytes:
+    """The different rows of packed frames, sorted: what becomes of ids in a combine, packed itself."""
+    rows = pl.concat([unpack(frame) for frame in frames]).unique()
+    return pack(rows.sort(rows.columns))
+
+
+def distinct_rows(frames, empty: pl.DataFrame, label: str):
+    """Side input: the different rows of a PCollection of packed frames. `empty` has their columns."""
+    seed = frames.pipeline | f"{label}: none" >> beam.Create([pack(empty)])
+    return pvalue.AsSingleton((frames, seed) | f"{label}: all" >> beam.Flatten()
+                              | f"{label}: distinct" >> beam.CombineGlobally(distinct))
+
+
+def sample(ids: pl.Series) -> bytes:
+    """Ids at even distances of the sorted different ids, packed."""
+    ids = ids.unique().sort()
+    every = max(1, len(ids) // SAMPLE)
+    return pack(pl.DataFrame([ids.gather_every(every, every // 2).alias("id")]))
+
+
+def boundaries(samples: list[bytes], ranges: int) -> bytes:
+    """The ids at which the 2nd, 3rd, … of the ranges begin: about as many ids in each; packed."""
+    ids = pl.concat([unpack(data) for data in samples])["id"].sort()
+    places = [len(ids) * i // ranges for i in range(1, ranges)] if len(ids) else []
+    return pack(pl.DataFrame([ids.gather(places)]))
+
+
+def range_boundaries(samples, empty: pl.DataFrame, ranges: int):
+    """Side input: `boundaries` of a PCollection of samples. `empty` has one column, id."""
+    seed = samples.pipeline | "Ranges: none" >> beam.Create([pack(empty)])
+    return pvalue.AsSingleton((samples, seed) | "Ranges: all" >> beam.Flatten() | beam.combiners.ToList()
+                              | "Ranges" >> beam.Map(boundaries, ranges))
+
+
+def split(frame: pl.DataFrame, ranges: pl.Series) -> Iterator[tuple[int, pl.DataFrame]]:
+    """(range, its rows in their order) for the range of each row."""
+    for (key,), rows in frame.with_columns(ranges.alias("range")).partition_by(
+            "range", maintain_order=True, include_key=False, as_dict=True).items():
+        yield int(key), rows
+
+
+def range_of(ids: pl.Series, begins: pl.Series) -> pl.Series:
+    """The range of each id, for ranges that begin at the ids that `boundaries` returns."""
+    return begins.search_sorted(ids, side="right")
+
+
+def range_of_person(users: pl.Series, people: int, ranges: int) -> pl.Series:
+    """The range of each dense user id: as many people in each."""
+    return users.cast(pl.Int64) * ranges // max(people, 1)
+
+
+def every_range(pipeline: beam.Pipeline, ranges: int, label: str):
+    """(range, ("", b"")) for every range, so that one without a row of the log has a shard too."""
+    return pipeline | f"Ranges of {label}" >> beam.Create(range(ranges)) | f"No {label}" >> beam.Map(
+        lambda key: (key, ("", b"")))
+
+
+def first_ids(sizes: list[tuple[int, int]]) -> dict[int, int]:
+    """Range → rows in the ranges before it, from (range, rows)."""
+    before, total = {}, 0
+    for key, size in sorted(sizes):
+        before[key] = total
+        total += size
+    return before
+
+
+def first_rooms(merged):
+    """Side input: range of rooms → dense id of its first, for (range, packed rooms)."""
+    return pvalue.AsSingleton(merged | "Size" >> beam.MapTuple(lambda key, rooms: (key, unpack(rooms).height))
+                              | "Sizes" >> beam.combiners.ToList() | "First ids" >> beam.Map(first_ids))
+
+
+def by_room(row: tuple[str, bytes], ranges: bytes) -> Iterator[tuple[int, tuple[str, bytes]]]:
+    """Packed rows → (range of live_id, (file, packed rows))."""
+    frame = unpack(row[1])
+    for key, rows in split(frame, range_of(frame["live_id"], unpack(ranges)["id"])):
+        yield key, (row[0], pack(rows))
+
+
+def counted(counts: Counts, kept: int = 0) -> Iterator[pvalue.TaggedOutput]:
+    """The counts of a part of the log, for COUNTS."""
+    kinds = asdict(counts) | {"rows_read": {"": counts.rows_read}, "rows_kept": {"": kept}}
+    for kind, reasons in kinds.items():
+        for reason, rows in reasons.items():
+            if rows:
+                yield pvalue.TaggedOutput(COUNTS, ((kind, reason), rows))
+
+
+class WriteReport(beam.PTransform):
+    """Counts and the names of the written tables → report.json, which is written last."""
+
+    def __init__(self, source: str, folder: str, true_lifetimes: bool = True):
+        super().__init__()
+        self._meta = (source, folder, true_lifetimes)
+
+    def expand(self, outputs):
+        counts, written = outputs
+        total = counts | "Sum" >> beam.CombinePerKey(sum)
+        return (total.pipeline | "Report" >> beam.Create([None]) | "WriteReport" >> beam.Map(
+            write_report, pvalue.AsList(total), pvalue.AsList(written), *self._meta))
+
+
+def write_report(_, counts: list[tuple[tuple[str, str], int]], written: list[str], source: str, folder: str,
+                 true_lifetimes: bool) -> None:
+    """Writes report.json as `tables.save` does; reasons are in the order of the alphabet."""
+    kinds: dict[str, dict[str, int]] = {}
+    for (kind, reason), rows in sorted(counts):
+        kinds.setdefault(kind, {})[reason] = rows
+    totals = {kind: kinds.get(kind, {}).get("", 0) for kind in ("rows_read", "rows_kept")}
+    report = ReadReport(source, **totals, **{kind: kinds.get(kind, {}) for kind in ("dropped", "notes", "merged")})
+    meta = {"report": asdict(report), "tables": sorted(set(written)), "rooms_are_true_lifetimes": true_lifetimes}
+    write_file(folder, "report.json", json.dumps(meta, indent=2).encode())

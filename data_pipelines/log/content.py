@@ -1,0 +1,169 @@
+"""The content of rooms as the towers read it: x_30s and x_pool of an author at a moment (paper, section a).
+
+Axes: S moments, M vectors, A authors, C content width, n rows asked for.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.log import intervals
+from data_pipelines.tables import Tables
+
+ROWS_AT_ONCE = 1_000_000
+
+
+@dataclass
+class Content:
+    """What was known of each author's content, and from when on; rows sorted by (author, from_ms).
+
+    Vectors are shared (many rooms have one title) and put together only for the rows that are asked for.
+
+    Attributes:
+      author: int32 [S]. from_ms: int64 [S], the end of a segment, or the start of a room with a title.
+      vectors: float32 [M, C]; vector: int32 [S], the row of `vectors` that holds from then on (x_30s).
+      pools: float32 [P, C]; pool: int32 [S], the row of `pools` that goes with it (x_pool).
+      author_ptr: int64 [A + 1], rows of author a are author_ptr[a] … author_ptr[a + 1] − 1.
+      of_titles: whether the vectors are those of rooms' titles; else of segments, each with a pool of its own.
+    """
+
+    author: np.ndarray
+    from_ms: np.ndarray
+    vectors: np.ndarray
+    vector: np.ndarray
+    pools: np.ndarray
+    pool: np.ndarray
+    author_ptr: np.ndarray
+    of_titles: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[1]
+
+    def values(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, 2C]: concat(x_30s, x_pool) of rows int [n]; row −1 gives zeros."""
+        known = rows >= 0
+        rows = np.where(known, rows, 0)
+        both = np.concatenate([self.vectors[self.vector[rows]], self.pools[self.pool[rows]]], 1)
+        both[~known] = 0
+        return both
+
+    def row_at(self, author: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
+        """int64 [n]: the last row of each author that was known by the time; −1 where there is none."""
+        author = np.asarray(author, np.int64)
+        after = intervals.first_not_below(self.author_ptr, self.from_ms, author, np.asarray(times_ms, np.int64) + 1)
+        return np.where(after > self.author_ptr[author], after - 1, -1)
+
+
+@dataclass
+class Pools:
+    """What is kept of each author's content between segments that come one by one: enough for the next x_pool.
+
+    Attributes:
+      mean: float32 [A, C], over an author's segments so far. count: int64 [A]. last_ms: int64 [A], end of the last.
+    """
+
+    mean: np.ndarray
+    count: np.ndarray
+    last_ms: np.ndarray
+
+    @classmethod
+    def of(cls, content: Content, until_ms: int) -> "Pools":
+        """As of a moment of a log's content. Raises ValueError for content of titles, whose pools do not move."""
+        if content.of_titles:
+            raise ValueError("content of titles has pools of the training period, which new segments do not move")
+        authors = np.arange(content.author_ptr.size - 1)
+        row = content.row_at(authors, np.full(authors.size, until_ms))
+        known = row >= 0
+        mean = np.where(known[:, None], content.values(row)[:, content.width:], 0.0).astype(np.float32)
+        return cls(mean, np.where(known, row + 1 - content.author_ptr[:-1], 0),
+                   np.where(known, content.from_ms[row], np.iinfo(np.int64).min))
+
+    def add(self, author: np.ndarray, from_ms: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Takes in new segments (in place) and says what the towers read of them.
+
+        Args:
+          author: int [n], 0 … A − 1, in any order. from_ms: int64 [n], the end of each segment.
+          vectors: float [n, C], their embeddings.
+
+        Returns:
+          (int64 [m], which segments were taken, by author and time; float32 [m, 2C], concat(x_30s, x_pool) of each).
+          The n − m others are older than the last of their author: what was served cannot be changed.
+
+        Raises:
+          ValueError: an author out of range, shapes that do not fit, NaN or infinity; nothing is taken then.
+        """
+        author, from_ms = np.asarray(author, np.int64), np.asarray(from_ms, np.int64)
+        vectors, shape = np.asarray(vectors, np.float32), (author.size, self.mean.shape[1])
+        if vectors.shape != shape or from_ms.shape != author.shape:
+            raise ValueError(f"{author.size} new segments need from_ms {author.shape} and vectors {shape}; got "
+                             f"{from_ms.shape} and {vectors.shape}")
+        wrong = (author < 0) | (author >= self.count.size)
+        if wrong.any():
+            raise ValueError(f"new segment {int(np.argmax(wrong))} is of author {author[np.argmax(wrong)]}, allowed are"
+                             f" 0 … {self.count.size - 1}")
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"new segment {int(np.argmin(finite))} holds NaN or infinity")
+        taken = np.lexsort((from_ms, author))
+        taken = taken[from_ms[taken] >= self.last_ms[author[taken]]]
+        author, from_ms, vectors = author[taken], from_ms[taken], vectors[taken]
+        # The running sum of an author's new segments is that of all, less what was there before its first.
+        total, first = np.cumsum(vectors, 0, dtype=np.float64), np.searchsorted(author, author)
+        total -= np.where((first > 0)[:, None], total[first - 1], 0.0)
+        count = self.count[author] + np.arange(author.size) - first + 1
+        pools = ((total + self.count[author][:, None] * self.mean[author]) / count[:, None]).astype(np.float32)
+        last = np.flatnonzero(np.append(author[1:] != author[:-1], True)[:author.size])
+        self.mean[author[last]], self.count[author[last]] = pools[last], count[last]
+        self.last_ms[author[last]] = from_ms[last]
+        return taken, np.concatenate([vectors, pools], 1)
+
+
+def author_content(tables: Tables, until_ms: int) -> Content | None:
+    """The content of a log by author: of its segments, or of its rooms' titles where it has no segments; else None.
+
+    x_pool is the mean over an author's segments up to the moment. Of titles it is the mean over the rooms that the
+    author opened before `until_ms` (the end of training), so that a catalogue of millions of rooms needs one pool an
+    author.
+    """
+    num_authors = len(tables.authors)
+    if tables.segments is not None and len(tables.segments):
+        return _of_segments(tables, num_authors)
+    if tables.titles is not None and len(tables.titles) and (tables.rooms["title_embedding"] >= 0).any():
+        return _of_titles(tables, num_authors, until_ms)
+    return None
+
+
+def _of_segments(tables: Tables, num_authors: int) -> Content:
+    segments = tables.segments
+    author = tables.rooms["author_id"].to_numpy()[segments["room_id"].to_numpy()]
+    end = segments["end_ms"].to_numpy()
+    order = np.lexsort((end, author))
+    author, end = author[order], end[order]
+    vectors = segments["embedding"].to_numpy().astype(np.float32, copy=False)[order]
+    ptr = np.searchsorted(author, np.arange(num_authors + 1))
+    pools = np.empty_like(vectors)
+    for low, high in zip(ptr[:-1], ptr[1:], strict=True):
+        if low < high:
+            total = np.cumsum(vectors[low:high], 0, dtype=np.float64)
+            pools[low:high] = total / np.arange(1, high - low + 1)[:, None]
+    row = np.arange(author.size, dtype=np.int32)
+    return Content(author, end, vectors, row, pools, row, ptr)
+
+
+def _of_titles(tables: Tables, num_authors: int, until_ms: int) -> Content:
+    vectors = tables.titles["embedding"].to_numpy().astype(np.float32, copy=False)
+    author, start, title = (tables.rooms[name].to_numpy() for name in ("author_id", "start_ms", "title_embedding"))
+    row = np.flatnonzero(title >= 0)
+    row = row[np.lexsort((start[row], author[row]))]
+    author, start, title = author[row], start[row], title[row]
+    pools, count = np.zeros((num_authors, vectors.shape[1]), np.float32), np.zeros(num_authors)
+    early = np.flatnonzero(start < until_ms)
+    for low in range(0, early.size, ROWS_AT_ONCE):
+        part = early[low:low + ROWS_AT_ONCE]
+        who, first = np.unique(author[part], return_index=True)  # rows of an author lie together
+        pools[who] += np.add.reduceat(vectors[title[part]], first)
+        count[who] += np.diff(np.append(first, part.size))
+    pools /= np.maximum(count, 1)[:, None]
+    ptr = np.searchsorted(author, np.arange(num_authors + 1))
+    return Content(author, start, vectors, title, pools, author, ptr, of_titles=True)

@@ -1,0 +1,3 @@
+from data_pipelines.simulator.simulation import main
+
+main()

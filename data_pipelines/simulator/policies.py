@@ -1,0 +1,125 @@
+"""Heuristic policies of the played platform: what a trained policy is measured against, from no knowledge to all of it.
+
+    python -m data_pipelines.simulator.policies --seed=0 --requests=20000
+
+plays each against the one that knows less, and prints the lifts.
+
+Each function returns a policy: Batch → room ids int32 [n, SLATE], best first, -1 padding.
+
+Axes: n requests, C candidates of all requests (flat).
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.simulator.platform import Batch, Platform, Policy, compare, table
+from data_pipelines.simulator.reactions import OBJECTIVES, SLATE
+from data_pipelines.simulator.sessions import known_authors
+from data_pipelines.simulator.world import DAY_MS, KEY, mix
+from onelive_jax.config import SimulatorConfig
+
+SCORED_AT_ONCE = 200_000
+_TIES = 1000  # purpose of the hash that orders ties
+
+
+def random() -> Policy:
+    """Any room on air, each as likely."""
+    return lambda batch: top(batch, np.zeros(batch.room.size))
+
+
+def viewers() -> Policy:
+    """The rooms that most other people watch now."""
+    return lambda batch: top(batch, batch.viewers)
+
+
+def own_counts(half_life_days: float = 14.0) -> Policy:
+    """The person's own clicks on the author in the log so far, halved per half-life; ties by current viewers."""
+    log, key, count = None, np.empty(0, np.int64), np.zeros(1)
+
+    def policy(batch: Batch) -> np.ndarray:
+        nonlocal log, key, count
+        if batch.log is not log:  # the log grew: count again
+            log = batch.log
+            views = log.interactions.filter(pl.col("click"))
+            pair = views["user_id"].to_numpy() * KEY + views["author_id"].to_numpy()
+            age = views["start_ms"].max() - views["start_ms"].to_numpy()
+            key, at = np.unique(pair, return_inverse=True)
+            count = np.append(np.bincount(at, np.exp2(-age / (half_life_days * DAY_MS)), key.size), 0.0)
+        wanted = np.repeat(batch.user, np.diff(batch.offsets)) * KEY + batch.author
+        place = np.searchsorted(key, wanted)
+        found = np.append(key, -1)[place] == wanted
+        return top(batch, np.where(found, count[place], 0.0) + 1e-9 * batch.viewers)
+
+    return policy
+
+
+def oracle(platform: Platform, objective: str = "utility") -> Policy:
+    """Knows true affinity: the rooms of the highest expected objective, or utility, once looked at.
+
+    Raises:
+      ValueError: no such objective.
+    """
+    if objective not in (*OBJECTIVES, "utility"):
+        raise ValueError(f"objective={objective!r} is not one of {', '.join((*OBJECTIVES, 'utility'))}")
+
+    def policy(batch: Batch) -> np.ndarray:
+        owner = np.repeat(np.arange(batch.user.size), np.diff(batch.offsets))
+        score = np.empty(batch.room.size)
+        for first in range(0, score.size, SCORED_AT_ONCE):
+            part = slice(first, first + SCORED_AT_ONCE)
+            score[part] = platform.true_values(batch.user[owner[part]], batch.room[part],
+                                               batch.time_ms[owner[part]])[objective]
+        return top(batch, score)
+
+    return policy
+
+
+def logging_policy(platform: Platform, seed: int = 0) -> Callable[[Batch], tuple[np.ndarray, np.ndarray]]:
+    """The biased policy that wrote the log, with its propensities."""
+    def policy(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        first = int(batch.key[0]) if batch.key.size else 0
+        people = platform.people
+        known = known_authors(people.recent[batch.user], people.follows[batch.user])
+        room, propensity, _ = platform.feed.slates(batch.time_ms, *known, platform.behaviour.habit,
+                                                   np.random.default_rng([seed, first]))
+        return room, propensity
+
+    return policy
+
+
+def top(batch: Batch, score_C: np.ndarray, k: int = SLATE) -> np.ndarray:
+    """int32 [n, k]: the rooms of each request with the highest scores; ties are in a random, reproducible order."""
+    owner = np.repeat(np.arange(batch.user.size), np.diff(batch.offsets))
+    order = np.lexsort((mix(batch.key[owner], batch.room, _TIES), -score_C, owner))
+    place = np.arange(order.size) - batch.offsets[owner]
+    kept = place < k
+    result = np.full((batch.user.size, k), -1, np.int32)
+    result[owner[kept], place[kept]] = batch.room[order[kept]]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Plays the heuristic policies on a simulated platform.")
+    parser.add_argument("--requests", type=int, default=20_000, help="requests that every policy answers")
+    for f in fields(SimulatorConfig):
+        parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=f.metadata["doc"])
+    options = vars(parser.parse_args())
+    count = options.pop("requests")
+    try:
+        platform = Platform(SimulatorConfig(**options))
+    except ValueError as error:
+        parser.error(str(error))
+    requests = platform.requests(count, seed=0)
+    ladder = {"random": random(), "viewers": viewers(), "own counts": own_counts(), "oracle": oracle(platform)}
+    arms = {name: platform.play(policy, requests) for name, policy in ladder.items()}
+    names = list(arms)
+    for worse, better in zip(names, names[1:], strict=False):
+        print(f"\n{better} over {worse}\n{table(compare(arms[worse], arms[better]))}")
+
+
+if __name__ == "__main__":
+    main()

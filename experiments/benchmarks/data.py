@@ -1,0 +1,145 @@
+"""How long it takes, and how much memory, to prepare a log as large as KuaiLive, and to make batches from it.
+
+    python -m experiments.benchmarks.data --what=prepare --workdir=/tmp/kuailive_size
+    python -m experiments.benchmarks.data --what=loader --workdir=/tmp/kuailive_size      (prepares it first)
+
+Writes a folder in KuaiLive's form with its numbers of rows (about 2.5 GB, a few minutes, once a workdir), then prepares
+it in a process of its own with `python -m data_pipelines.prepare` and prints that process's wall time, peak memory and
+the size of what it wrote. Rows are random, with heavy tails where the real ones have them: this measures size only.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data_pipelines.readers import kuailive
+from data_pipelines.simulator.formats import CONSTANTS
+from experiments.benchmarks.loader import benchmark_loader
+
+# Rows of the real files.
+SIZES = {"users": 23_772, "streamers": 452_621, "rooms": 11_613_708, "clicks": 4_909_515, "comments": 196_526,
+         "likes": 179_311, "gifts": 72_646, "negatives": 12_700_000, "titles": 500_000}
+START_MS, DAYS, DAY_MS = 1_746_288_000_000, 21, 86_400_000  # 2025-05-04 in Beijing
+LIMIT_S, LIMIT_GB = 300, 8.0
+
+
+def write_folder(folder: Path, scale: float = 1.0, seed: int = 0) -> None:
+    """Writes a folder in KuaiLive's form, `scale` times as large in every file; files are marked whole at the end."""
+    done = folder / "sizes.json"
+    sizes = {name: max(2, round(count * scale)) for name, count in SIZES.items()}
+    if done.is_file() and json.loads(done.read_text()) == sizes | {"seed": seed}:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+    rng = np.random.default_rng(seed)
+    fans = rng.lognormal(0, 2.0, sizes["streamers"])
+    start, end, streamer = _rooms(rng, sizes)
+    live_id = rng.permutation(sizes["rooms"])
+    _write_rooms(folder / "room.csv", rng, sizes, live_id, streamer, start, end)
+
+    # A room is entered in proportion to the fans of its streamer.
+    order = np.argsort(streamer, kind="stable")
+    first = np.searchsorted(streamer[order], np.arange(sizes["streamers"] + 1))
+    draw = np.cumsum(np.where(np.diff(first) > 0, fans, 0))
+    activity = np.cumsum(rng.lognormal(0, 1.2, sizes["users"]))
+
+    def moments(count: int) -> dict[str, np.ndarray]:
+        who = np.searchsorted(draw / draw[-1], rng.random(count))
+        room = order[first[who] + (rng.random(count) * (first[who + 1] - first[who])).astype(np.int64)]
+        at = start[room] + (rng.random(count) * (end[room] - start[room])).astype(np.int64)
+        user = np.searchsorted(activity / activity[-1], rng.random(count))
+        return {"user_id": user, "live_id": live_id[room], "streamer_id": streamer[room], "timestamp": at}
+
+    clicks = moments(sizes["clicks"])
+    watch = np.minimum(rng.lognormal(9.5, 2.0, sizes["clicks"]).astype(np.int64), 6 * 3_600_000)
+    _write(folder / "click.csv", clicks | {"watch_live_time": watch})
+    for name in ("comment", "like", "gift"):
+        rows = rng.integers(sizes["clicks"], size=sizes[name + "s"])
+        events = {key: values[rows] for key, values in clicks.items()}
+        events["timestamp"] = events["timestamp"] + (rng.random(rows.size) * watch[rows]).astype(np.int64)
+        price = {"gift_price": np.ceil(rng.lognormal(1.0, 2.0, rows.size)).astype(np.int64)} if name == "gift" else {}
+        _write(folder / f"{name}.csv", events | price)
+    _write(folder / "negative.csv", moments(sizes["negatives"]))
+    for name, count in (("user.csv", sizes["users"]), ("streamer.csv", sizes["streamers"])):
+        columns = [column.name for column in kuailive.FILES[name]]
+        pl.DataFrame({columns[0]: np.arange(count)}).with_columns(
+            pl.lit(CONSTANTS[column]).alias(column) for column in columns[1:]).write_csv(folder / name)
+    np.save(folder / "title_embeddings.npy", rng.standard_normal((sizes["titles"], 128), dtype=np.float32))
+    done.write_text(json.dumps(sizes | {"seed": seed}))
+
+
+def _rooms(rng, sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(start_ms, end_ms, streamer) of rooms, int64, sorted by start: more of them towards the evening."""
+    count = sizes["rooms"]
+    hour = np.cumsum(np.exp(np.cos(2 * np.pi * (np.arange(24) - 20) / 24)))
+    clock = (np.searchsorted(hour / hour[-1], rng.random(count)) + rng.random(count)) / 24
+    start = np.sort(START_MS + ((rng.integers(DAYS, size=count) + clock) * DAY_MS).astype(np.int64))
+    end = start + np.maximum(rng.lognormal(14.0, 1.3, count), 1_000).astype(np.int64)
+    rate = np.cumsum(rng.lognormal(0, 1.0, sizes["streamers"]))
+    return start, np.minimum(end, start + 3 * DAY_MS), np.searchsorted(rate / rate[-1], rng.random(count))
+
+
+def _write_rooms(path: Path, rng, sizes, live_id, streamer, start, end) -> None:
+    """room.csv: a second row for rooms that end on another day, and no end for those that outlast the log."""
+    frame = pl.DataFrame({
+        "live_id": live_id, "streamer_id": streamer, "live_type": np.ones(len(live_id), np.int8),
+        "start_timestamp": start, "end_timestamp": end, "live_content_category": rng.integers(40, size=len(live_id)),
+        "live_name_id": rng.integers(sizes["titles"], size=len(live_id))})
+    frame = frame.with_columns(p_date=(pl.col("start_timestamp") - START_MS) // DAY_MS,
+                               last=(pl.col("end_timestamp") - START_MS) // DAY_MS)
+    names = pl.Series([f"202505{4 + day:02d}" for day in range(DAYS)])
+    again = frame.filter((pl.col("last") != pl.col("p_date")) & (pl.col("last") < DAYS)).with_columns(p_date="last")
+    frame = pl.concat([frame, again]).with_columns(
+        pl.when(pl.col("last") < DAYS).then("end_timestamp").alias("end_timestamp"),
+        pl.concat_str(pl.lit("cat"), "live_content_category").alias("live_content_category"))
+    frame = frame.sort("p_date", maintain_order=True).with_columns(p_date=names.gather(
+        frame.sort("p_date", maintain_order=True)["p_date"]))
+    frame.select("p_date", pl.exclude("p_date", "last")).write_csv(path)
+
+
+def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
+    pl.DataFrame(columns).sort("timestamp").write_csv(path)
+
+
+def benchmark_prepare(workdir: Path, scale: float) -> dict[str, float]:
+    """Wall and processor seconds, peak memory and size of the tables in GB of preparing the folder; prints them."""
+    folder, out = workdir / f"kuailive_{scale:g}", workdir / "tables"
+    begun = time.time()
+    write_folder(folder, scale)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size / 1e9:.2f} GB, written in {time.time() - begun:.0f} s", flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+    begun = time.time()
+    subprocess.run([sys.executable, "-m", "data_pipelines.prepare", "--source=kuailive", f"--data_dir={folder}",
+                    f"--out_dir={out}"], check=True)
+    seconds = time.time() - begun
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    memory, cpu = used.ru_maxrss * 1024 / 1e9, used.ru_utime + used.ru_stime
+    disk = sum(path.stat().st_size for path in out.iterdir()) / 1e9
+    print(f"prepared in {seconds:.0f} s (limit {LIMIT_S}; {cpu:.0f} s of processor time), peak memory {memory:.2f} GB "
+          f"(limit {LIMIT_GB:g}), {disk:.2f} GB of tables")
+    return {"seconds": seconds, "cpu_seconds": cpu, "memory_gb": memory, "disk_gb": disk}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures the preparation of large logs.")
+    parser.add_argument("--what", default="prepare", choices=("prepare", "loader"))
+    parser.add_argument("--workdir", required=True, type=Path, help="folder for the log and its tables")
+    parser.add_argument("--scale", type=float, default=1.0, help="size as a share of KuaiLive's")
+    options = parser.parse_args()
+    if options.what == "prepare" or not (options.workdir / "tables" / "report.json").is_file():
+        benchmark_prepare(options.workdir, options.scale)
+    if options.what == "loader":
+        benchmark_loader(options.workdir / "tables", options.workdir / "run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What several commands share: flags, the prepared log, several processes, scoring, the played platform."""

@@ -1,0 +1,233 @@
+"""The first stage: a log becomes canonical tables, stored timelines, a split, and who is on air when."""
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data_pipelines import tables
+from data_pipelines.batches.training import BatchMaker
+from data_pipelines.log import store, tasks
+from data_pipelines.log.presence import NOBODY, Presence
+from data_pipelines.log.timelines import Timelines
+from data_pipelines.prepare import read_source
+from onelive_jax.config import Config, to_json
+
+logger = logging.getLogger(__name__)
+DONE = "done.json"
+# Settings that say how a run is watched, kept and computed. They may change while it is resumed and after it is done:
+# they do not decide its result (model.* but for rounding, as the mesh).
+WATCHING = ("training.profile_at", "training.profile_steps", "training.log_every", "training.checkpoint_every",
+            "training.keep_checkpoints", "model.remat", "model.attention")
+SOURCE = "source.json"
+
+
+@dataclass
+class Log:
+    """A prepared log.
+
+    Attributes:
+      tables: the canonical tables. views: all watched views. presence: who is on air when.
+      outcomes: objective → float32 [V], what came of each watched view, for the objectives that the log has beside the
+        click itself: "long_view", "like", "comment", "follow", "share" (0 or 1 each) and "gift" (0 or 1).
+      others: the further sequences that the log can make: "gift", "video" (data_pipelines/batches/training.py).
+      split: the times p1, p2 and the end. lifetimes: true room lifetimes, or None where views are all there is.
+    """
+
+    tables: tables.Tables
+    views: Timelines
+    presence: Presence
+    split: tables.Split
+    lifetimes: tasks.Lifetimes | None
+    others: dict[str, Timelines] = dataclasses.field(default_factory=dict)
+    outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_authors(self) -> int:
+        return len(self.tables.authors)
+
+    @property
+    def training_views(self) -> np.ndarray:
+        """int64, views that end before the validation period: all that anything may be learned from."""
+        return np.flatnonzero(self.views.stop_ms <= self.split.p1_ms)
+
+    def training_part(self) -> "Log":
+        """The log as training may see it: no history, no room on air and no example comes from any other view."""
+        views, others = self.views.until(self.split.p1_ms), {}
+        for name, other in self.others.items():
+            others[name] = other.until(self.split.p1_ms)
+        outcomes = {name: values[self.views.stop_ms <= self.split.p1_ms] for name, values in self.outcomes.items()}
+        return dataclasses.replace(self, views=views, presence=who_is_on_air(views, self.lifetimes), others=others,
+                                   outcomes=outcomes)
+
+    def batch_maker(self, ids, config: Config) -> BatchMaker:
+        return BatchMaker(self.views, self.presence, ids, config.data, self.others)
+
+
+def is_done(folder: Path, settings: dict) -> bool:
+    """Whether the stage that writes `folder` is finished. Settings of `WATCHING` are not compared.
+
+    Raises: ValueError if it was finished with other settings, with the fields that differ.
+    """
+    file = folder / DONE
+    if not file.is_file():
+        return False
+    if changed := other_settings(json.loads(file.read_text()), settings):
+        raise ValueError(f"{folder} was made with other settings ({changed}): choose another --workdir, or delete "
+                         f"{folder} and the stages after it")
+    return True
+
+
+def other_settings(before: dict, now: dict) -> str:
+    """As `differing`, of settings that an earlier run recorded and those of now. `WATCHING` is not compared (older
+    versions recorded some of it), and a setting that is younger than the record stood at its default then."""
+    default = flat(Config(), *(section.name for section in dataclasses.fields(Config)))
+    before = {name: default[name] for name in now if name in default} | before
+    return differing({name: value for name, value in before.items() if name not in WATCHING}, now)
+
+
+def kept_result(file: Path, settings: dict) -> dict | None:
+    """What `keep_result` left in a file; None where there is none yet (or one of a version that kept no settings).
+
+    Raises: ValueError if it was made with other settings, with the fields that differ.
+    """
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    if "settings" not in kept:
+        return None
+    if changed := other_settings(kept["settings"], settings):
+        raise ValueError(f"{file} was made with other settings ({changed}): choose another --workdir, or delete "
+                         f"{file.parent}")
+    return kept["result"]
+
+
+def keep_result(file: Path, settings: dict, result: dict) -> None:
+    """Keeps what a part of a study found, so that a killed study goes on; in one move."""
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps({"settings": settings, "result": result}, indent=1))
+    temporary.replace(file)
+
+
+def differing(before: dict, now: dict, prefix: str = "") -> str:
+    """Which settings two calls differ in, for a person: "name: 1 then, 2 now; …"; "" where they do not."""
+    before, now = (json.loads(json.dumps(settings)) for settings in (before, now))
+    return "; ".join(f"{prefix}{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
+
+
+def mark_done(folder: Path, settings: dict) -> None:
+    """Written last, in one move: a stage is finished or not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (DONE + ".tmp")
+    temporary.write_text(json.dumps(settings, indent=1))
+    temporary.replace(folder / DONE)
+
+
+def flat(config, *sections: str) -> dict:
+    """The settings that a stage depends on, as {"section.field": value}."""
+    result = {}
+    for section in sections:
+        node = getattr(config, section)
+        for name, value in (dataclasses.asdict(node).items() if dataclasses.is_dataclass(node) else [("", node)]):
+            result[f"{section}.{name}".rstrip(".")] = value
+    return result
+
+
+def data_settings(config: Config) -> dict:
+    """What the tables depend on (how a history is cut does not change them)."""
+    settings = {f"data.{name}": getattr(config.data, name) for name in ("source", "path")}
+    return settings | (flat(config, "simulator") if config.data.source == "simulated" else {})
+
+
+def prepare(config: Config, workdir: Path) -> Log:
+    """Reads the log of `config.data`, once a workdir, and returns it ready for use."""
+    folder = workdir / "data"
+    settings = data_settings(config)
+    if is_done(folder, settings):
+        check_unchanged(config, folder)
+        log = tables.load(folder)
+    else:
+        log = read(config)
+        for line in log.report.lines():
+            logger.info("%s", line)
+        tables.save(log, folder)
+        if config.data.path:
+            (folder / SOURCE).write_text(json.dumps({"bytes": _bytes(Path(config.data.path))}))
+        mark_done(folder, settings)
+    store.build(log, workdir / "examples")
+    arrays = store.load_timelines(workdir / "examples")
+    views = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms")))
+    split = tables.split_times(log, config.data.valid_hours, config.data.test_hours)
+    lifetimes = None
+    if log.rooms_are_true_lifetimes:
+        # Rooms that are on air together lie together: looking at many of them is then quick.
+        rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms)).sort("start_ms", "room_id")
+        columns = ("author_id", "start_ms", "end_ms", "room_id")
+        lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in columns))
+    return Log(log, views, who_is_on_air(views, lifetimes), split, lifetimes, other_sequences(log, arrays),
+               outcomes_of(arrays, config.data.long_view_seconds))
+
+
+def outcomes_of(arrays: dict[str, np.ndarray], long_view_seconds: float) -> dict[str, np.ndarray]:
+    """See `Log.outcomes`; an objective that no view has is left out, and so are long views if every view is one."""
+    result = {"long_view": arrays["stop_ms"] - arrays["start_ms"] >= 1000 * long_view_seconds}
+    result |= {name: arrays[name] > 0 for name in ("like", "comment", "follow", "share")}
+    result["gift"] = arrays["gift_value"] > 0
+    return {name: values.astype(np.float32) for name, values in result.items() if values.any() and not values.all()}
+
+
+def other_sequences(log: tables.Tables, arrays: dict[str, np.ndarray]) -> dict[str, Timelines]:
+    """Timelines of gifts (where there is any) and of short videos (where the log has them)."""
+    result = {}
+    given = arrays["gift_value"] > 0
+    if given.any():
+        names = ("user_ptr", "author", "room", "start_ms", "stop_ms")
+        gifts = Timelines(*(arrays[name] for name in names)).where(given)
+        # The moment of the gift is not logged: that there was one is known for certain when the view is over.
+        result["gift"] = gifts.sorted_by(gifts.stop_ms, gifts.stop_ms)
+    if log.videos is not None:
+        videos = log.videos
+        start = videos["start_ms"].to_numpy()
+        ptr = np.searchsorted(videos["user_id"].to_numpy(), np.arange(len(log.users) + 1))
+        author = videos["author_id"].to_numpy()
+        result["video"] = Timelines(ptr, author, np.full(author.size, -1, np.int32), start,
+                                    start + videos["watch_ms"].to_numpy())
+    return result
+
+
+def who_is_on_air(views: Timelines, lifetimes: tasks.Lifetimes | None) -> Presence:
+    """From true lifetimes, or, where there are none, from the views themselves."""
+    watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
+    if lifetimes is None:
+        return watching
+    return Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
+
+
+def check_unchanged(config: Config, folder: Path) -> None:
+    """Raises ValueError where the log is no longer the one that was read. A log that is gone is no matter."""
+    file, record = Path(config.data.path), folder / SOURCE
+    if record.is_file() and file.exists():
+        before, now = json.loads(record.read_text())["bytes"], _bytes(file)
+        if before != now:
+            raise ValueError(f"{file} has {now:,} bytes now and had {before:,} when {folder} was made from it: choose "
+                             f"another --workdir for the new log, or delete {folder} and the stages after it")
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def save_config(config: Config, workdir: Path) -> None:
+    """Writes W/config.json, from which later commands on the workdir take their settings."""
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(to_json(config))
+    temporary.replace(workdir / "config.json")
+
+
+def read(config: Config) -> tables.Tables:
+    """The canonical tables of the log of `config.data`."""
+    return read_source(config.data.source, config.data.path, simulator_config=config.simulator)

@@ -1,0 +1,285 @@
+"""Alignment: the supervised model becomes a policy that is rewarded for many objectives (paper, section c)."""
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, objectives_of, read_shown
+from data_pipelines.batches.loader import training_batches
+from data_pipelines.log import tasks
+from experiments.common import distributed, scoring
+from experiments.common.log import Log, flat, is_done, mark_done
+from experiments.stages.reward import load_reward, reward_settings
+from experiments.stages.supervised import check_same_run, make_model, stage_settings
+from experiments.stages.tokenizer import Tokenizer
+from onelive_jax import presets
+from onelive_jax.alignment import policy_step
+from onelive_jax.config import AlignmentConfig, Config
+from onelive_jax.evaluation import ranking_metrics
+from onelive_jax.model.onelive import OneLive
+from onelive_jax.reward.rewards import make_reward
+from onelive_jax.sharding import partitioning
+from onelive_jax.sharding.placement import on_mesh
+from onelive_jax.training import train_state
+from onelive_jax.training.checkpoints import Checkpoints, restore_params
+from onelive_jax.training.metrics import MetricWriter, OneStepLate, read
+from onelive_jax.training.pace import Profiler, Stopwatch, pace
+
+logger = logging.getLogger(__name__)
+LEAST_HR128 = 0.99  # of the first: a judged step below it is not handed on
+FIGURES = ("ndcg@10", "hr@10", "hr@128", "mrr")
+SHOWN = 6  # best rooms of a validation request whose predicted reward is watched
+
+
+def policy_settings(config: Config, init_from: Path) -> dict:
+    """What decides the policy that comes out."""
+    settings = reward_settings(config) if config.alignment.reward != "feedback" else stage_settings(config)
+    settings |= flat(config, "alignment") | {"init_from": str(init_from.resolve()),
+                                             "decoding.identity_weight": config.decoding.identity_weight}
+    if reads_feedback(config):
+        settings["reward.candidates"] = config.reward.candidates
+    return {name: value for name, value in settings.items() if name != "alignment.log_every"}
+
+
+def load_params(folder: Path, step: int | None = None) -> Any:
+    """Parameters of a finished phase, by its folder: W/supervised, W/policy, … (`step`: another than the chosen one).
+
+    Raises: FileNotFoundError where the phase has not run to its end.
+    """
+    report = folder.with_name(folder.name + ".json")
+    if not report.is_file():
+        raise FileNotFoundError(f"{report} is missing: {folder} holds no finished phase. Train it first, or correct "
+                                "the folder")
+    return restore_params(folder, step=json.loads(report.read_text())["chosen_step"] if step is None else step)
+
+
+def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, init_from: Path,
+                 name: str = "policy") -> tuple[OneLive, dict, dict]:
+    """Aligns, or loads what was aligned. Returns (model, parameters of the chosen step, report)."""
+    folder, settings = workdir / name, policy_settings(config, init_from)
+    report_file, model = workdir / f"{name}.json", make_model(config, log)
+    if is_done(folder, settings):
+        return model, load_params(folder), json.loads(report_file.read_text())
+    a, started = config.alignment, time.perf_counter()
+    scorer, reward_params = None, None
+    if a.reward == "feedback" and a.sampler != "logged":
+        logger.warning("config.alignment.reward='feedback' is known only of rooms that were shown: with sampler=%r "
+                       "most groups have none or one of them and teach nothing (dead_groups counts them); "
+                       "sampler='logged' takes the rooms that were shown", a.sampler)
+    if a.reward != "feedback":
+        scorer, reward_params, _ = load_reward(config, workdir, log)
+    mesh = partitioning.make_mesh(config.mesh)
+    tx = policy_step.make_policy_optimizer(config)
+    batches, example, left_out = alignment_batches(config, log, tokenizer,
+                                                   partitioning.local_rows(mesh, config.training.batch_size))
+
+    def init_params(key):
+        return model.init(key, example)["params"]
+
+    abstract = train_state.abstract_state(init_params, tx, mesh)
+    placed = train_state.shardings(abstract)
+    judge = Judge(config, log, tokenizer, on_mesh(model, mesh) if jax.process_count() == 1 else model, scorer,
+                  reward_params)
+    everywhere, rows = partitioning.replicated(mesh), partitioning.batch_sharding(mesh)
+    where = None
+    if scorer is not None:
+        # Its tables are as long as the policy's: they are split as those are.
+        where = partitioning.logical_to_sharding(
+            jax.eval_shape(lambda: scorer.init(jax.random.key(0), example.request, example.live)["params"]), mesh)
+        reward_params, scorer = partitioning.put_whole(reward_params, where), on_mesh(scorer, mesh)
+    reward = make_reward(a.reward, scorer, a.mix)
+    feedback_rows = rows if reads_feedback(config) else None
+    # Two programs: with and without a policy term. `is_policy_step` chooses.
+    steps = {with_policy: jax.jit(policy_step.make_policy_step(on_mesh(model, mesh), tx, config, reward, with_policy),
+                                  donate_argnums=0, in_shardings=(placed, rows, where, feedback_rows),
+                                  out_shardings=(placed, everywhere)) for with_policy in (True, False)}
+    sync = jax.jit(policy_step.sync_reference, donate_argnums=0, in_shardings=(placed,), out_shardings=placed)
+    with Checkpoints(folder, keep=a.steps + 1) as saved, distributed.stopping() as wanted:
+        first, clock = 0, Stopwatch()
+        if saved.latest_step() is None:
+            params = partitioning.put_whole(load_params(init_from), placed.params)
+            state = train_state.TrainState(partitioning.put_whole(np.int32(0), placed.step), params,
+                                           jax.jit(tx.init, out_shardings=placed.opt_state)(params),
+                                           jax.jit(lambda: jax.random.key(config.seed), out_shardings=placed.key)())
+        else:
+            restored = saved.restore(abstract, check=lambda before: check_same_run(
+                before, config, folder, functools.partial(policy_settings, init_from=init_from)))
+            state, first = restored.state, int(restored.state.step)
+            batches.set_state(restored.data)
+            logger.info("resuming %s from step %d", folder, first)
+        logger.info("%s", presets.parameter_table(state.params))
+        with MetricWriter(folder, first) as writer, distributed.progress(a.steps, first, name) as bar:
+            if not first:
+                judge(writer, bar, 0, state.params)
+            elif is_judged(first, a) and not distributed.of_main(
+                    distributed.is_main() and any(line["step"] == first for line in validation_curve(folder))):
+                judge(writer, bar, first, state.params)  # it was stopped where it was to be judged
+            if first and distributed.is_main():
+                clock.resume(folder, first)
+            late = OneStepLate(functools.partial(_log, writer, bar, clock, config.training.batch_size), a.log_every)
+            profiler = Profiler(folder / "profile", config.training.profile_at, config.training.profile_steps)
+            for step in range(first + 1, a.steps + 1):
+                profiler.before(step, state)
+                batch, feedback = _both(next(batches))
+                batch = partitioning.put_batch(batch, mesh)
+                feedback = None if feedback is None else partitioning.put_batch(feedback, mesh)
+                chosen = steps[policy_step.is_policy_step(step - 1, a, config.training.batch_size)]
+                state, metrics = chosen(state, batch, reward_params, feedback)
+                if policy_step.is_sync_step(step, a):
+                    state = sync(state)
+                late.push(step, metrics)
+                clock.tick(state)
+                bar.update(1)
+                stop = wanted(step)
+                if is_judged(step, a) or stop or step % a.checkpoint_every == 0:
+                    late.flush()
+                    clock.stop()
+                    saved.save(state, batches.get_state(), config)
+                if stop:  # a validation may outlast the time that is left: the process that goes on makes it
+                    profiler.close(state)
+                    saved.wait()
+                    raise distributed.Stopped(folder, step)
+                if is_judged(step, a):
+                    judge(writer, bar, step, state.params)
+            profiler.close(state)
+        saved.wait()
+    if not distributed.is_main():  # process 0 writes what all of them read
+        distributed.wait_for_all("the policy is done")
+        return model, load_params(folder), json.loads(report_file.read_text())
+    curve = validation_curve(folder)
+    report = {"chosen_step": choose_step(curve), "steps": a.steps, "loss": a.loss, "left_out": left_out,
+              "validation": curve, "seconds": time.perf_counter() - started}
+    if report["chosen_step"] < a.steps:
+        logger.warning("%s: step %d is handed on, not the last: HR@128 on validation fell below %.0f %% of the first",
+                       folder, report["chosen_step"], 100 * LEAST_HR128)
+    if curve[1]["hr@128"] < LEAST_HR128 * curve[0]["hr@128"]:
+        logger.warning("%s: HR@128 on validation was below %.0f %% of the first at every judged step up to the one "
+                       "that is handed on: lower config.alignment.learning_rate or weight, or judge more often "
+                       "(config.alignment.eval_every)", folder, 100 * LEAST_HR128)
+    report_file.write_text(json.dumps(report, indent=1))
+    mark_done(folder, settings)
+    distributed.wait_for_all("the policy is done")
+    return model, load_params(folder), report
+
+
+def is_judged(step: int, config: AlignmentConfig) -> bool:
+    """Whether a step is scored on validation: every `eval_every`, and the last one."""
+    return step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
+
+
+def reads_feedback(config: Config) -> bool:
+    return config.alignment.reward != "model" or config.alignment.sampler == "logged"
+
+
+def alignment_batches(config: Config, log: Log, tokenizer: Tokenizer,
+                      rows: np.ndarray) -> tuple[Iterator, Any, dict[str, int]]:
+    """(endless batches of the training period, or of (batch, feedback) where logged feedback is read; an example batch;
+    what was left out). rows: of each batch, those that this process makes."""
+    training = log.training_part()
+    maker = training.batch_maker(tokenizer.ids, config)
+    if reads_feedback(config):
+        shown = read_shown(log.tables, objectives_of(log.outcomes), config.data.long_view_seconds,
+                           to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
+        pairs = PairMaker(FeedbackMaker(maker, shown, config.reward.candidates))
+        source, groups, shares = pairs, (pairs.with_target,), (1.0,)
+        left_out = shown.counts | {"requests without a click": int(shown.user.size - pairs.with_target.size)}
+        logger.info("feedback of the training period: %s", left_out)
+    else:
+        views = training.training_views
+        there = maker.shown_by_others(views)
+        source, groups = maker, (views[there], views[~there])
+        shares = (config.data.on_air_share, 1 - config.data.on_air_share)
+        left_out = {}
+    batches = training_batches(source, groups, shares, config.training.batch_size, config.seed, rows)
+    example, _ = _both(source.batch(groups[0][:1] if len(groups[0]) else groups[1][:1], np.random.default_rng(0)))
+    return batches, example, left_out
+
+
+class Judge:
+    """Scores a policy on validation: the strict protocol, and the reward that the reward model predicts for its best
+    `SHOWN` rooms (the quantity that is optimized, so the one that may be hacked)."""
+
+    def __init__(self, config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, scorer, reward_params):
+        self.task = scoring.targets(log, config, "validation", "strict")
+        self.maker = log.batch_maker(tokenizer.ids, config)
+        self.rank = scoring.make_ranker(model, config)
+        # Every candidate's predicted reward, once: the reward model stays as it is.
+        self.reward_C = None if scorer is None else predicted_rewards(scorer, reward_params, self.maker, self.task)
+
+    def __call__(self, writer: MetricWriter, bar: tqdm, step: int, params: Any) -> dict[str, float]:
+        score_C = scoring.score(self.rank, distributed.on_this_process(params), self.maker, self.task)
+        ranks = ranking_metrics.ranks_csr(score_C, self.task.offsets, self.task.position)
+        result = ranking_metrics.metrics(ranks, self.task.repeat)["all"]
+        scores = {name: result[name] for name in FIGURES}
+        if self.reward_C is not None:
+            scores["predicted_reward"] = mean_of_best(score_C, self.reward_C, self.task.offsets, SHOWN)
+        writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
+        distributed.say(bar, f"step {step}: validation " + ", ".join(f"{name} {value:.4f}"
+                                                                     for name, value in scores.items()))
+        return scores
+
+
+def predicted_rewards(scorer, reward_params, maker, task: tasks.Task) -> np.ndarray:
+    """float32 [C]: the reward model's score of every candidate of a task."""
+    @jax.jit
+    def rank(params, request, rooms):
+        score = jax.nn.sigmoid(scorer.apply({"params": params}, request, rooms)[1])
+        slot = np.broadcast_to(np.arange(rooms.mask.shape[1], dtype=np.int32), rooms.mask.shape)
+        return slot, score, rooms.mask
+
+    return scoring.score(rank, reward_params, maker, task)
+
+
+def mean_of_best(score_C: np.ndarray, value_C: np.ndarray, offsets: np.ndarray, k: int) -> float:
+    """Mean over requests of the mean value of the k candidates of highest score (all, where there are fewer)."""
+    owner = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
+    order = np.lexsort((-score_C, owner))
+    place = np.arange(owner.size) - offsets[owner]
+    kept = order[(place < k)]
+    total = np.bincount(owner[kept], value_C[kept], offsets.size - 1)
+    return float((total / np.maximum(np.bincount(owner[kept], minlength=offsets.size - 1), 1)).mean())
+
+
+def validation_curve(folder: Path) -> list[dict]:
+    """The judged steps of a run, from its metrics: {"step", "ndcg@10", "hr@128", "predicted_reward", …} each."""
+    lines = [line for line in read(folder) if "validation/hr@128" in line]
+    return [{name.removeprefix("validation/"): value for name, value in line.items()} for line in lines]
+
+
+def choose_step(curve: list[dict]) -> int:
+    """The last judged step before HR@128 falls below `LEAST_HR128` of the first; the first one trained where all do."""
+    least = LEAST_HR128 * curve[0]["hr@128"]
+    chosen = curve[1]["step"]
+    for line in curve[1:]:
+        if line["hr@128"] < least:
+            break
+        chosen = line["step"]
+    return chosen
+
+
+def _both(made: Any) -> tuple[Any, Any]:
+    return made if type(made) is tuple else (made, None)
+
+
+def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, step: int, metrics: dict) -> None:
+    values = metrics | pace(clock, batch_size)
+    writer.write(step, {f"train/{name}": value for name, value in values.items()})
+    reward = f"{metrics['reward_mean']:.4f}" if "reward_mean" in metrics else None
+    bar.set_postfix(loss=f"{metrics['loss']:.3f}", **({"reward": reward} if reward else {}), refresh=False)
+
+
+def format_curve(report: dict) -> str:
+    """The judged steps as a table."""
+    names = [name for name in report["validation"][0] if name != "step"]
+    lines = [f"{'step':>6}" + "".join(f"{name:>18}" for name in names)]
+    lines += [f"{line['step']:>6}" + "".join(f"{line[name]:>18.4f}" for name in names)
+              + ("   <- handed on" if line["step"] == report["chosen_step"] else "") for line in report["validation"]]
+    return "\n".join(lines)

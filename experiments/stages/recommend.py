@@ -1,0 +1,79 @@
+"""Which rooms now? The best rooms on air for a person at a moment, from a trained workdir."""
+
+
+import numpy as np
+
+from data_pipelines.readers.twitch import ROUND_MS
+from experiments.common.log import Log
+from experiments.common.tower_scores import TowerScores
+from onelive_jax.batch import ROOM_FEATURES
+from onelive_jax.config import Config
+from onelive_jax.decoding.live_index import LiveCatalogue
+from onelive_jax.decoding.recommend import Recommender
+
+
+def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: int, time_ms: int,
+              ties: TowerScores | None = None) -> list[dict]:
+    """The k best rooms on air, best first: rank, author, room, score, codes, views (by this person, so far), viewers.
+
+    `rank` is a `make_recommender(model, config.decoding, k)`, made once and used for many requests; `ties` is from
+    `tower_scores.tie_breaker`.
+    Raises ValueError where more rooms are on air than config.decoding.capacity.
+    """
+    maker = log.batch_maker(ids, config)
+    users, times = np.array([user], np.int32), np.array([time_ms], np.int64)
+    on_air = maker.on_air(users, times)
+    rooms, _ = maker.live_rooms(on_air, times, max(on_air.author.size, 1))
+    catalogue = LiveCatalogue(config.decoding.capacity, config.tokenizer.levels, config.tokenizer.codes,
+                              len(ROOM_FEATURES))
+    for i, (author, room) in enumerate(zip(on_air.author.tolist(), on_air.room.tolist(), strict=True)):
+        catalogue.put_on_air(room, author, rooms.codes[0, i], rooms.features[0, i])
+    snapshot = catalogue.snapshot()
+    tie_score = None
+    if ties is not None:
+        tie_score = ties.rooms(users, times, np.where(snapshot.index.on_air, snapshot.index.author, 0)[None])
+    ranking = rank(params, maker.request(users, times), snapshot.index, tie_score)
+    author, slot, score, codes = (np.asarray(x)[0][np.asarray(ranking.valid)[0]]
+                                  for x in (ranking.author, ranking.slot, ranking.score, ranking.codes))
+    room = snapshot.room_ids(slot)
+    seen = log.views.author[log.views.user_ptr[user]:log.views.seen_before(users, times)[0]]
+    viewers = dict(zip(on_air.author.tolist(), on_air.viewers.tolist(), strict=True))
+    tables = log.tables
+    # A source need not name its rooms; authors always have an id of their own.
+    room_names = tables.rooms["source_id"] if "source_id" in tables.rooms.columns else tables.rooms["room_id"]
+    return [{"rank": i + 1, "author": tables.authors["source_id"][int(a)], "room": str(room_names[int(r)]),
+             "score": round(float(s), 4), "codes": c.tolist(), "views": int((seen == a).sum()),
+             "viewers": int(viewers[int(a)])}
+            for i, (a, r, s, c) in enumerate(zip(author, room, score, codes, strict=True))]
+
+
+def format_rooms(rooms: list[dict]) -> str:
+    """The rooms as an aligned table."""
+    head = ["rank", "author", "room", "score", "codes", "own views", "viewers"]
+    rows = [[str(r["rank"]), r["author"], r["room"], f"{r['score']:.3f}", "-".join(map(str, r["codes"])),
+             str(r["views"]), str(r["viewers"])] for r in rooms]
+    width = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, width, strict=True)) for row in [head, *rows])
+
+
+def find_user(log: Log, source_id: str) -> int:
+    """Dense index of a user of the log. Raises ValueError for an id that the log does not have."""
+    at = np.flatnonzero((log.tables.users["source_id"] == source_id).to_numpy())
+    if not at.size:
+        some = ", ".join(log.tables.users["source_id"].head(5).to_list())
+        raise ValueError(f"--user={source_id}: the log has no such user; ids look like {some}, …")
+    return int(at[0])
+
+
+def moment(log: Log, config: Config, at: int | None) -> int:
+    """Milliseconds of --at. Raises ValueError for a time outside the log."""
+    first, last = int(log.views.start_ms.min()), log.split.end_ms
+    if at is None:
+        return last - 1
+    rounds = config.data.source == "twitch" and at <= last // ROUND_MS
+    time_ms = at * ROUND_MS if rounds else at
+    # A log in rounds is days long: a number past its last round can only be milliseconds.
+    if not first <= time_ms <= last:
+        in_rounds = f", or {first // ROUND_MS} to {last // ROUND_MS} rounds" if config.data.source == "twitch" else ""
+        raise ValueError(f"--at={at} is outside the log, which runs from {first} to {last} milliseconds{in_rounds}")
+    return time_ms

@@ -1,0 +1,1 @@
+"""Studies behind the figures of docs/: each trains several variants and prints one table."""

@@ -1,0 +1,121 @@
+"""QK-norm's worth (paper, Figure 3): largest QK logit and loss with and without, at a rate where it matters.
+
+    python -m experiments.studies.qk_norm --config=experiments/configs/demo.py --workdir=W [--rates=0.003,0.03,0.1] \
+        [--seeds=0,1,2]
+
+Both variants of a rate and seed see the same examples in the same order (--seeds counts, not --seed). A run whose loss
+becomes NaN or infinite ends there and is told as diverged. Resumes like experiments.studies.scaling, a folder a
+seed; writes W/qk_norm.json and W/qk_norm.png.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags as absl_flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.ablate import changed
+from experiments.common import flags
+from experiments.studies.scaling import last_loss, train_variant
+from onelive_jax.config import Config
+from onelive_jax.training import metrics
+
+LOGIT, LOSS = "train/largest_logit", "train/loss"
+COLOURS, STYLES = {True: "tab:blue", False: "tab:red"}, ("-", "--", ":", "-.")
+SMOOTHED = 20  # a batch's loss is noise for the most part: the plot shows means of so many logged ones
+
+
+def variant(norm: bool) -> str:
+    return f"{'with' if norm else 'without'} QK-norm"
+
+
+def run_variant(config: Config, norm: bool, rate: float, seed: int, workdir: Path) -> dict:
+    """One run: steps, largest logits and losses as logged, and whether it diverged."""
+    name, folder = f"{'with' if norm else 'without'}_{rate:g}", workdir / str(seed)
+    diverged = None
+    try:
+        lines, _ = train_variant(changed(config, {}, seed),
+                                 {"model.qk_norm": norm, "training.learning_rate": rate}, name, folder)
+    except FloatingPointError as error:
+        lines, diverged = metrics.read(folder / name / "supervised"), str(error).split(":")[0]
+    logged = [line for line in lines if LOGIT in line]
+    return {"qk_norm": norm, "rate": rate, "seed": seed, "diverged": diverged,
+            "steps": [line["step"] for line in logged], "largest_logit": [line[LOGIT] for line in logged],
+            "loss": [line[LOSS] for line in logged], "last_loss": last_loss(lines, LOSS) if logged else None,
+            "top_logit": max((line[LOGIT] for line in logged), default=None)}
+
+
+def smooth(values: list[float], width: int = SMOOTHED) -> np.ndarray:
+    """Mean of each value and the `width` − 1 before it, as far as there are any."""
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    at = np.arange(1, len(values) + 1)
+    low = np.maximum(at - width, 0)
+    return (sums[at] - sums[low]) / (at - low)
+
+
+def plot(path: Path, runs: list[dict]) -> None:
+    """Largest logit and loss over steps: a row a learning rate, a style of line a seed."""
+    rates, seeds = sorted({run["rate"] for run in runs}), sorted({run["seed"] for run in runs})
+    figure = Figure(figsize=(11, 3.2 * len(rates) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rates), 2, squeeze=False, sharex=True, sharey="col")
+    for row, rate in zip(grid, rates, strict=True):
+        for norm in (True, False):
+            chosen = [run for run in runs if run["rate"] == rate and run["qk_norm"] == norm]
+            lost = sum(run["diverged"] is not None for run in chosen)
+            label = variant(norm) + (f" ({lost} of {len(chosen)} diverged)" if lost else "")
+            for run in chosen:
+                # The two runs of a seed saw the same batches: one style of line for both.
+                style = {"color": COLOURS[norm], "lw": 1.0, "ls": STYLES[seeds.index(run["seed"]) % len(STYLES)],
+                         "label": label if run is chosen[0] else None}
+                row[0].plot(run["steps"], run["largest_logit"], **style)
+                row[1].plot(run["steps"], smooth(run["loss"]), **style)
+        row[0].set(ylabel="largest |QK logit|", yscale="log", title=f"learning rate {rate:g}")
+        row[1].set(ylabel=f"training loss, mean of {SMOOTHED} logged", title=f"learning rate {rate:g}")
+        row[0].legend(loc="upper left")
+    for axes in grid[-1]:
+        axes.set(xlabel="step")
+    for axes in grid.flat:
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+
+
+def as_text(runs: list[dict]) -> str:
+    """One line a rate and variant: median over seeds, and the range; then what leaving QK-norm out adds to the last
+    loss, seed by seed."""
+    lines = [f"{'rate':>7}  {'':<16}{'largest logit':>28}{'last loss':>28}  diverged"]
+    for rate, norm in dict.fromkeys((run["rate"], run["qk_norm"]) for run in runs):
+        chosen = [run for run in runs if run["rate"] == rate and run["qk_norm"] == norm]
+        cells = []
+        for name in ("top_logit", "last_loss"):
+            values = [run[name] for run in chosen if run[name] is not None]
+            cells.append(f"{np.median(values):,.3f} ({min(values):,.3f} … {max(values):,.3f})" if values else "-")
+        lost = sum(run["diverged"] is not None for run in chosen)
+        lines.append(f"{rate:>7g}  {variant(norm):<16}{cells[0]:>28}{cells[1]:>28}  {lost} of {len(chosen)}")
+    last = {(run["rate"], run["qk_norm"], run["seed"]): run["last_loss"] for run in runs}
+    for rate in dict.fromkeys(run["rate"] for run in runs):
+        added = [last[rate, False, seed] - last[rate, True, seed] for r, norm, seed in last
+                 if r == rate and norm and None not in (last.get((rate, False, seed)), last[rate, True, seed])]
+        lines.append(f"rate {rate:g}: without QK-norm, the last loss of a seed is higher by "
+                     + (", ".join(f"{value:+.3f}" for value in added) or "- (not both reached a line)"))
+    return "\n".join(lines)
+
+
+def main(config: Config, workdir: Path) -> None:
+    values, runs = absl_flags.FLAGS, []
+    for rate in sorted(map(float, values.rates)):
+        for norm in (True, False):
+            for seed in map(int, values.seeds):
+                runs.append(run_variant(config, norm, rate, seed, workdir))
+    (workdir / "qk_norm.json").write_text(json.dumps(runs, indent=1))
+    plot(workdir / "qk_norm.png", runs)
+    print(as_text(runs))
+
+
+if __name__ == "__main__":
+    flags.define_config()
+    absl_flags.DEFINE_list("rates", ["0.003", "0.03", "0.1"], "peak learning rates")
+    absl_flags.DEFINE_list("seeds", ["0"], "seeds, each with its own start and order of examples")
+    flags.run(main)

@@ -1,0 +1,1 @@
+"""What rankings and predictions are worth: figures in NumPy, from scores and labels."""

@@ -1,0 +1,115 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, objectives_of, read_shown
+from data_pipelines.batches.training import BatchMaker
+from data_pipelines.log.presence import NOBODY, Presence
+from data_pipelines.log.store import timeline_arrays
+from data_pipelines.log.timelines import Timelines
+from data_pipelines.simulator.simulation import simulate
+from onelive_jax.config import DataConfig, SimulatorConfig
+from onelive_jax.tokenizer.semantic_ids import IdTable
+
+OBJECTIVES = ("click", "watch", "like")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return simulate(SimulatorConfig(users=60, authors=25, days=3, seed=2, segment_seconds=600, play_days=0))
+
+
+def make_maker(tables):
+    arrays = timeline_arrays(tables)
+    views = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms")))
+    watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
+    rooms = tables.rooms
+    presence = Presence(rooms["start_ms"], rooms["end_ms"], rooms["author_id"], rooms["room_id"], NOBODY, watching)
+    ids = IdTable.static(np.random.default_rng(0).integers(4, size=(len(tables.authors), 2)))
+    return BatchMaker(views, presence, ids, DataConfig(history_items=4, history_window=8, live_slots=32))
+
+
+def test_requests_are_slates_and_what_lies_below_a_click_is_unknown(tables):
+    shown = read_shown(tables, OBJECTIVES, 600)
+    log = tables.interactions
+    assert shown.counts["requests"] == log.select("user_id", "start_ms").n_unique()
+    assert shown.counts["rooms"] == len(log) == shown.author.size
+    assert np.diff(shown.ptr).max() == 6
+    for r in np.random.default_rng(0).choice(shown.user.size, 40, replace=False):
+        rows = slice(shown.ptr[r], shown.ptr[r + 1])
+        slate = log.filter((pl.col("user_id") == int(shown.user[r])) & (pl.col("start_ms") == int(shown.time_ms[r])))
+        slate = slate.sort("position")
+        np.testing.assert_array_equal(shown.room[rows], slate["room_id"])
+        click = slate["click"].to_numpy()
+        known = np.arange(click.size) <= (click.argmax() if click.any() else click.size)
+        np.testing.assert_array_equal(shown.known[rows], known)
+        np.testing.assert_allclose(shown.outcomes[rows, 1], slate["watch_ms"] / 60_000, rtol=1e-6)
+        np.testing.assert_array_equal(shown.outcomes[rows, 2], slate["like"].to_numpy() > 0)
+    assert set(np.unique(shown.reward)) == {-1.0, 0.0, 1.0}
+    assert (shown.reward[~shown.click & ~log.sort("user_id", "start_ms", "position")["negative"].to_numpy()] == 0).all()
+
+
+def test_a_period_holds_only_what_was_over_by_its_end(tables):
+    log = tables.interactions
+    cut = int(log["start_ms"].median())
+    shown = read_shown(tables, OBJECTIVES, 600, to_ms=cut, over_by_ms=cut)
+    watch = shown.outcomes[:, 1] * 60_000
+    assert (np.repeat(shown.time_ms, np.diff(shown.ptr)) + watch <= cut + 1).all()
+    early = log.filter(pl.col("start_ms") < cut)
+    late = early.filter(pl.col("start_ms") + pl.col("watch_ms") > cut).select("user_id", "start_ms").n_unique()
+    assert shown.counts["requests not over by then"] == late > 0
+    with pytest.raises(ValueError, match="no request"):
+        read_shown(tables, OBJECTIVES, 600, from_ms=10**14)
+
+
+def test_a_batch_describes_rooms_as_the_live_index_does(tables):
+    maker = make_maker(tables)
+    shown = read_shown(tables, OBJECTIVES, 600)
+    made = FeedbackMaker(maker, shown, 6)
+    row = np.flatnonzero(shown.clicked_row >= 0)[:50]
+    feedback = made.batch(row, np.random.default_rng(0))
+    assert feedback.rooms.mask.sum() == np.diff(shown.ptr)[row].sum()
+    np.testing.assert_array_equal(feedback.outcomes[:, 0, 0], np.ones(50))  # the clicked room comes first
+    assert (feedback.outcomes[:, 1:, 0] == 0).all()
+    users, times = shown.user[row], shown.time_ms[row]
+    live, _ = maker.live_rooms(maker.on_air(users, times), times, 32)
+    for i in range(50):
+        for c in np.flatnonzero(feedback.rooms.mask[i]):
+            at = np.flatnonzero(live.mask[i] & (live.author[i] == feedback.rooms.author[i, c]))[0]
+            np.testing.assert_allclose(feedback.rooms.features[i, c], live.features[i, at], rtol=1e-6)
+            np.testing.assert_array_equal(feedback.rooms.codes[i, c], live.codes[i, at])
+    few = FeedbackMaker(maker, shown, 2).batch(row, np.random.default_rng(0))
+    assert (few.outcomes[:, 0, 0] == 1).all()
+    assert few.rooms.author.shape == (50, 2)
+
+
+def test_pairs_are_of_the_same_requests(tables):
+    pairs = PairMaker(FeedbackMaker(make_maker(tables), read_shown(tables, OBJECTIVES, 600), 6))
+    row = pairs.with_target[:20]
+    batch, feedback = pairs.batch(row, np.random.default_rng(0))
+    np.testing.assert_array_equal(batch.target_author, feedback.rooms.author[:, 0])
+    assert (batch.target_slot >= 0).all()
+    np.testing.assert_array_equal(batch.live.author[np.arange(20), batch.target_slot], batch.target_author)
+
+
+def test_a_log_of_views_alone_is_contrasted_with_rooms_on_air(tables):
+    """As Twitch: no impressions, no reactions, no propensity."""
+    views = tables.interactions.filter(pl.col("click")).drop("position", "propensity")
+    alone = tables.__class__(views, tables.rooms, tables.authors, tables.users, tables.report,
+                             rooms_are_true_lifetimes=True)
+    shown = read_shown(alone, objectives_of({"long_view": None}), 600)
+    assert shown.objectives == ("click", "long_view", "watch")
+    assert shown.counts["requests"] == len(views)
+    maker = make_maker(alone)
+    row = np.arange(0, len(views), 7)[:40]
+    feedback = FeedbackMaker(maker, shown, 5).batch(row, np.random.default_rng(0))
+    np.testing.assert_array_equal(feedback.rooms.author[:, 0], shown.author[row])
+    np.testing.assert_array_equal(feedback.outcomes[:, :, 0].sum(1), np.ones(40))
+    assert not feedback.rewarded[:, 1:].any()
+    assert not feedback.propensity.any()
+    for i in range(40):
+        drawn = feedback.rooms.author[i, 1:][feedback.rooms.mask[i, 1:]]
+        on_air = maker.on_air(shown.user[row[i:i + 1]], shown.time_ms[row[i:i + 1]]).author
+        assert np.isin(drawn, on_air).all()
+        assert drawn.size == min(4, (on_air != shown.author[row[i]]).sum())
+        assert len(set(drawn.tolist()) | {int(shown.author[row[i]])}) == len(drawn) + 1

@@ -1,0 +1,358 @@
+"""Reward model, policy and A/B test as stages, on the shared tiny run."""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.simulator.platform import compare
+from experiments.common import distributed, played, scoring
+from experiments.common.log import save_config
+from experiments.stages import ab_test, evaluate, online, policy, reward
+from experiments.stages.supervised import load_supervised
+from onelive_jax.config import AlignmentConfig, RewardConfig
+from onelive_jax.sharding import partitioning
+from onelive_jax.training import checkpoints
+from onelive_jax.training.metrics import read
+from tests.experiments import all_phases
+
+
+@pytest.fixture(scope="module")
+def aligned(finished, tmp_path_factory):
+    """(config, workdir, log, tokenizer, reward report, policy report) of a tiny alignment."""
+    workdir = tmp_path_factory.mktemp("aligned") / "w"
+    shutil.copytree(finished.workdir, workdir)
+    config = copy.deepcopy(finished.config)
+    config.reward = RewardConfig(dim=16, mlp_dim=16, tower_dim=8, num_heads=2, candidates=6, steps=12, batch_size=16,
+                                 warmup_steps=2, ippo_every=6, log_every=1, checkpoint_every=6)
+    config.alignment = AlignmentConfig(share=1.0, rows=4, group_size=4, beams=4, steps=6, warmup_steps=0, sync_every=3,
+                                       learning_rate=3e-3,
+                                       eval_every=3, checkpoint_every=3)
+    config.validate()
+    log, tokenizer = finished.trained.log, finished.trained.tokenizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward, "LEAST_POSITIVES", 2)  # there are few rows to balance objectives on
+        _, _, reward_report = reward.train_reward(config, workdir, log, tokenizer)
+    save_config(config, workdir)
+    _, _, policy_report = policy.train_policy(config, workdir, log, tokenizer, workdir / "supervised")
+    return config, workdir, log, tokenizer, reward_report, policy_report
+
+
+def test_the_reward_report_has_every_objective_of_the_log(aligned):
+    config, workdir, log, _, report, _ = aligned
+    assert list(report["objectives"]) == ["click", "long_view", "watch", *[
+        name for name in ("like", "comment", "follow", "share", "gift") if name in log.outcomes]]
+    click = report["objectives"]["click"]
+    assert 0 < click["auc"] < 1
+    assert 0 < click["mean"] < 1
+    assert click["rows"] > 50
+    assert report == json.loads((workdir / "reward.json").read_text())
+    steps = [line for line in read(workdir / "reward") if "validation/auc_click" in line]
+    assert [line["step"] for line in steps] == [6, 12]
+    assert np.mean(list(report["weights"].values())) == pytest.approx(1, abs=1e-5)
+    assert np.std(list(report["weights"].values())) > 0
+
+
+def test_a_reward_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(aligned, tmp_path, monkeypatch):
+    config, workdir, log, tokenizer, report, _ = aligned
+    shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("reward*", "policy*"))
+    original, calls = partitioning.put_batch, []
+
+    def put_batch(batch, mesh):
+        calls.append(1)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch, mesh)
+
+    monkeypatch.setattr(partitioning, "put_batch", put_batch)
+    monkeypatch.setattr(reward, "LEAST_POSITIVES", 2)
+    with pytest.raises(distributed.Stopped) as stopped:
+        reward.train_reward(config, tmp_path / "w", log, tokenizer)
+    assert (stopped.value.code, len(calls)) == (75, 8)
+    assert (tmp_path / "w" / "reward" / "8").is_dir()
+    _, _, again = reward.train_reward(config, tmp_path / "w", log, tokenizer)
+    assert again["objectives"] == report["objectives"]
+    config = copy.deepcopy(config)
+    config.reward.steps = 14
+    with pytest.raises(ValueError, match="other settings.*reward.steps"):
+        reward.train_reward(config, tmp_path / "w", log, tokenizer)
+
+
+def test_a_policy_run_judges_syncs_resumes_and_hands_on(aligned, tmp_path):
+    config, workdir, log, tokenizer, _, report = aligned
+    assert [line["step"] for line in report["validation"]] == [0, 3, 6]
+    assert {"hr@10", "hr@128", "ndcg@10", "predicted_reward"} <= report["validation"][0].keys()
+    lines = [line for line in read(workdir / "policy") if "train/ratio_max" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        # At the first step, and at the first after the reference was renewed, policy and reference are one.
+        same = abs(line["train/ratio_max"] - 1) < 1e-4
+        assert same == (line["step"] in (1, 4)), (line["step"], line["train/ratio_max"])
+    shutil.copytree(workdir, tmp_path / "w")
+    (tmp_path / "w" / "policy" / "done.json").unlink()
+    shutil.rmtree(tmp_path / "w" / "policy" / "6")
+    _, params, again = policy.train_policy(config, tmp_path / "w", log, tokenizer, workdir / "supervised")
+    assert again["validation"] == report["validation"]
+    jax.tree.map(np.testing.assert_array_equal, params, policy.load_params(workdir / "policy"))
+    begun = policy.load_params(workdir / "supervised")
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, begun)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, tmp_path):
+    """All phases in two processes (gloo), from the tokenizer on. The supervised phase, with parameters and moments
+    split over both, goes on from what one process left half way. SIGTERM to one of the two stops both after the same
+    step of the policy; one process alone resumes from there, and ends where the run of one process ended."""
+    config, workdir, log, tokenizer, reward_report, _ = aligned
+    copied = tmp_path / "w"
+    shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns("tokenizer*", "supervised*", "reward*", "policy*"))
+    half, folder = config.training.steps // 2, copied / "supervised"
+    shutil.copytree(workdir / "supervised", folder, ignore=shutil.ignore_patterns(
+        "done.json", *(str(step) for step in range(half + 1, config.training.steps + 1))))
+    assert sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())[-1] == half
+    root = Path(__file__).resolve().parents[3]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    processes = [subprocess.Popen(
+        [sys.executable, "-m", "tests.experiments.all_phases", f"--workdir={copied}", f"--process={number}",
+         f"--config={root}/experiments/configs/saved.py:{workdir}", f"--coordinator=localhost:{port}",
+         "--processes=2"], cwd=root, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in range(2)]
+    try:
+        said = [process.communicate(timeout=1500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for another for ever must not outlive the test
+    assert [process.returncode for process in processes] == [distributed.STOPPED] * 2, said
+    stopped = max(int(entry.name) for entry in (copied / "policy").iterdir() if entry.name.isdigit())
+    assert all_phases.SIGNALLED <= stopped < config.alignment.steps
+    assert f"stopped after step {stopped}, which is saved" in said[0][1]
+    assert "2 processes, 2 devices" in said[0][1]
+    assert f"resuming {folder} from step {half}" in said[0][1]
+    # The other process says nothing, whatever libraries do.
+    clocked = re.compile(r"^\d\d:\d\d:\d\d ", re.MULTILINE)  # how every line of the log begins
+    assert len(clocked.findall(said[0][1])) > 3
+    assert not clocked.findall(said[1][1])
+    assert all(line.startswith("[Gloo]") for line in said[1][0].splitlines()), said[1][0]
+    assert not (copied / "prepared").exists()
+
+    for phase, steps in (("supervised", config.training.steps), ("reward", config.reward.steps), ("policy", stopped)):
+        two, one = ({line["step"]: line["train/loss"] for line in read(folder / phase) if "train/loss" in line}
+                    for folder in (copied, workdir))
+        assert list(two) == list(range(1, steps + 1))  # by process 0 alone: every step once
+        np.testing.assert_allclose([two[step] for step in two], [one[step] for step in two], rtol=1e-5)
+    np.testing.assert_allclose(list(json.loads((copied / "reward.json").read_text())["weights"].values()),
+                               list(reward_report["weights"].values()), rtol=0.02)
+    policy.train_policy(config, copied, log, tokenizer, copied / "supervised")
+    one, two = (checkpoints.read(folder / "policy", config.alignment.steps) for folder in (workdir, copied))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), two["params"], one["params"])
+    assert two["data"] == one["data"]
+    assert two["meta"]["key"] == one["meta"]["key"]
+
+
+def test_steps_after_a_loss_of_hr_are_not_handed_on():
+    values = {0: 0.9, 5: 0.9, 10: 0.895, 15: 0.88, 20: 0.9}
+    curve = [{"step": step, "hr@128": value} for step, value in values.items()]
+    assert policy.choose_step(curve) == 10
+    assert policy.choose_step(curve[:3]) == 10
+    assert policy.choose_step([curve[0], curve[3], curve[4]]) == 15
+
+
+def test_the_predicted_reward_is_that_of_the_best_rooms():
+    offsets = np.array([0, 3, 4])
+    value = policy.mean_of_best(np.array([1.0, 3.0, 2.0, -np.inf]), np.array([10.0, 1.0, 3.0, 7.0]), offsets, 2)
+    assert value == pytest.approx((2.0 + 7.0) / 2)
+
+
+@pytest.fixture(scope="module")
+def stage(aligned):
+    config, _, log, tokenizer, *_ = aligned
+    platform = played.make_platform(config, log)
+    return platform, played.make_asker(config, log, platform, tokenizer)
+
+
+def test_a_played_model_sees_what_evaluation_sees(aligned, stage):
+    """At a moment of the log, features, codes and order are those that the model is evaluated with."""
+    config, workdir, log, tokenizer, _, _ = aligned
+    platform, asker = stage
+    maker = log.batch_maker(tokenizer.ids, config)
+    task = scoring.targets(log, config, "test", "strict")
+    r = np.arange(min(8, task.user.size))
+    batch = platform.batch(platform.requests(0, 0)._replace(
+        user=task.user[r].astype(np.int32), time_ms=task.time_ms[r], key=r.astype(np.uint64)))
+    ours, theirs = asker.rooms(batch, r), maker.live_rooms(maker.on_air(task.user[r], task.time_ms[r]),
+                                                           task.time_ms[r], asker.slots)[0]
+    for i in r:
+        ours_at, theirs_at = np.argsort(ours.author[i][ours.mask[i]]), np.argsort(theirs.author[i][theirs.mask[i]])
+        for name in ("author", "codes"):
+            np.testing.assert_array_equal(getattr(ours, name)[i][ours.mask[i]][ours_at],
+                                          getattr(theirs, name)[i][theirs.mask[i]][theirs_at])
+        np.testing.assert_allclose(ours.features[i][ours.mask[i]][ours_at][:, 1],
+                                   theirs.features[i][theirs.mask[i]][theirs_at][:, 1], rtol=1e-5)
+    asked = asker.maker(batch.log).request(batch.user, batch.time_ms)
+    jax.tree.map(np.testing.assert_array_equal, asked, maker.request(task.user[r], task.time_ms[r]))
+
+
+def test_codes_move_on_in_the_played_period(aligned, stage):
+    _, _, log, tokenizer, _, _ = aligned
+    platform, asker = stage
+    world = platform.world
+    everyone = np.arange(log.num_authors)
+    np.testing.assert_array_equal(asker.ids.codes_at(everyone, world.end_ms - 1),
+                                  tokenizer.ids.codes_at(everyone, world.end_ms - 1))
+    late = asker.ids.from_ms > world.end_ms
+    assert late.any()
+    moved = asker.ids.codes[late] != tokenizer.ids.codes_at(asker.ids.author[late], world.play_end_ms)
+    assert moved.any()
+
+
+def test_an_ab_test_of_two_phases(aligned, tmp_path, capsys, monkeypatch):
+    _, workdir, *_ = aligned
+    monkeypatch.setattr("sys.argv", ["ab_test", f"--control={workdir}", f"--treatment={workdir / 'policy'}",
+                                     "--requests=150", f"--report={tmp_path / 'ab.json'}"])
+    ab_test.main()
+    printed = capsys.readouterr().out
+    for label in ab_test.ROWS.values():
+        assert f"\n{label} " in printed
+    report = json.loads((tmp_path / "ab.json").read_text())
+    assert report["observed"]["utility"]["control"] > 0
+    assert report["observed"]["utility"]["low"] <= report["observed"]["utility"]["lift"]
+    with pytest.raises(ValueError, match="must be a trained workdir"):
+        ab_test.ab_test("viewers", "random", 10, 0)
+    with pytest.raises(FileNotFoundError, match="neither a trained workdir"):
+        ab_test.ab_test("viewers", "nowhere", 10, 0)
+
+
+def test_a_lift_over_nothing_is_not_available():
+    lifts = dict.fromkeys(ab_test.ROWS, {"control": 1.0, "treatment": 1.1, "lift": 0.1, "low": 0.05, "high": 0.15})
+    lifts["gift"] = {"control": 0.0, "treatment": 0.1} | dict.fromkeys(("lift", "low", "high"), float("nan"))
+    lifts["share"] = lifts["click"] | {"low": float("nan"), "high": float("nan")}  # 0 in a resample
+    table = ab_test.format_table(lifts)
+    assert re.search(r"\nGift +0\.0000 +0\.1000 +n/a\n", table)
+    assert re.search(r"\nShare +1\.0000 +1\.1000 +\+10\.00% +n/a\n", table)
+    assert re.search(r"\nLike +1\.0000 +1\.1000 +\+10\.00% +\+5\.00% … \+15\.00% \*\n", table)
+    assert ab_test.without_nan(lifts)["gift"] == {"control": 0.0, "treatment": 0.1, "lift": None, "low": None,
+                                                  "high": None}
+
+
+def test_draws_log_the_policys_own_probabilities(stage, finished):
+    platform, asker = stage
+    requests = platform.requests(80, seed=3)
+    policy = played.drawer(asker, finished.trained.model)(finished.trained.params)
+    first, again = platform.play(policy, requests), platform.play(policy, requests)
+    np.testing.assert_array_equal(first.room, again.room)
+    there = first.room >= 0
+    assert (first.propensity[there] < 1).mean() > 0.9
+    assert (first.propensity[:, :6].sum(1) <= 6).all()
+    part = type(requests)(*(column[10:20] for column in requests))
+    np.testing.assert_array_equal(platform.play(policy, part).room, first.room[10:20])
+    assert compare(first, again)["utility"].lift == 0
+
+
+def test_logged_feedback_can_be_the_reward(aligned, tmp_path):
+    config, workdir, log, tokenizer, _, _ = aligned
+    shutil.copytree(workdir, tmp_path / "w")
+    config = copy.deepcopy(config)
+    config.alignment = dataclasses.replace(config.alignment, loss="gbpo", reward="feedback", sampler="logged", steps=2,
+                                           eval_every=2)
+    _, _, report = policy.train_policy(config.validate(), tmp_path / "w", log, tokenizer, workdir / "supervised",
+                                             "policy_logged")
+    assert report["left_out"]["requests without a click"] > 0
+    lines = [line for line in read(tmp_path / "w" / "policy_logged") if "train/groups" in line]
+    assert lines[0]["train/groups"] > 0
+    assert lines[0]["train/candidates"] > 1
+    assert "predicted_reward" not in report["validation"][0]
+
+
+PLAN = online.Plan(rounds=2, requests=80, steps=2, judged_hours=6.0)
+
+
+def test_rounds_are_learned_from_and_logged(aligned):
+    config, workdir, *_ = aligned
+    report = online.online(config, workdir, workdir / "supervised", PLAN)
+    first, second = report["rounds"]
+    assert first["lift"] == 0  # nothing has been learned yet: both arms draw the same rooms
+    assert second["learning"] > 0
+    # What was logged are the probabilities of the very policy that learns: at its first step every ratio is 1.
+    steps = read(workdir / "online")
+    assert steps[0]["train/ratio_max"] == pytest.approx(1, abs=1e-3)
+    assert steps[0]["train/ratio_min"] == pytest.approx(1, abs=1e-3)
+    assert abs(steps[1]["train/ratio_max"] - 1) > 1e-3
+    # Each round's policy is judged on the same requests: what it is compared with is the same.
+    assert len({line["control"] for line in report["judged"]}) == 1
+    assert len({line["learning"] for line in report["judged"]}) == 2
+    assert "\n    2" in online.format_rounds(report["rounds"])
+    with pytest.raises(ValueError, match=r"requests: 80 then, 81 now"):
+        online.online(config, workdir, workdir / "supervised", dataclasses.replace(PLAN, requests=81))
+
+
+def test_a_mistyped_online_command_leaves_nothing_behind(aligned, tmp_path):
+    config, workdir, *_ = aligned
+    shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere.json is missing"):
+        online.online(config, tmp_path / "w", tmp_path / "nowhere", PLAN)
+    with pytest.raises(ValueError, match="leaves no time for rounds"):
+        online.online(config, tmp_path / "w", workdir / "supervised", dataclasses.replace(PLAN, judged_hours=999.0))
+    assert not (tmp_path / "w" / "online").exists()
+
+
+def test_rounds_go_on_after_a_kill(aligned, tmp_path, monkeypatch):
+    config, workdir, *_ = aligned
+    shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
+    whole = online.online(config, workdir, workdir / "supervised", PLAN)
+    folder = tmp_path / "w" / "online"
+    monkeypatch.setattr(online.distributed, "stopping", lambda: contextlib.nullcontext(lambda step: True))
+    with pytest.raises(distributed.Stopped) as stop:  # asked to at the first step: when the round is over
+        online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
+    assert stop.value.code == distributed.STOPPED
+    assert [line["step"] for line in read(folder)] == [1, 2]
+    monkeypatch.undo()
+
+    def killed(*arguments):
+        raise InterruptedError
+
+    monkeypatch.setattr(online, "training_batches", killed)
+    with pytest.raises(InterruptedError):  # when the second round has been shown, before its first step
+        online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
+    assert (folder / "shown_2.npz").is_file()
+    monkeypatch.undo()
+    again = online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
+    assert again == whole
+    assert [line["step"] for line in read(folder)] == [1, 2, 3, 4]
+
+
+def test_judged_hours_leave_time_for_rounds(aligned):
+    config, _, log, *_ = aligned
+    platform = played.make_platform(config, log)
+    assert online.edges_of(platform, PLAN)[0] == platform.world.end_ms
+    assert online.edges_of(platform, PLAN)[-1] == platform.world.play_end_ms - 6 * 3_600_000
+    plan = dataclasses.replace(PLAN, judged_hours=1000.0)
+    with pytest.raises(ValueError, match=r"--judged_hours=1000 leaves no time for rounds: the played period has \d+ h"):
+        online.edges_of(platform, plan)
+
+
+def test_targets_can_weigh_as_much_as_they_were_watched(aligned):
+    config, workdir, log, tokenizer, _, _ = aligned
+    few = evaluate.weighted_lift(np.array([1.0, 0.0]), np.array([0.5, 0.5]), np.array([1.0, 3.0]))
+    assert (few["control"], few["treatment"], few["lift"]) == (0.25, 0.5, 1.0)
+    model, params, _ = load_supervised(config, workdir, log)
+    figures = evaluate.compare_policies(log, config, scoring.make_ranker(model, config), params, params,
+                                        log.batch_maker(tokenizer.ids, config), "test", "strict")
+    assert figures["watch ndcg@10"]["lift"] == figures["watch ndcg@10"]["high"] == 0
+    assert figures["watch ndcg@10"]["control"] != figures["ndcg@10"]["control"]
+    assert "watch ndcg@10" in evaluate.format_policies(figures)

@@ -1,0 +1,190 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from onelive_jax.evaluation import ranking_metrics
+
+BEST = 1 / math.log2(2)
+SECOND = 1 / math.log2(3)
+THIRD = 1 / math.log2(4)
+
+
+def test_ranks_counts_better_candidates_and_ignores_masked_slots():
+    scores = np.array([[3.0, 1.0, 2.0, 9.0], [0.5, 0.1, np.nan, np.nan]], np.float32)
+    mask = np.array([[True, True, True, False], [True, True, False, False]])
+    assert ranking_metrics.ranks(scores, mask, np.array([2, 0])).tolist() == [[2, 2], [1, 1]]
+
+
+def test_ties_span_every_place_and_do_not_depend_on_the_slot():
+    scores = np.array([[5.0, 2.0, 2.0, 2.0, 1.0]] * 3)
+    mask = np.ones_like(scores, bool)
+    assert ranking_metrics.ranks(scores, mask, np.array([1, 2, 3])).tolist() == [[2, 4]] * 3
+
+
+def test_a_ranker_that_scores_everything_alike_gets_what_chance_gets():
+    places = ranking_metrics.ranks(np.zeros((1, 20)), np.ones((1, 20), bool), np.array([0]))
+    gains = ranking_metrics.gains(places)
+    assert gains["hr@1"][0] == pytest.approx(1 / 20)
+    assert gains["hr@10"][0] == pytest.approx(10 / 20)
+    assert gains["hr@64"][0] == 1
+    assert gains["ndcg@10"][0] == pytest.approx(sum(1 / math.log2(1 + k) for k in range(1, 11)) / 20)
+    assert gains["mrr"][0] == pytest.approx(sum(1 / k for k in range(1, 21)) / 20)
+
+
+def test_ties_are_the_mean_over_all_orders():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 3, size=(1, 6)).astype(float)
+    exact = ranking_metrics.gains(ranking_metrics.ranks(scores, np.ones((1, 6), bool), np.array([2])))
+    shuffled = scores + 0.5 * rng.random((20_000, 6))
+    drawn = ranking_metrics.gains(ranking_metrics.ranks(shuffled, np.ones_like(shuffled, bool), np.full(20_000, 2)))
+    for name, value in exact.items():
+        assert value[0] == pytest.approx(drawn[name].mean(), abs=0.01), name
+
+
+def test_a_target_that_was_not_returned_is_a_miss_at_every_cutoff():
+    places = ranking_metrics.ranks(np.array([[1.0, -np.inf, -np.inf]]), np.ones((1, 3), bool), np.array([1]))
+    assert np.isinf(places).all()
+    assert all(value[0] == 0 for value in ranking_metrics.gains(places).values())
+
+
+@pytest.mark.parametrize("slot", [-1, 2, 3])
+def test_ranks_names_the_request_whose_target_is_no_candidate(slot):
+    mask = np.array([[True, True, False], [True, True, False]])
+    with pytest.raises(ValueError, match=f"request 1: target_slot={slot} is not a candidate"):
+        ranking_metrics.ranks(np.zeros((2, 3)), mask, np.array([0, slot]))
+
+
+def test_nan_scores_raise_with_their_place():
+    with pytest.raises(ValueError, match="request 0, slot 1: the score is NaN"):
+        ranking_metrics.ranks(np.array([[0.0, np.nan]]), np.ones((1, 2), bool), np.array([0]))
+    with pytest.raises(ValueError, match="request 1, candidate 1: the score is NaN"):
+        ranking_metrics.ranks_csr(np.array([0.0, 1.0, np.nan]), np.array([0, 1, 3]), np.array([0, 0]))
+
+
+def test_ragged_and_padded_candidates_agree():
+    rng = np.random.default_rng(1)
+    sizes = np.array([1, 4, 7, 2, 5])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    flat = rng.integers(0, 4, offsets[-1]).astype(float)
+    position = np.array([0, 3, 2, 1, 0])
+    padded, mask = np.full((5, 7), np.nan), np.arange(7) < sizes[:, None]
+    padded[mask] = flat
+    ragged = ranking_metrics.ranks_csr(flat, offsets, position)
+    assert ragged.shape == (5, 2)
+    np.testing.assert_array_equal(ragged, ranking_metrics.ranks(padded, mask, position))
+
+
+@pytest.mark.parametrize("position", [-1, 1])
+def test_ragged_targets_must_be_candidates(position):
+    with pytest.raises(ValueError, match=f"request 0: target_position={position} is outside its 1 candidates"):
+        ranking_metrics.ranks_csr(np.zeros(3), np.array([0, 1, 3]), np.array([position, 0]))
+
+
+def test_ragged_offsets_must_cover_the_scores():
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        ranking_metrics.ranks_csr(np.zeros(3), np.array([0, 2]), np.array([0]))
+
+
+def test_metrics_by_hand():
+    result = ranking_metrics.metrics(np.array([1, 2, 11, 65]), np.array([True, True, False, False]))
+    assert result["all"]["n"] == 4
+    assert [result["all"][f"hr@{k}"] for k in (1, 10, 64, 128)] == [0.25, 0.5, 0.75, 1.0]
+    assert result["all"]["ndcg@10"] == pytest.approx((BEST + SECOND) / 4)
+    assert result["all"]["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 11 + 1 / 65) / 4)
+    assert result["repeat"]["n"] == result["new"]["n"] == 2
+    assert result["repeat"]["ndcg@10"] == pytest.approx((BEST + SECOND) / 2)
+    assert result["new"]["ndcg@10"] == 0
+    assert result["new"]["hr@64"] == 0.5
+
+
+def test_metrics_under_a_tie_by_hand():
+    # Places 2 and 3 are equally likely.
+    figures = ranking_metrics.metrics(np.array([[2, 3]]), np.array([True]))["all"]
+    assert figures["ndcg@10"] == pytest.approx((SECOND + THIRD) / 2)
+    assert figures["mrr"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    # Places 10 and 11: the second is beyond the cutoff.
+    figures = ranking_metrics.metrics(np.array([[10, 11]]), np.array([True]))["all"]
+    assert figures["hr@10"] == 0.5
+    assert figures["ndcg@10"] == pytest.approx(1 / math.log2(11) / 2)
+
+
+def test_empty_groups_have_no_figures_and_are_json():
+    result = ranking_metrics.metrics(np.array([1]), np.array([True]))
+    assert result["new"]["n"] == 0
+    assert all(value is None for name, value in result["new"].items() if name != "n")
+    nothing = ranking_metrics.metrics(np.zeros((0, 2)), np.zeros(0, bool))
+    assert [nothing[group]["n"] for group in ranking_metrics.GROUPS] == [0, 0, 0]
+    assert json.loads(json.dumps(nothing)) == nothing
+
+
+@pytest.mark.parametrize("places", [[0], [1.5], [np.nan], [-1]])
+def test_places_start_at_one_and_are_whole(places):
+    with pytest.raises(ValueError, match="request 0: ranks"):
+        ranking_metrics.metrics(np.array(places), np.array([True]))
+
+
+def test_repeat_must_be_bool_of_the_same_length():
+    with pytest.raises(ValueError, match="repeat must be bool"):
+        ranking_metrics.metrics(np.array([1, 2]), np.array([1, 0]))
+    with pytest.raises(ValueError, match="repeat must be bool"):
+        ranking_metrics.metrics(np.array([1, 2]), np.array([True]))
+
+
+def test_interval_agrees_with_the_normal_approximation():
+    values = np.random.default_rng(2).integers(0, 2, 2000).astype(float)
+    low, high = ranking_metrics.bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
+
+
+def test_interval_is_seeded_holds_the_mean_and_narrows():
+    rng = np.random.default_rng(3)
+    few, many = rng.random(50), rng.random(5000)
+    assert ranking_metrics.bootstrap_interval(few, seed=1) == ranking_metrics.bootstrap_interval(few, seed=1)
+    assert ranking_metrics.bootstrap_interval(few, seed=1) != ranking_metrics.bootstrap_interval(few, seed=2)
+    (low, high), (lower, upper) = ranking_metrics.bootstrap_interval(few), ranking_metrics.bootstrap_interval(many)
+    assert low < few.mean() < high
+    assert (upper - lower) < (high - low) / 5
+    assert ranking_metrics.bootstrap_interval(np.full(9, 0.25)) == [0.25, 0.25]
+
+
+def test_difference_is_paired():
+    rng = np.random.default_rng(4)
+    baseline = rng.integers(2, 12, 400)
+    better = ranking_metrics.difference(baseline - 1, baseline)
+    own = ranking_metrics.metrics(baseline, np.ones(400, bool))["all"]["ndcg@10_interval"]
+    assert better["n"] == 400
+    assert 0 < better["interval"][0] < better["difference"] < better["interval"][1]
+    assert better["interval"][1] - better["interval"][0] < own[1] - own[0]
+    assert ranking_metrics.difference(baseline, baseline)["interval"] == [0, 0]
+    with pytest.raises(ValueError, match="same requests"):
+        ranking_metrics.difference(baseline[1:], baseline)
+
+
+def test_table_is_aligned_and_shows_empty_groups():
+    rows = {"a": ranking_metrics.metrics(np.array([1, 2]), np.array([True, True])),
+            "a longer name": ranking_metrics.metrics(np.array([1, 300]), np.array([True, False]))}
+    lines = ranking_metrics.format_table(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split()[:2] == ["ranker", "NDCG@10"]
+    assert lines[2].startswith("a  ")
+    assert "0.815" in lines[2]  # (1 + 0.631) / 2
+    assert lines[2].split()[-2:] == ["-", "2/2/0"]
+    assert lines[3].startswith("a longer name  ")
+    assert lines[3].split()[-3:] == ["1.000", "0.000", "2/1/1"]
+
+
+def test_groups_of_objectives_have_figures_and_a_table_of_their_own():
+    places, repeat = np.array([1, 20, 2, 30]), np.array([True, False, True, False])
+    groups = {"like": np.array([True, True, False, False]), "gift": np.zeros(4, bool)}
+    result = ranking_metrics.metrics(places, repeat, groups=groups)
+    assert result["like"]["n"] == 2
+    assert result["like"]["hr@10"] == 0.5
+    assert result["gift"]["n"] == 0
+    text = ranking_metrics.format_objectives({"ours": result, "theirs": result})
+    assert "like (n=2)" in text
+    assert text.splitlines()[2].split()[1:] == ["0.500", "/", "0.500", "-", "/", "-"]
+    assert ranking_metrics.format_objectives({"ours": ranking_metrics.metrics(places, repeat)}) == ""
