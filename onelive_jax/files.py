@@ -1,0 +1,59 @@
+"""Files that every stage writes: whole or not at all, JSON, and the hash by which an artifact knows its source."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# What the system says where nothing more can be written: a full disk, a quota, a limit on the size of files.
+FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file in one move: a reader sees the old content or the new, never a part. Text is UTF-8.
+
+    Raises: OSError, with the room that is left where the disk is full.
+    """
+    draft = path.with_name(path.name + ".tmp")
+    with explain_full_disk(path.parent, path.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a JSON value, indented."""
+    write_whole(path, json.dumps(value, indent=1))
+
+
+def sha256(*arrays: np.ndarray) -> str:
+    """Hexadecimal hash of the bytes of arrays, one after the other. Shapes and dtypes do not count."""
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
+    """Turns an error that means a full disk (the system's, or a library's that quotes it) into a sentence.
+
+    Raises: OSError with `what` could not be written, the folder, and the room that is left there.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        code = next((code for code, text in FULL.items() if text in str(error) or number == code), None)
+        if code is None:
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise OSError(code, f"{FULL[code]}: {what} could not be written to {folder}, where {free:,.1f} MiB are free. "
+                      "Make room (or raise the limit) and type the same command again") from error
