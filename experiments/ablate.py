@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.common.log import prepare, save_config
+from experiments.common.log import prepare
+from experiments.common.workdir import save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config

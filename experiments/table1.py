@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from data_pipelines.log.content import author_content
 from experiments.common import flags
-from experiments.common.log import Log, data_settings, flat, other_settings, prepare
+from experiments.common.log import Log, data_settings, prepare
+from experiments.common.workdir import differing, flat
 from experiments.stages.tokenizer import fit_towers, tower_log
 from onelive_jax.config import Config, TokenizerConfig
 from onelive_jax.sharding.partitioning import lone_mesh
@@ -75,7 +76,7 @@ def embeddings(config: Config, workdir: Path, log: Log) -> tuple[np.ndarray, np.
         checkpoints.save_artifact(folder, {"towers": result.params, "author_views": result.author_views},
                                   {"kind": "table1-towers", "version": 1, "settings": tower_settings(config)})
     arrays, meta = checkpoints.load_artifact(folder, "table1-towers", 1)
-    if changed := other_settings(meta.get("settings", {}), tower_settings(config)):
+    if changed := differing(meta.get("settings", {}), tower_settings(config)):
         raise ValueError(f"{folder} was trained with other settings ({changed}): choose another --workdir, or delete "
                          f"{folder} and {workdir / 'table1.json'}")
     return values, towers.author_embeddings(arrays["towers"], c, arrays["author_views"], author, values)

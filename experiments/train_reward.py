@@ -9,7 +9,8 @@ W/reward.json: AUC, AUC within viewers and calibration of every objective on val
 from pathlib import Path
 
 from experiments.common import distributed, flags
-from experiments.common.log import prepare, save_config
+from experiments.common.log import prepare
+from experiments.common.workdir import save_config
 from experiments.stages.reward import format_report, train_reward
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config

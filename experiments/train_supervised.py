@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 from experiments.common import distributed, flags
-from experiments.common.log import prepare, save_config
+from experiments.common.log import prepare
+from experiments.common.workdir import save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config

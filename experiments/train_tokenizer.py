@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from experiments.common import flags
-from experiments.common.log import DONE, prepare, save_config
+from experiments.common.log import prepare
+from experiments.common.workdir import DONE, save_config
 from experiments.stages.tokenizer import recall_line, train_tokenizer
 from onelive_jax.config import Config
 

@@ -15,14 +15,10 @@ from data_pipelines.log import store, tasks
 from data_pipelines.log.presence import NOBODY, Presence
 from data_pipelines.log.timelines import Timelines
 from data_pipelines.prepare import read_source
-from onelive_jax.config import Config, to_json
+from experiments.common.workdir import flat, is_done, mark_done
+from onelive_jax.config import Config
 
 logger = logging.getLogger(__name__)
-DONE = "done.json"
-# Settings that say how a run is watched, kept and computed. They may change while it is resumed and after it is done:
-# they do not decide its result (model.* but for rounding, as the mesh).
-WATCHING = ("training.profile_at", "training.profile_steps", "training.log_every", "training.checkpoint_every",
-            "training.keep_checkpoints", "model.remat", "model.attention")
 SOURCE = "source.json"
 
 
@@ -66,74 +62,6 @@ class Log:
 
     def batch_maker(self, ids, config: Config) -> BatchMaker:
         return BatchMaker(self.views, self.presence, ids, config.data, self.others)
-
-
-def is_done(folder: Path, settings: dict) -> bool:
-    """Whether the stage that writes `folder` is finished. Settings of `WATCHING` are not compared.
-
-    Raises: ValueError if it was finished with other settings, with the fields that differ.
-    """
-    file = folder / DONE
-    if not file.is_file():
-        return False
-    if changed := other_settings(json.loads(file.read_text()), settings):
-        raise ValueError(f"{folder} was made with other settings ({changed}): choose another --workdir, or delete "
-                         f"{folder} and the stages after it")
-    return True
-
-
-def other_settings(before: dict, now: dict) -> str:
-    """As `differing`, of settings that an earlier run recorded and those of now. `WATCHING` is not compared (older
-    versions recorded some of it), and a setting that is younger than the record stood at its default then."""
-    default = flat(Config(), *(section.name for section in dataclasses.fields(Config)))
-    before = {name: default[name] for name in now if name in default} | before
-    return differing({name: value for name, value in before.items() if name not in WATCHING}, now)
-
-
-def kept_result(file: Path, settings: dict) -> dict | None:
-    """What `keep_result` left in a file; None where there is none yet (or one of a version that kept no settings).
-
-    Raises: ValueError if it was made with other settings, with the fields that differ.
-    """
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    if "settings" not in kept:
-        return None
-    if changed := other_settings(kept["settings"], settings):
-        raise ValueError(f"{file} was made with other settings ({changed}): choose another --workdir, or delete "
-                         f"{file.parent}")
-    return kept["result"]
-
-
-def keep_result(file: Path, settings: dict, result: dict) -> None:
-    """Keeps what a part of a study found, so that a killed study goes on; in one move."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps({"settings": settings, "result": result}, indent=1))
-    temporary.replace(file)
-
-
-def differing(before: dict, now: dict, prefix: str = "") -> str:
-    """Which settings two calls differ in, for a person: "name: 1 then, 2 now; …"; "" where they do not."""
-    before, now = (json.loads(json.dumps(settings)) for settings in (before, now))
-    return "; ".join(f"{prefix}{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
-
-
-def mark_done(folder: Path, settings: dict) -> None:
-    """Written last, in one move: a stage is finished or not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (DONE + ".tmp")
-    temporary.write_text(json.dumps(settings, indent=1))
-    temporary.replace(folder / DONE)
-
-
-def flat(config, *sections: str) -> dict:
-    """The settings that a stage depends on, as {"section.field": value}."""
-    result = {}
-    for section in sections:
-        node = getattr(config, section)
-        for name, value in (dataclasses.asdict(node).items() if dataclasses.is_dataclass(node) else [("", node)]):
-            result[f"{section}.{name}".rstrip(".")] = value
-    return result
 
 
 def data_settings(config: Config) -> dict:
@@ -219,13 +147,6 @@ def check_unchanged(config: Config, folder: Path) -> None:
 def _bytes(path: Path) -> int:
     """Of a file, or of all files of a folder."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-
-
-def save_config(config: Config, workdir: Path) -> None:
-    """Writes W/config.json, from which later commands on the workdir take their settings."""
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(to_json(config))
-    temporary.replace(workdir / "config.json")
 
 
 def read(config: Config) -> tables.Tables:

@@ -20,7 +20,8 @@ from data_pipelines.simulator.platform import Batch as Asked
 from data_pipelines.simulator.platform import Lift, Outcomes, Platform, PlayRequests, Policy, compare
 from data_pipelines.simulator.world import World
 from experiments.common import distributed, played
-from experiments.common.log import differing, prepare
+from experiments.common.log import prepare
+from experiments.common.workdir import differing
 from experiments.stages.policy import load_params, policy_settings
 from experiments.stages.supervised import make_model
 from experiments.stages.tokenizer import load_tokenizer

@@ -16,7 +16,8 @@ from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, objectives
 from data_pipelines.batches.loader import training_batches
 from data_pipelines.log import tasks
 from experiments.common import distributed, scoring
-from experiments.common.log import Log, flat, is_done, mark_done
+from experiments.common.log import Log
+from experiments.common.workdir import flat, is_done, mark_done
 from experiments.stages.reward import load_reward, reward_settings
 from experiments.stages.supervised import check_same_run, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from data_pipelines.batches.feedback import FeedbackMaker, objectives_of, read_shown
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed
-from experiments.common.log import Log, flat, is_done, mark_done
+from experiments.common.log import Log
+from experiments.common.workdir import flat, is_done, mark_done
 from experiments.stages.supervised import check_same_run, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax import presets

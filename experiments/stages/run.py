@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 
 from experiments.common import scoring
-from experiments.common.log import Log, prepare, save_config
+from experiments.common.log import Log, prepare
 from experiments.common.tower_scores import tie_breaker
+from experiments.common.workdir import save_config
 from experiments.reports.run_page import write_html
 from experiments.stages import evaluate
 from experiments.stages.supervised import train_supervised

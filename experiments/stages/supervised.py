@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed, scoring
-from experiments.common.log import WATCHING, Log, differing, flat, is_done, mark_done
+from experiments.common.log import Log
+from experiments.common.workdir import WATCHING, differing, flat, is_done, mark_done
 from experiments.stages.tokenizer import Tokenizer, settings_of
 from onelive_jax import presets
 from onelive_jax.config import Config

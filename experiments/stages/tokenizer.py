@@ -16,7 +16,8 @@ from tqdm import tqdm
 from data_pipelines.log.content import ROWS_AT_ONCE, Content, author_content
 from data_pipelines.log.side_features import SideFeatures, side_features
 from experiments.common.fingerprint import fingerprint, other_log
-from experiments.common.log import Log, data_settings, flat, is_done, mark_done
+from experiments.common.log import Log, data_settings
+from experiments.common.workdir import flat, is_done, mark_done
 from onelive_jax import __version__
 from onelive_jax.config import Config
 from onelive_jax.sharding.partitioning import lone_mesh

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 
 from data_pipelines.simulator.platform import Platform
 from experiments.common import flags, played, scoring
-from experiments.common.log import Log, prepare, save_config
+from experiments.common.log import Log, prepare
+from experiments.common.workdir import save_config
 from experiments.stages import ab_test
 from experiments.stages.policy import load_params, train_policy
 from experiments.stages.reward import train_reward

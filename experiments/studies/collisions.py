@@ -30,8 +30,9 @@ from absl import flags as absl_flags
 from data_pipelines.log.tasks import Task
 from experiments.ablate import changed
 from experiments.common import flags, scoring
-from experiments.common.log import flat, keep_result, kept_result, prepare
+from experiments.common.log import prepare
 from experiments.common.tower_scores import TowerScores
+from experiments.common.workdir import flat, keep_result, kept_result
 from experiments.stages.supervised import stage_settings, train_supervised
 from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config

@@ -24,7 +24,8 @@ from scipy import stats
 from data_pipelines.simulator.world import make_world
 from experiments.ablate import changed
 from experiments.common import flags, scoring
-from experiments.common.log import Log, flat, keep_result, kept_result, prepare, save_config
+from experiments.common.log import Log, prepare
+from experiments.common.workdir import flat, keep_result, kept_result, save_config
 from experiments.stages.supervised import stage_settings, train_supervised
 from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config

@@ -39,7 +39,8 @@ from data_pipelines.log import tasks
 from data_pipelines.log.content import Content, author_content
 from data_pipelines.tables import HOUR_MS
 from experiments.common import flags, scoring
-from experiments.common.log import Log, prepare, save_config
+from experiments.common.log import Log, prepare
+from experiments.common.workdir import save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import (
     Tokenizer,

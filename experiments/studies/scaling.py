@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 from experiments.ablate import changed
 from experiments.common import flags
-from experiments.common.log import prepare, save_config
+from experiments.common.log import prepare
+from experiments.common.workdir import save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax import presets

@@ -19,7 +19,7 @@ import pytest
 
 from data_pipelines.simulator.platform import compare
 from experiments.common import distributed, played, scoring
-from experiments.common.log import save_config
+from experiments.common.workdir import save_config
 from experiments.stages import ab_test, evaluate, online, policy, reward
 from experiments.stages.supervised import load_supervised
 from onelive_jax.config import AlignmentConfig, RewardConfig

@@ -1,0 +1,75 @@
+"""What a --workdir records: which stages are finished, and the settings that they were finished with."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from onelive_jax.config import Config, to_json
+from onelive_jax.files import write_json, write_whole
+
+DONE = "done.json"
+# Settings that say how a run is watched, kept and computed. They do not decide its result (model.* only by rounding),
+# so they may change while it is resumed and after it is done, and no stage records them.
+WATCHING = ("training.profile_at", "training.profile_steps", "training.log_every", "training.checkpoint_every",
+            "training.keep_checkpoints", "model.remat", "model.attention", "reward.log_every",
+            "reward.checkpoint_every", "alignment.log_every", "alignment.checkpoint_every")
+
+
+def flat(config: Config, *sections: str) -> dict:
+    """The settings of some sections that decide a result (all but `WATCHING`), as {"section.field": value}."""
+    result = {}
+    for section in sections:
+        node = getattr(config, section)
+        for name, value in (dataclasses.asdict(node).items() if dataclasses.is_dataclass(node) else [("", node)]):
+            result[f"{section}.{name}".rstrip(".")] = value
+    return {name: value for name, value in result.items() if name not in WATCHING}
+
+
+def differing(before: dict, now: dict, prefix: str = "") -> str:
+    """The settings in which two calls differ, for a person: "name: 1 then, 2 now; …"; "" where they do not."""
+    before, now = (json.loads(json.dumps(settings)) for settings in (before, now))
+    return "; ".join(f"{prefix}{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
+
+
+def is_done(folder: Path, settings: dict) -> bool:
+    """Whether the stage that writes `folder` is finished.
+
+    Raises: ValueError if it was finished with other settings, with the fields that differ.
+    """
+    file = folder / DONE
+    if not file.is_file():
+        return False
+    if changed := differing(json.loads(file.read_text()), settings):
+        raise ValueError(f"{folder} was made with other settings ({changed}): choose another --workdir, or delete "
+                         f"{folder} and the stages after it")
+    return True
+
+
+def mark_done(folder: Path, settings: dict) -> None:
+    """Records that the stage that writes `folder` is finished; its last file."""
+    write_json(folder / DONE, settings)
+
+
+def kept_result(file: Path, settings: dict) -> dict | None:
+    """What `keep_result` left in a file; None where there is none yet.
+
+    Raises: ValueError if it was made with other settings, with the fields that differ.
+    """
+    if not file.is_file():
+        return None
+    kept = json.loads(file.read_text())
+    if changed := differing(kept["settings"], settings):
+        raise ValueError(f"{file} was made with other settings ({changed}): choose another --workdir, or delete "
+                         f"{file.parent}")
+    return kept["result"]
+
+
+def keep_result(file: Path, settings: dict, result: dict) -> None:
+    """Keeps what a part of a study found, so that a killed study goes on."""
+    write_json(file, {"settings": settings, "result": result})
+
+
+def save_config(config: Config, workdir: Path) -> None:
+    """Writes WORKDIR/config.json, from which later commands on the workdir take their settings."""
+    write_whole(workdir / "config.json", to_json(config))
