@@ -24,9 +24,9 @@ from tqdm import tqdm
 from data_pipelines.log.content import author_content
 from experiments.common import flags
 from experiments.common.log import Log, data_settings, prepare
-from experiments.common.workdir import differing, flat
+from experiments.common.workdir import flat
 from experiments.stages.tokenizer import fit_towers, tower_log
-from onelive_jax.config import Config, TokenizerConfig
+from onelive_jax.config import Config, TokenizerConfig, differing
 from onelive_jax.sharding.partitioning import lone_mesh
 from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids, towers
 from onelive_jax.training import checkpoints

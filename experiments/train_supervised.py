@@ -16,6 +16,7 @@ from experiments.common.workdir import save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config
+from onelive_jax.sharding.processes import is_main
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -23,7 +24,7 @@ def main(config: Config, workdir: Path) -> None:
         log = prepare(config, workdir)
         tokenizer = train_tokenizer(config, workdir, log)
     _, _, figures = train_supervised(config, workdir, log, tokenizer)
-    if distributed.is_main():
+    if is_main():
         save_config(config, workdir)
         print(json.dumps(figures, indent=1))
 

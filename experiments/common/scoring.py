@@ -11,7 +11,6 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import tasks
-from experiments.common.distributed import on_this_process
 from experiments.common.log import Log
 from experiments.common.tower_scores import TowerScores
 from onelive_jax.config import Config
@@ -21,6 +20,7 @@ from onelive_jax.evaluation import ranking_metrics
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
+from onelive_jax.sharding.processes import on_this_process
 
 CHUNK = 64
 PROTOCOLS = ("strict", "liverec")

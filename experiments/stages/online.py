@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from data_pipelines.simulator.platform import Lift, Outcomes, Platform, PlayRequ
 from data_pipelines.simulator.world import World
 from experiments.common import distributed, played
 from experiments.common.log import prepare
-from experiments.common.workdir import differing
 from experiments.stages.policy import load_params, policy_settings
 from experiments.stages.supervised import make_model
 from experiments.stages.tokenizer import load_tokenizer
@@ -30,9 +28,8 @@ from onelive_jax.alignment import policy_step
 from onelive_jax.config import Config, MeshConfig
 from onelive_jax.reward.rewards import make_reward, shape_feedback
 from onelive_jax.sharding import partitioning
-from onelive_jax.training import train_state
-from onelive_jax.training.checkpoints import Checkpoints, restore_params
-from onelive_jax.training.metrics import MetricWriter, OneStepLate
+from onelive_jax.training import loop, train_state
+from onelive_jax.training.checkpoints import restore_params
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +146,6 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
     # Feedback comes without end: the rate stays what it is, and every round counts alike.
     config = dataclasses.replace(config, alignment=a, training=dataclasses.replace(config.training, final_rate=1.0))
     settings = policy_settings(config, init_from) | dataclasses.asdict(plan)
-    check_same_plan(folder, settings)
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
     model, begun = make_model(config, log), load_params(init_from)
@@ -158,53 +154,45 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
     askers = [played.make_asker(config, log, platform, tokenizer) for platform in (learning, still)]
     learner, drawer = (played.drawer(asker, model) for asker in askers)
     edges = edges_of(learning, plan)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     mesh = partitioning.make_mesh(MeshConfig(), jax.devices()[:1])
     tx = policy_step.make_policy_optimizer(config)
     step_fn = jax.jit(policy_step.make_policy_step(model, tx, config, make_reward("feedback")), donate_argnums=0)
     sync = jax.jit(policy_step.sync_reference, donate_argnums=0)
     begun = jax.tree.map(jax.numpy.asarray, begun)
-    state = train_state.TrainState(jax.numpy.int32(0), jax.tree.map(jax.numpy.copy, begun), tx.init(begun),
-                                   jax.random.key(config.seed))
+    first_state = policy_step.with_reference(train_state.TrainState(
+        jax.numpy.int32(0), jax.tree.map(jax.numpy.copy, begun), tx.init(begun), jax.random.key(config.seed)))
+
+    def take_step(step, state, made):
+        batch, feedback = (partitioning.put_batch(part, mesh) for part in made)
+        state, metrics = step_fn(state, batch, None, feedback)
+        return sync(state) if step % plan.steps == 0 else state, metrics
+
     history, lines = [], []
-    with Checkpoints(folder, keep=plan.rounds + 1) as saved, distributed.stopping() as wanted:
-        if saved.latest_step() is not None:
-            state = saved.restore(state).state
-            logger.info("resuming %s after round %d", folder, int(state.step) // plan.steps)
+    schedule = loop.Schedule(total, save_every=plan.steps)
+    with loop.Run(folder, schedule, settings, config.training.batch_size, distributed.progress,
+                  shown=("loss", "reward_mean"), keep=total + 1) as run:
+        state, place = run.start(first_state, lambda: first_state)
         first = int(state.step)
-        with MetricWriter(folder, first) as writer, distributed.progress(total, first, "online") as bar:
-            for i in range(plan.rounds):
-                asked = learning.requests(plan.requests, i, int(edges[i]), int(edges[i + 1]))
-                outcomes = play(learning, learner(state.params), asked, folder / f"shown_{i + 1}.npz")
-                control = play(still, drawer(begun), asked, folder / f"shown_{i + 1}_still.npz")
-                told = learning.batch(asked)
-                history.append(Round(told._replace(log=None), outcomes, askers[0].maker(told.log)))
-                learning.append(outcomes)
-                still.append(control)
-                lines.append(line_of(i + 1, compare(control, outcomes)["utility"]))
-                if i * plan.steps < first:
-                    continue
-                distributed.say(bar, format_rounds(lines[-1:]).splitlines()[-1])
-                maker = RoundsMaker(askers[0], history, int(edges[i + 1]))
-                batches = training_batches(maker, (maker.clicked,), (1.0,), config.training.batch_size, config.seed + i)
-                late = OneStepLate(lambda step, metrics: writer.write(
-                    step, {f"train/{name}": value for name, value in metrics.items()}))
-                stop = False
-                for step in range(i * plan.steps + 1, (i + 1) * plan.steps + 1):
-                    batch, feedback = next(batches)
-                    state, metrics = step_fn(state, partitioning.put_batch(batch, mesh), None,
-                                             partitioning.put_batch(feedback, mesh))
-                    late.push(step, metrics)
-                    bar.update(1)
-                    stop |= wanted(step)
-                late.flush()
-                state = sync(state)
-                saved.save(state, None, config)
-                if stop:
-                    saved.wait()
-                    raise distributed.Stopped(folder, int(state.step))
-        saved.wait()
+        if run.checkpoints.latest_step() is None:  # what is shown from here on is of these settings
+            run.checkpoints.save(state, None, settings)
+            run.checkpoints.wait()
+        for i in range(plan.rounds):
+            asked = learning.requests(plan.requests, i, int(edges[i]), int(edges[i + 1]))
+            outcomes = play(learning, learner(state.params), asked, folder / f"shown_{i + 1}.npz")
+            control = play(still, drawer(begun), asked, folder / f"shown_{i + 1}_still.npz")
+            told = learning.batch(asked)
+            history.append(Round(told._replace(log=None), outcomes, askers[0].maker(told.log)))
+            learning.append(outcomes)
+            still.append(control)
+            lines.append(line_of(i + 1, compare(control, outcomes)["utility"]))
+            if (i + 1) * plan.steps <= first:
+                continue
+            run.say(format_rounds(lines[-1:]).splitlines()[-1])
+            maker = RoundsMaker(askers[0], history, int(edges[i + 1]))
+            batches = training_batches(maker, (maker.clicked,), (1.0,), config.training.batch_size, config.seed + i)
+            if i * plan.steps < first:  # the run was stopped within this round
+                batches.set_state(place)
+            state = run.train(take_step, state, batches, until=(i + 1) * plan.steps)
     judged = judge(still, drawer, begun, folder, plan, int(edges[-1]))
     return {"rounds": lines, "judged": judged, "plan": dataclasses.asdict(plan), "init_from": str(init_from)}
 
@@ -219,20 +207,12 @@ def edges_of(platform: Platform, plan: Plan) -> np.ndarray:
     return np.linspace(world.end_ms, end, plan.rounds + 1).astype(np.int64)
 
 
-def check_same_plan(folder: Path, settings: dict) -> None:
-    """Raises ValueError with the settings in which an earlier call in this folder differs."""
-    file = folder / "settings.json"
-    if file.is_file() and (changed := differing(json.loads(file.read_text()), settings)):
-        raise ValueError(f"{folder} holds rounds of other settings ({changed}): choose another --workdir, or delete "
-                         f"{folder}")
-
-
 def play(platform: Platform, policy: Policy, asked: PlayRequests, file: Path) -> Outcomes:
     """Plays a policy, or again what `file` says that it showed; what came of it is the same."""
     if file.is_file():
         with np.load(file) as kept:
             return platform.play(again(kept["room"], kept["propensity"]), asked)
-    outcomes = platform.play(policy_step, asked)
+    outcomes = platform.play(policy, asked)
     draft = file.with_name("draft.npz")
     np.savez(draft, room=outcomes.room, propensity=outcomes.propensity)
     draft.replace(file)
@@ -249,7 +229,7 @@ def again(room: np.ndarray, propensity: np.ndarray) -> Policy:
         at = part.stop
         return room[part], propensity[part]
 
-    return policy_step
+    return policy
 
 
 def judge(platform: Platform, drawer: Callable[[Any], Policy], begun: Any, folder: Path, plan: Plan,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from onelive_jax.training.checkpoint_files import told_of_a_full_disk
+from onelive_jax.files import explain_full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class MetricWriter:
         check_finite(step, values)
         if self._file is None:
             return
-        with told_of_a_full_disk(self.folder, FILE):
+        with explain_full_disk(self.folder, FILE):
             self._file.write(json.dumps({"step": int(step), **values}) + "\n")
             self._file.flush()
         if self._tensorboard is not None:

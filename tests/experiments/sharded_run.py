@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 from absl import flags as absl_flags
 
-from experiments.common import distributed, flags, scoring
+from experiments.common import flags, scoring
 from experiments.stages import run, supervised
 from onelive_jax.sharding import partitioning
+from onelive_jax.training import stopping
 
 
 def stop_at(put_batch, step):
@@ -50,7 +51,7 @@ def main(config, workdir):
     partitioning.put_batch = stop_at(put_batch, half)
     try:
         supervised.main(config, workdir)
-    except distributed.Stopped:
+    except stopping.Stopped:
         print("stopped")
     partitioning.put_batch = put_batch
     straight = Path(absl_flags.FLAGS.straight)

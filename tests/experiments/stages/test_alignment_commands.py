@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from data_pipelines.simulator.platform import compare
-from experiments.common import distributed, played, scoring
+from experiments.common import played, scoring
 from experiments.common.workdir import save_config
 from experiments.stages import ab_test, evaluate, online, policy, reward
 from experiments.stages.supervised import load_supervised
 from onelive_jax.config import AlignmentConfig, RewardConfig
 from onelive_jax.sharding import partitioning
-from onelive_jax.training import checkpoints
+from onelive_jax.training import checkpoints, stopping
 from onelive_jax.training.metrics import read
 from tests.experiments import all_phases
 
@@ -78,7 +78,7 @@ def test_a_reward_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_be
 
     monkeypatch.setattr(partitioning, "put_batch", put_batch)
     monkeypatch.setattr(reward, "LEAST_POSITIVES", 2)
-    with pytest.raises(distributed.Stopped) as stopped:
+    with pytest.raises(stopping.Stopped) as stopped:
         reward.train_reward(config, tmp_path / "w", log, tokenizer)
     assert (stopped.value.code, len(calls)) == (75, 8)
     assert (tmp_path / "w" / "reward" / "8").is_dir()
@@ -138,10 +138,10 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     finally:
         for process in processes:
             process.kill()  # one that waits for another for ever must not outlive the test
-    assert [process.returncode for process in processes] == [distributed.STOPPED] * 2, said
+    assert [process.returncode for process in processes] == [75] * 2, said
     stopped = max(int(entry.name) for entry in (copied / "policy").iterdir() if entry.name.isdigit())
     assert all_phases.SIGNALLED <= stopped < config.alignment.steps
-    assert f"stopped after step {stopped}, which is saved" in said[0][1]
+    assert f"saved at step {stopped}; run the same command to resume" in said[0][1]
     assert "2 processes, 2 devices" in said[0][1]
     assert f"resuming {folder} from step {half}" in said[0][1]
     # The other process says nothing, whatever libraries do.
@@ -317,9 +317,9 @@ def test_rounds_go_on_after_a_kill(aligned, tmp_path, monkeypatch):
     whole = online.online(config, workdir, workdir / "supervised", PLAN)
     folder = tmp_path / "w" / "online"
     monkeypatch.setattr(online.distributed, "stopping", lambda: contextlib.nullcontext(lambda step: True))
-    with pytest.raises(distributed.Stopped) as stop:  # asked to at the first step: when the round is over
+    with pytest.raises(stopping.Stopped) as stop:  # asked to at the first step: when the round is over
         online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
-    assert stop.value.code == distributed.STOPPED
+    assert stop.value.code == 75
     assert [line["step"] for line in read(folder)] == [1, 2]
     monkeypatch.undo()
 

@@ -18,7 +18,7 @@ from experiments.stages import supervised as supervised_stage
 from experiments.stages import tokenizer as tokenizer_stage
 from experiments.stages.run import run
 from onelive_jax.config import to_json
-from onelive_jax.training import metrics, pace
+from onelive_jax.training import loop, metrics, pace
 from onelive_jax.training.checkpoints import read, restore_params
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -136,10 +136,10 @@ def test_a_killed_run_resumes_bit_for_bit(finished, copy, make_config, tmp_path,
     assert {line["step"] for line in left} >= {1, 6, 7}  # lines of steps that will be taken again
 
     log, tokenizer = finished.trained.log, finished.trained.tokenizer
-    with pytest.raises(ValueError, match=r"unfinished run with other settings .*config.training.learning_rate"):
+    with pytest.raises(ValueError, match=r"unfinished run with other settings .*training.learning_rate"):
         supervised_stage.train_supervised(make_config(training__learning_rate=0.5), copy, log, tokenizer)
     # By its name too where no array of the checkpoint would fit.
-    with pytest.raises(ValueError, match=r"unfinished run with other settings \(config.model.dim: 16 then, 24 now\)"):
+    with pytest.raises(ValueError, match=r"unfinished run with other settings \(model.dim: 16 then, 24 now\)"):
         supervised_stage.train_supervised(make_config(model__dim=24), copy, log, tokenizer)
 
     caplog.set_level("INFO", logger="experiments")
@@ -189,7 +189,7 @@ def test_a_run_stopped_where_it_was_to_be_judged_is_judged_when_it_goes_on(finis
         supervised_stage.train_supervised(finished.config, copy, log, tokenizer)
     assert stopped.value.code == 75
     folder = copy / "supervised"
-    assert (folder / supervised_stage.UNJUDGED / str(step)).is_dir()
+    assert (folder / loop.PENDING / str(step)).is_dir()
     assert not (folder / str(step)).exists()
 
     if step == 6:  # as a process leaves it that is killed between the line of this validation and the checkpoint
@@ -198,10 +198,10 @@ def test_a_run_stopped_where_it_was_to_be_judged_is_judged_when_it_goes_on(finis
         with (folder / metrics.FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
     if damaged:
-        (folder / supervised_stage.UNJUDGED / str(step) / "meta" / "metadata").unlink()
+        (folder / loop.PENDING / str(step) / "meta" / "metadata").unlink()
     monkeypatch.setattr(supervised_stage.scoring, "validate", validate)
     _, params, figures = supervised_stage.train_supervised(finished.config, copy, log, tokenizer)
-    assert not (folder / supervised_stage.UNJUDGED).exists()
+    assert not (folder / loop.PENDING).exists()
     assert damaged == ("are all damaged" in caplog.text and "Going on from step 6" in caplog.text)
     jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
     assert figures["chosen_step"] == json.loads((finished.workdir / "supervised.json").read_text())["chosen_step"]

@@ -235,13 +235,13 @@ folder = sys.argv[1]
 mesh, abstract, state = start(MeshConfig(data=2, fsdp=2, tensor=2))
 state, _ = make_step(train_state.shardings(abstract), mesh)(state, partitioning.put_batch(X, mesh))
 with checkpoints.Checkpoints(folder) as saver:
-    saver.save(state, b"here", Config(data=DataConfig(source="simulated")))
+    saver.save(state, "here", {})
 saved = jax.device_get((state.params, state.opt_state))
 for config, devices in ((MeshConfig(data=2, fsdp=2, tensor=2), None), (MeshConfig(data=1, fsdp=4, tensor=2), None),
                         (MeshConfig(data=1), jax.devices()[:1])):
     target = train_state.abstract_state(init_params, TX, partitioning.make_mesh(config, devices))
     with checkpoints.Checkpoints(folder) as saver:
-        restored = saver.restore(target).state
+        restored, _ = saver.restore(target)
     jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get((restored.params, restored.opt_state)))
     assert int(restored.step) == 1
     np.testing.assert_array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
