@@ -79,14 +79,15 @@ class Run:
         with contextlib.ExitStack() as stack:
             self._stop = stack.enter_context(StopSignal())
             self.checkpoints = stack.enter_context(Checkpoints(self.folder, self._keep, self._best))
-            self._open = stack.pop_all()
+            self._resources = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
-        with self._open:
+        with self._resources:
             if exception[0] is None:
                 self.checkpoints.wait()
-                if self._stop.number is not None:  # it came after the last step: what follows the training may be long
+                # A signal may have come since the last step, and what follows the training may be long.
+                if self._stop.requested(self.schedule.steps + 1):
                     raise Stopped(self.folder, self._saved, self._stop.number)
 
     def start(self, target: TrainState, init: Callable[[], TrainState]) -> tuple[TrainState, Any]:
@@ -99,8 +100,8 @@ class Run:
         restored = self._restore(target)
         state, data = (init(), None) if restored is None else restored
         step = self._saved = int(state.step)
-        self._writer = self._open.enter_context(MetricWriter(self.folder, step))
-        self._bar = self._open.enter_context(self._progress(self.folder.name, self.schedule.steps, step))
+        self._writer = self._resources.enter_context(MetricWriter(self.folder, step))
+        self._bar = self._resources.enter_context(self._progress(self.folder.name, self.schedule.steps, step))
         logger.info("%s", presets.parameter_table(state.params))
         if restored is not None:
             logger.info("resuming %s from step %d", self.folder, step)
