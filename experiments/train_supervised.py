@@ -3,8 +3,8 @@
     python -m experiments.train_supervised --config=experiments/configs/twitch.py --config.data.path=FILE --workdir=W
 
 Trains the tokenizer first where the workdir has none. A killed run resumes from its newest checkpoint, bit for bit.
-On SIGTERM it finishes the step, saves, and ends with exit code 75; a validation that was due then is made by the
-process that goes on. Several processes: experiments/common/distributed.py.
+On SIGTERM or Ctrl-C it finishes the step, saves, and ends with exit code 75 or 130 (a second signal ends it at once); a
+validation that was due then is made by the process that goes on. Several processes: experiments/common/distributed.py.
 """
 
 import json

@@ -67,8 +67,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                       out_shardings=(placed, partitioning.replicated(mesh)))
     # Parameters are scored where they lie; with several processes, whole on one device of each (scoring.validate).
     rank = scoring.make_ranker(on_mesh(model, mesh) if jax.process_count() == 1 else model, config)
-    validation, validation_maker = scoring.targets(log, config, "validation", "strict"), log.batch_maker(tokenizer.ids,
-                                                                                                         config)
+    validation = scoring.targets(log, config, "validation", "strict")
+    validation_maker = log.batch_maker(tokenizer.ids, config)
 
     def init_state() -> train_state.TrainState:
         state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed))

@@ -195,3 +195,9 @@ def test_compiled_programs_are_kept_where_the_flag_says(parse, tmp_path):
     finally:
         jax.config.update("jax_compilation_cache_dir", kept[0])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", kept[1])
+
+
+def test_ctrl_c_outside_training_is_one_line():
+    done = subprocess.run([sys.executable, "-c", "import experiments; raise KeyboardInterrupt"], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
