@@ -171,7 +171,7 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
     schedule = loop.Schedule(total, save_every=plan.steps)
     with loop.Run(folder, schedule, settings, config.training.batch_size, distributed.progress,
                   shown=("loss", "reward_mean"), keep=total + 1) as run:
-        state, place = run.start(first_state, lambda: first_state)
+        state = run.start(first_state, lambda: first_state)
         first = int(state.step)
         if run.checkpoints.latest_step() is None:  # what is shown from here on is of these settings
             run.checkpoints.save(state, None, settings)
@@ -191,7 +191,7 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
             maker = RoundsMaker(askers[0], history, int(edges[i + 1]))
             batches = training_batches(maker, (maker.clicked,), (1.0,), config.training.batch_size, config.seed + i)
             if i * plan.steps < first:  # the run was stopped within this round
-                batches.set_state(place)
+                batches.set_state(run.place)
             state = run.train(take_step, state, batches, until=(i + 1) * plan.steps)
     judged = judge(still, drawer, begun, folder, plan, int(edges[-1]))
     return {"rounds": lines, "judged": judged, "plan": dataclasses.asdict(plan), "init_from": str(init_from)}

@@ -122,11 +122,9 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
                              profile_at=config.training.profile_at, profile_steps=config.training.profile_steps)
     with loop.Run(folder, schedule, settings, config.training.batch_size, distributed.progress, validate=validate,
                   shown=("loss", "reward_mean", *FIGURES, "predicted_reward"), keep=a.steps + 1) as run:
-        state, place = run.start(abstract, init_state)
-        if place is None:
+        state = run.start(abstract, init_state, batches)
+        if int(state.step) == 0:
             state, _ = run.validate(0, state)
-        else:
-            batches.set_state(place)
         run.train(take_step, state, batches)
     if not is_main():  # process 0 writes what all of them read
         wait_for_all("the policy is done")

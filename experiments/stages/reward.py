@@ -96,9 +96,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
                              profile_at=config.training.profile_at, profile_steps=config.training.profile_steps)
     with loop.Run(folder, schedule, settings, c.batch_size, distributed.progress,
                   validate=validate) as run:
-        state, place = run.start(abstract, init_state)
-        if place is not None:
-            batches.set_state(place)
+        state = run.start(abstract, init_state, batches)
         state = run.train(take_step, state, batches)
     weights = np.asarray(state.objective_weight_O).tolist()
     report = {"objectives": evaluate_reward(config, model, predict, on_this_process(state.params), judged),

@@ -86,9 +86,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                              profile_at=c.profile_at, profile_steps=c.profile_steps)
     with loop.Run(folder, schedule, settings, c.batch_size, distributed.progress, flops=flops_per_example(config, log),
                   validate=validate, shown=("loss", "acc_all", BEST), keep=c.keep_checkpoints, best_metric=BEST) as run:
-        state, place = run.start(abstract, init_state)
-        if place is not None:
-            batches.set_state(place)
+        state = run.start(abstract, init_state, batches)
         parameters = presets.count(state.params, author_rows=True)
         run.train(take_step, state, batches)
         run.checkpoints.wait()

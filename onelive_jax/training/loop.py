@@ -62,7 +62,7 @@ class Run:
       shown: which metrics and figures stand beside the bar.
       keep, best_metric: as in `Checkpoints`.
 
-    Attributes: clock; checkpoints.
+    Attributes: clock; checkpoints; place: state of the batch iterator where the run resumed, None in a fresh run.
     """
 
     def __init__(self, folder: Path, schedule: Schedule, settings: Mapping[str, Any], batch_size: int,
@@ -90,21 +90,23 @@ class Run:
                 if self._stop.requested(self.schedule.steps + 1):
                     raise Stopped(self.folder, self._saved, self._stop.number)
 
-    def start(self, target: TrainState, init: Callable[[], TrainState]) -> tuple[TrainState, Any]:
-        """The state to go on from, and that of the batch iterator (None in a fresh run).
+    def start(self, target: TrainState, init: Callable[[], TrainState], batches: Any = None) -> TrainState:
+        """The state to go on from. `batches` go on from where they were; without them, `place` says where that was.
 
         Args: target: shapes and shardings (`abstract_state`). init: makes the first state.
 
         Raises: ValueError where the folder's checkpoints are of other settings; as `Checkpoints.restore`.
         """
         restored = self._restore(target)
-        state, data = (init(), None) if restored is None else restored
+        state, self.place = (init(), None) if restored is None else restored
         step = self._saved = int(state.step)
         self._writer = self._resources.enter_context(MetricWriter(self.folder, step))
         self._bar = self._resources.enter_context(self._progress(self.folder.name, self.schedule.steps, step))
         logger.info("%s", presets.parameter_table(state.params))
         if restored is not None:
             logger.info("resuming %s from step %d", self.folder, step)
+            if batches is not None:
+                batches.set_state(self.place)
             if step and is_main():
                 self.clock.resume(self.folder, step)
             if self.checkpoints.latest_step() != step:
@@ -113,12 +115,12 @@ class Run:
                 written = is_main() and any(line["step"] == step and any(name.startswith("validation/")
                                                                          for name in line)
                                             for line in read(self.folder))
-                state = self._validate_and_save(step, state, data, written)
+                state = self._validate_and_save(step, state, self.place, written)
                 self.checkpoints.wait()
         wait_for_all("pending validation is made")
         if is_main():
             shutil.rmtree(self.folder / PENDING, ignore_errors=True)
-        return state, data
+        return state
 
     def train(self, step_fn: Callable[[int, TrainState, Any], tuple[TrainState, dict]], state: TrainState, batches: Any,
               until: int | None = None) -> TrainState:
@@ -126,7 +128,7 @@ class Run:
 
         Args:
           step_fn: (step, counted from 1; state, which it may donate; what `batches` gives) → (state, metrics).
-          batches: an iterator with `get_state`.
+          batches: an iterator with `get_state` and `set_state`.
 
         Raises: Stopped, after a checkpoint, where the process was asked to stop. FloatingPointError: a metric is NaN.
         """

@@ -73,10 +73,8 @@ def train(folder, before_step=lambda step: None, validate=halved, settings=SETTI
         return update(state, batch)
 
     with loop.Run(folder, schedule, settings, 1, bar, validate=validate, keep=2, best_metric="score") as run:
-        state, place = run.start(first_state(), first_state)
         batches = Numbers()
-        if place is not None:
-            batches.set_state(place)
+        state = run.start(first_state(), first_state, batches)
         for end in until or (None,):
             state = run.train(take_step, state, batches, end)
         run.checkpoints.wait()
