@@ -84,7 +84,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
 
     schedule = loop.Schedule(c.steps, c.checkpoint_every, c.log_every, c.eval_every, validate_last=True,
                              profile_at=c.profile_at, profile_steps=c.profile_steps)
-    with loop.Run(folder, schedule, settings, c.batch_size, distributed.progress, flops=flops_per_example(config, log),
+    with loop.Run(folder, schedule, settings, c.batch_size, distributed.progress,
+                  flops=flops.training_flops(model, abstract.params, example, c.batch_size),
                   validate=validate, shown=("loss", "acc_all", BEST), keep=c.keep_checkpoints, best_metric=BEST) as run:
         state = run.start(abstract, init_state, batches)
         parameters = presets.count(state.params, author_rows=True)
@@ -98,13 +99,6 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
         mark_done(folder, settings)
     wait_for_all("supervised is done")
     return model, restore_params(folder, step=chosen), figures
-
-
-def flops_per_example(config: Config, log: Log) -> int:
-    """FLOPs of one example's step (onelive_jax/training/flops.py)."""
-    return flops.training_flops(config.model, history=config.data.history_items * len(config.data.sequences),
-                                levels=config.tokenizer.levels, codes=config.tokenizer.codes, authors=log.num_authors,
-                                author_dim=config.tokenizer.dim)
 
 
 def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, dict, dict]:
