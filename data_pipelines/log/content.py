@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.log import intervals
+from data_pipelines.log.intervals import check_range, first_not_below
 from data_pipelines.tables import Tables
 
 ROWS_AT_ONCE = 1_000_000
@@ -50,9 +50,10 @@ class Content:
 
     def row_at(self, author: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
         """int64 [n]: the last row of each author that was known by the time; −1 where there is none."""
-        author = np.asarray(author, np.int64)
-        after = intervals.first_not_below(self.author_ptr, self.from_ms, author, np.asarray(times_ms, np.int64) + 1)
-        return np.where(after > self.author_ptr[author], after - 1, -1)
+        author = check_range("author", author, self.author_ptr.size - 1)
+        first, times_ms = self.author_ptr[author], np.asarray(times_ms, np.int64)
+        after = first_not_below(first, self.author_ptr[author + 1], self.from_ms, times_ms + 1)
+        return np.where(after > first, after - 1, -1)
 
 
 @dataclass
