@@ -106,11 +106,12 @@ def slice_histories(views, first_R, stop_R, times_ms, settings, out):
         begin = max(first, end - settings.window)
         if begin < end:  # views that began together are all in the window, or none is
             begin = lower_bound(views.start_ms, first, end, views.start_ms[begin])
-        num_items, num_habits = 0, 0
+        num_items, num_habits, effective = 0, 0, 0
         for view in range(end - 1, begin - 1, -1):
             watched = min(views.stop_ms[view], now) - views.start_ms[view]
             if watched < settings.effective_ms:
                 continue
+            effective += 1
             who = views.author[view]
             slot = (who * 2654435761) & (size - 1)
             while table_row[slot] == row and table_author[slot] != who:
@@ -156,5 +157,5 @@ def slice_histories(views, first_R, stop_R, times_ms, settings, out):
             out.habits[row, place, 5] = np.log1p(sums[habit, 4])
             out.habits[row, place, 6] = np.log1p(sums[habit, 5])
             out.habits[row, place, 7] = np.log1p(sums[habit, 6])
-            out.habits[row, place, 8] = sums[habit, 0] / (end - begin)
+            out.habits[row, place, 8] = sums[habit, 0] / effective
             out.habits[row, place, 9] = np.log1p(float(item))

@@ -241,6 +241,13 @@ def test_a_view_counts_once_it_had_been_watched_long_enough(distinct):
     assert history(views, 0, at(1.5), **short).author[0, -1] == 2
 
 
+def test_a_share_is_of_the_views_that_count():
+    views = timelines(*hours((0, 1, 0, 1), (0, 2, 1, 2), (0, 3, 2, 2.1), (0, 3, 3, 3.1), (0, 3, 4, 4.1)), users=1)
+    made = history(views, 0, at(9), effective_ms=HOUR_MS // 2)
+    assert made.author[0, -2:].tolist() == [1, 2]
+    assert [habit(made, slot, "share") for slot in (-2, -1)] == [0.5, 0.5]
+
+
 def test_until_and_sorted_by():
     views = timelines(*hours((0, 1, 0, 9), (0, 2, 1, 2), (1, 3, 5, 6)), users=2)
     assert views.until(at(8)).author.tolist() == [2, 3]
