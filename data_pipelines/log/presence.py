@@ -81,8 +81,10 @@ class Presence:
         self.author, self.room = np.asarray(author, np.int32), np.asarray(room, np.int32)
         self.user = np.ascontiguousarray(np.broadcast_to(np.asarray(user, np.int32), self.author.shape))
         self.viewers = viewers
-        self.room_start_ms = np.full(int(self.room.max(initial=-1)) + 1, np.iinfo(np.int64).max)
-        np.minimum.at(self.room_start_ms, self.room, self.start_ms)
+        seen = [self] if viewers is None else [self, viewers]  # a view may begin before its room's listed start
+        self.room_start_ms = np.full(max(int(each.room.max(initial=-1)) for each in seen) + 1, np.iinfo(np.int64).max)
+        for each in seen:
+            np.minimum.at(self.room_start_ms, each.room, each.start_ms)
         self.origin = int(self.start_ms.min()) // BUCKET_MS if self.start_ms.size else 0
         first = self.start_ms // BUCKET_MS - self.origin
         count = np.maximum((self.stop_ms - 1) // BUCKET_MS - self.origin - first + 1, 0)
