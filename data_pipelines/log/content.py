@@ -3,6 +3,7 @@
 Axes: S moments, M vectors, A authors, C content width, n rows asked for.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from data_pipelines.log.intervals import check_range, first_not_below
 from data_pipelines.tables import Tables
 
+logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 1_000_000
 
 
@@ -89,7 +91,8 @@ class Pools:
 
         Returns:
           (int64 [m], which segments were taken, by author and time; float32 [m, 2C], concat(x_30s, x_pool) of each).
-          The n − m others are older than the last of their author: what was served cannot be changed.
+          The n − m others are no newer than the last of their author: delivered twice (the first counts), or late, and
+          what was served cannot be changed.
 
         Raises:
           ValueError: an author out of range, shapes that do not fit, NaN or infinity; nothing is taken then.
@@ -107,7 +110,7 @@ class Pools:
         if not finite.all():
             raise ValueError(f"new segment {int(np.argmin(finite))} holds NaN or infinity")
         taken = np.lexsort((from_ms, author))
-        taken = taken[from_ms[taken] >= self.last_ms[author[taken]]]
+        taken = taken[_first_of_moment(author[taken], from_ms[taken]) & (from_ms > self.last_ms[author])[taken]]
         author, from_ms, vectors = author[taken], from_ms[taken], vectors[taken]
         # The running sum of an author's new segments is that of all, less what was there before its first.
         total, first = np.cumsum(vectors, 0, dtype=np.float64), np.searchsorted(author, author)
@@ -135,11 +138,20 @@ def author_content(tables: Tables, until_ms: int) -> Content | None:
     return None
 
 
+def _first_of_moment(author: np.ndarray, from_ms: np.ndarray) -> np.ndarray:
+    """bool [n], of rows sorted by (author, from_ms): not the same author and moment as the row before."""
+    return np.append(True, (author[1:] != author[:-1]) | (from_ms[1:] != from_ms[:-1]))[:author.size]
+
+
 def _of_segments(tables: Tables, num_authors: int) -> Content:
     segments = tables.segments
     author = tables.rooms["author_id"].to_numpy()[segments["room_id"].to_numpy()]
     end = segments["end_ms"].to_numpy()
     order = np.lexsort((end, author))
+    once = _first_of_moment(author[order], end[order])
+    if not once.all():
+        logger.warning("%d of %d segments repeat a moment of their author and are left out", (~once).sum(), once.size)
+    order = order[once]
     author, end = author[order], end[order]
     vectors = segments["embedding"].to_numpy().astype(np.float32, copy=False)[order]
     ptr = np.searchsorted(author, np.arange(num_authors + 1))
