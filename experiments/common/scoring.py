@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import tasks
+from data_pipelines.log.presence import OnAir
 from experiments.common.log import Log
 from experiments.common.tower_scores import TowerScores
 from onelive_jax.config import Config
@@ -33,7 +34,7 @@ def make_task(log: Log, config: Config, split: str, protocol: str) -> tasks.Task
         raise ValueError(f"split={split!r} must be one of {SPLITS} and protocol={protocol!r} one of {PROTOCOLS}")
     low, high = (log.split.p1_ms, log.split.p2_ms) if split == "validation" else (log.split.p2_ms, None)
     make = tasks.strict_targets if protocol == "strict" else tasks.liverec_targets
-    return make(log.views, low, high, log.lifetimes, config.data.max_targets)
+    return make(log.views, log.presence, low, high, config.data.max_targets)
 
 
 def targets(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:
@@ -91,8 +92,8 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
         r = np.minimum(np.arange(low, low + CHUNK), task.user.size - 1)
         begin, length = task.offsets[r], count[r]
         flat = np.concatenate([np.arange(b, b + n) for b, n in zip(begin, length, strict=True)])
-        chunk = type(on_air)(np.concatenate([[0], np.cumsum(length)]), on_air.author[flat], on_air.room[flat],
-                             on_air.viewers[flat], on_air.since_ms[flat])
+        chunk = OnAir(np.append(0, np.cumsum(length)), on_air.author[flat], on_air.room[flat], on_air.viewers[flat],
+                      on_air.since_ms[flat])
         rooms, _ = maker.live_rooms(chunk, task.time_ms[r], slots)
         asked = (params, maker.request(task.user[r], task.time_ms[r]), rooms)
         if tie_breaker is not None:

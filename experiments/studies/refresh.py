@@ -173,7 +173,7 @@ def with_content_of(served: IdTable, tokenizer: Tokenizer, config: Config, conte
 
 def next_day(log: Log, config: Config, from_ms: int, to_ms: int) -> tasks.Task:
     """The strict targets of [from_ms, to_ms)."""
-    return tasks.strict_targets(log.views, from_ms, to_ms, log.lifetimes, config.data.max_targets)
+    return tasks.strict_targets(log.views, log.presence, from_ms, to_ms, config.data.max_targets)
 
 
 def study(config: Config, workdir: Path, days: int) -> dict:

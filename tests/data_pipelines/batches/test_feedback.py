@@ -4,7 +4,7 @@ import pytest
 
 from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, objectives_of, read_shown
 from data_pipelines.batches.training import BatchMaker
-from data_pipelines.log.presence import NOBODY, Presence
+from data_pipelines.log.presence import Lifetimes, Presence
 from data_pipelines.log.store import timeline_arrays
 from data_pipelines.log.timelines import Timelines
 from data_pipelines.simulator.simulation import simulate
@@ -20,11 +20,9 @@ def tables():
 
 
 def make_maker(tables):
-    arrays = timeline_arrays(tables)
-    views = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms")))
-    watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
-    rooms = tables.rooms
-    presence = Presence(rooms["start_ms"], rooms["end_ms"], rooms["author_id"], rooms["room_id"], NOBODY, watching)
+    views = Timelines.from_arrays(timeline_arrays(tables))
+    rooms = Lifetimes(*(tables.rooms[name].to_numpy() for name in ("author_id", "start_ms", "end_ms", "room_id")))
+    presence = Presence.of(views, rooms, len(tables.authors))
     ids = IdTable.static(np.random.default_rng(0).integers(4, size=(len(tables.authors), 2)))
     return BatchMaker(views, presence, ids, DataConfig(history_items=4, history_window=8, live_slots=32))
 

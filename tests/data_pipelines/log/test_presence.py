@@ -105,6 +105,13 @@ def test_a_view_that_begins_at_the_moment_does_not_tell_on_itself():
         assert rooms_of(on_air, 0) == [(5, 50, 1, 20), (6, 60, 1, 5)]
 
 
+def test_a_room_that_was_watched_before_its_listed_start_is_as_old_as_its_first_view():
+    rooms = make([(100, 50, 2, 20, NOBODY)], viewers=make([(40, 80, 2, 20, 4), (60, 80, 2, 20, 5)]))
+    assert rooms_of(rooms.at(np.array([110]), np.array([7])), 0) == [(2, 20, 2, 40)]
+    times = np.array([90, 30])  # what was shown, in a log of slates, may not be on air by its lifetime
+    assert rooms.describe(np.array([2, 2]), np.array([20, 20]), times, np.array([7, 7]))[1].tolist() == [40, 30]
+
+
 def test_a_lifetime_is_nobodys_view_and_is_never_left_out():
     rooms = make([(0, 100, 2, 20, NOBODY)], viewers=make([(0, 50, 2, 20, 4)]))
     on_air = rooms.at(np.full(2, 40), np.array([4, NOBODY]))

@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from data_pipelines.log.tasks import Lifetimes, strict_targets
+from data_pipelines.log import tasks
+from data_pipelines.log.presence import Lifetimes, Presence
 from data_pipelines.log.timelines import Timelines
 from experiments.baselines import heuristics
 from onelive_jax.evaluation import ranking_metrics
@@ -20,6 +21,10 @@ def timelines(*users):
     author, start = (np.array([row[i] for row in rows], np.int64) for i in range(2))
     return Timelines(user_ptr=np.cumsum([0, *map(len, users)]), author=author.astype(np.int32),
                      room=author.astype(np.int32), start_ms=start, stop_ms=start + HOUR)
+
+
+def strict_targets(log, start_ms, lifetimes=None):
+    return tasks.strict_targets(log, Presence.of(log, lifetimes), start_ms)
 
 
 LOG = timelines(

@@ -208,20 +208,20 @@ def test_the_predicted_reward_is_that_of_the_best_rooms():
 def stage(aligned):
     config, _, log, tokenizer, *_ = aligned
     platform = played.make_platform(config, log)
-    return platform, played.make_asker(config, log, platform, tokenizer)
+    return platform, played.platform_arrays(config, log, platform, tokenizer)
 
 
 def test_a_played_model_sees_what_evaluation_sees(aligned, stage):
     """At a moment of the log, features, codes and order are those that the model is evaluated with."""
     config, workdir, log, tokenizer, _, _ = aligned
-    platform, asker = stage
+    platform, arrays = stage
     maker = log.batch_maker(tokenizer.ids, config)
     task = scoring.targets(log, config, "test", "strict")
     r = np.arange(min(8, task.user.size))
-    batch = platform.batch(platform.requests(0, 0)._replace(
+    told = platform.rooms_for(platform.requests(0, 0)._replace(
         user=task.user[r].astype(np.int32), time_ms=task.time_ms[r], key=r.astype(np.uint64)))
-    ours, theirs = asker.rooms(batch, r), maker.live_rooms(maker.on_air(task.user[r], task.time_ms[r]),
-                                                           task.time_ms[r], asker.slots)[0]
+    ours, theirs = arrays.rooms(told, r), maker.live_rooms(maker.on_air(task.user[r], task.time_ms[r]),
+                                                           task.time_ms[r], arrays.slots)[0]
     for i in r:
         ours_at, theirs_at = np.argsort(ours.author[i][ours.mask[i]]), np.argsort(theirs.author[i][theirs.mask[i]])
         for name in ("author", "codes"):
@@ -229,20 +229,20 @@ def test_a_played_model_sees_what_evaluation_sees(aligned, stage):
                                           getattr(theirs, name)[i][theirs.mask[i]][theirs_at])
         np.testing.assert_allclose(ours.features[i][ours.mask[i]][ours_at][:, 1],
                                    theirs.features[i][theirs.mask[i]][theirs_at][:, 1], rtol=1e-5)
-    asked = asker.maker(batch.log).request(batch.user, batch.time_ms)
-    jax.tree.map(np.testing.assert_array_equal, asked, maker.request(task.user[r], task.time_ms[r]))
+    request = arrays.requests(told.log).request(told.user, told.time_ms)
+    jax.tree.map(np.testing.assert_array_equal, request, maker.request(task.user[r], task.time_ms[r]))
 
 
 def test_codes_move_on_in_the_played_period(aligned, stage):
     _, _, log, tokenizer, _, _ = aligned
-    platform, asker = stage
+    platform, arrays = stage
     world = platform.world
     everyone = np.arange(log.num_authors)
-    np.testing.assert_array_equal(asker.ids.codes_at(everyone, world.end_ms - 1),
+    np.testing.assert_array_equal(arrays.ids.codes_at(everyone, world.end_ms - 1),
                                   tokenizer.ids.codes_at(everyone, world.end_ms - 1))
-    late = asker.ids.from_ms > world.end_ms
+    late = arrays.ids.from_ms > world.end_ms
     assert late.any()
-    moved = asker.ids.codes[late] != tokenizer.ids.codes_at(asker.ids.author[late], world.play_end_ms)
+    moved = arrays.ids.codes[late] != tokenizer.ids.codes_at(arrays.ids.author[late], world.play_end_ms)
     assert moved.any()
 
 
@@ -276,9 +276,9 @@ def test_a_lift_over_nothing_is_not_available():
 
 
 def test_draws_log_the_policys_own_probabilities(stage, finished):
-    platform, asker = stage
+    platform, arrays = stage
     requests = platform.requests(80, seed=3)
-    policy = played.drawer(asker, finished.trained.model)(finished.trained.params)
+    policy = played.drawer(arrays, finished.trained.model)(finished.trained.params)
     first, again = platform.play(policy, requests), platform.play(policy, requests)
     np.testing.assert_array_equal(first.room, again.room)
     there = first.room >= 0
