@@ -150,7 +150,7 @@ def drawer(asker: Asker, model: OneLive) -> Callable[[Any], Policy]:
 
     @jax.jit
     def log_probs(params, request, rooms):
-        opened = rollouts.open_request(model, params, request, rooms, weight)
+        opened = model.apply({"params": params}, request, rooms, weight, method="open")
         return rollouts.room_log_probs(model, params, opened, rooms)
 
     def policy(params: Any, batch: Batch) -> tuple[np.ndarray, np.ndarray]:

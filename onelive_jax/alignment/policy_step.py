@@ -173,7 +173,7 @@ def roll_out(model: OneLive, reference: Any, batch: Batch, feedback: Feedback | 
     among the rooms on air of its batch, or that has no reward, is not valid.
     """
     live = batch.live
-    opened = rollouts.open_request(model, reference, batch.request, live, identity_weight)
+    opened = model.apply({"params": reference}, batch.request, live, identity_weight, method="open")
     everyone = jnp.ones(batch.weight.shape[0], bool)
     if config.sampler == "logged":
         if feedback is None:
@@ -202,7 +202,7 @@ def roll_out(model: OneLive, reference: Any, batch: Batch, feedback: Feedback | 
 def _policy_term(model: OneLive, params: Any, batch: Batch, group: Group, config: AlignmentConfig,
                  identity_weight: float) -> tuple[Array, dict[str, Array]]:
     """The policy loss of the group under `params`, without dropout: at first, every ratio is 1."""
-    opened = rollouts.open_request(model, params, batch.request, batch.live, identity_weight)
+    opened = model.apply({"params": params}, batch.request, batch.live, identity_weight, method="open")
     if group.allowed is None:
         log_pi = rollouts.room_log_probs(model, params, opened, batch.live)
         log_prob = jnp.take_along_axis(log_pi, jnp.maximum(group.slot, 0), 1)[..., None]

@@ -7,7 +7,6 @@ Parameters are float32 and carry logical axis names, from which their shardings 
 (onelive_jax/sharding/partitioning.py). Activations have the dtype of the input; softmax and logits are float32.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -46,20 +45,6 @@ class SelfCache:
 
     keys: Array
     values: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where the arrays between parameters lie. The default leaves it to the compiler, which is right on one device;
-    `onelive_jax.sharding.placement` makes that of a mesh.
-
-    Attributes:
-      rows: activations [B, …] → the same, their rows split as those of the batch are.
-      take: (table [R, C], its logical axes, indices [B, …]) → table[indices], [B, …, C].
-    """
-
-    rows: Callable[[Array], Array] = lambda x: x
-    take: Callable[[Array, tuple, Array], Array] = lambda table, axes, index: table[index]
 
 
 def weight(module: nn.Module, name: str, shape, axes, init=None) -> Array:
