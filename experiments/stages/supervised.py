@@ -86,7 +86,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
             logger.info("resuming %s from step %d", folder, first)
         parameters = presets.count(state.params, author_rows=True)
         logger.info("%s", presets.parameter_table(state.params))
-        per_example = flops_per_example(config, log)
+        per_example = flops.training_flops(model, state.params, example, c.batch_size)
         with MetricWriter(folder, first) as writer, distributed.progress(c.steps, first, "supervised") as bar:
             if first and distributed.is_main():
                 clock.resume(folder, first)
@@ -172,14 +172,7 @@ def forget_unjudged(folder: Path) -> None:
         shutil.rmtree(folder / UNJUDGED, ignore_errors=True)
 
 
-def flops_per_example(config: Config, log: Log) -> int:
-    """FLOPs of one example's step (onelive_jax/training/flops.py)."""
-    return flops.training_flops(config.model, history=config.data.history_items * len(config.data.sequences),
-                                levels=config.tokenizer.levels, codes=config.tokenizer.codes, authors=log.num_authors,
-                                author_dim=config.tokenizer.dim)
-
-
-def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, per_example: int, step: int,
+def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, per_example: float, step: int,
          metrics: dict) -> None:
     speed = pace(clock, batch_size, per_example)
     writer.write(step, {f"train/{name}": value for name, value in (metrics | speed).items()})
