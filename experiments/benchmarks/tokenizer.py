@@ -20,11 +20,14 @@ from dataclasses import asdict, dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
 
 from onelive_jax.config import TokenizerConfig
-from onelive_jax.tokenizer import kmeans, residual_kmeans, tower_training, towers
+from onelive_jax.tokenizer import kmeans, residual_kmeans, tower_training
+from onelive_jax.tokenizer.encoder import Encoder, Towers
 from onelive_jax.tokenizer.refresh import encode_sticky, refresh
 from onelive_jax.tokenizer.semantic_ids import churn
+from onelive_jax.tokenizer.towers import TwoTowers
 
 try:
     import faiss
@@ -126,8 +129,9 @@ def measure(size: str, repeats: int, say: Callable[[str], None]) -> dict:
 def _fits(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[[str], None]) -> dict:
     def ours(seed: int, **settings) -> np.ndarray:
         key = jax.random.key(seed)
-        return np.asarray(residual_kmeans.fit(points, sizes.levels, sizes.codes, key, init=sizes.init,
-                                              **settings).centroids)
+        config = TokenizerConfig(levels=sizes.levels, codes=sizes.codes, kmeans_init=sizes.init,
+                                 **{f"kmeans_{name}": value for name, value in settings.items()})
+        return np.asarray(residual_kmeans.fit(points, config, key).centroids)
 
     fits = {"ours": lambda seed: ours(seed, iterations=sizes.iterations)}
     if sizes.against_faiss:
@@ -228,14 +232,14 @@ def _segment_rate(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[
     config = TokenizerConfig(levels=sizes.levels, codes=sizes.codes, dim=sizes.dim)
     authors, count = min(100_000, len(points)), min(2**17 if sizes.codes <= 1024 else 2**15, len(points))
     rng = np.random.default_rng(2)
-    params = jax.device_put(tower_training.init_params(towers.TwoTowers(authors, config), 2 * CONTENT_WIDTH, 0))
+    params = meta.unbox(tower_training.boxed_params(TwoTowers(authors, config), 0, 2 * CONTENT_WIDTH))
     views, author = rng.integers(0, 100, authors), rng.integers(0, authors, count).astype(np.int32)
     content = rng.standard_normal((count, 2 * CONTENT_WIDTH), np.float32)
     books = residual_kmeans.Codebooks(jnp.asarray(rng.choice(points, (sizes.levels, sizes.codes))))
+    encoder = Encoder(Towers(params, config, views), books)
 
     def run() -> np.ndarray:
-        embedded = towers.author_embeddings(params, config, views, author, content)
-        return np.asarray(residual_kmeans.encode(books, embedded))
+        return encoder.codes(author, content)
 
     run()
     seconds = []
@@ -266,7 +270,8 @@ def measure_refresh(say: Callable[[str], None], authors: int = 24_000, dim: int 
     def distortion(books, points, ids=None) -> float:
         return float(residual_kmeans.residual_norms(books, points, ids)[-1]) ** 2
 
-    books = residual_kmeans.fit(unit(), levels, codes, jax.random.key(0))
+    config = TokenizerConfig(levels=levels, codes=codes)
+    books = residual_kmeans.fit(unit(), config, jax.random.key(0))
     ids, figures = np.asarray(residual_kmeans.encode(books, unit())), []
     for day in range(days):
         draw = rng.random(authors)
@@ -278,7 +283,7 @@ def measure_refresh(say: Callable[[str], None], authors: int = 24_000, dim: int 
         points, before = unit(), np.where(new[:, None], -1, ids)
         books = refresh(books, points, before)
         after = np.asarray(encode_sticky(books, points, before))
-        scratch = residual_kmeans.fit(points, levels, codes, jax.random.key(day + 1))
+        scratch = residual_kmeans.fit(points, config, jax.random.key(day + 1))
         share = distortion(books, points, after) / distortion(scratch, points)
         figures.append(churn(ids, after, unchanged=~new & ~drifting) | {"distortion": share})
         say(f"  refresh of day {day + 1}: churn of authors whose content did not change "

@@ -27,7 +27,7 @@ from data_pipelines.simulator.reactions import SLATE, uniform
 from data_pipelines.simulator.simulation import rooms_until
 from data_pipelines.tables import Tables
 from experiments.common.log import Log, other_sequences
-from experiments.stages.tokenizer import Tokenizer
+from experiments.stages.tokenizer import Tokenizer, segment_codes
 from onelive_jax.alignment import rollouts
 from onelive_jax.batch import LiveRooms
 from onelive_jax.config import Config
@@ -65,7 +65,8 @@ def played_ids(config: Config, log: Log, platform: Platform, tokenizer: Tokenize
     if content is None or not config.tokenizer.follow_content:
         return tokenizer.ids
     new = np.flatnonzero(content.from_ms > world.end_ms)
-    extended = tokenizer.ids.extend(content.author[new], content.from_ms[new], tokenizer.codes(config, content, new))
+    codes = segment_codes(tokenizer.encoder, content, new)
+    extended = tokenizer.ids.extend(content.author[new], content.from_ms[new], codes)
     if extended.late:
         logger.warning("%d of %d segments of the played period are older than their author's last and left out",
                        extended.late, new.size)

@@ -58,9 +58,9 @@ def make_ranker(model: OneLive, config: Config):
 
 
 def on_all_devices(config: Config, maker: BatchMaker, model: OneLive, *params: Any) -> tuple:
-    """(model, *params) over `lone_mesh`: parameters lie as `partitioning.RULES` say, and the requests of a chunk are
+    """(model, *params) over `process_mesh`: parameters lie as `partitioning.RULES` say, and the requests of a chunk are
     split over data and fsdp. With one device, as they are."""
-    mesh = partitioning.lone_mesh(config.mesh)
+    mesh = partitioning.process_mesh(config.mesh)
     if mesh is None:
         return model, *params
     example = maker.batch(np.zeros(1, np.int64), np.random.default_rng(0))

@@ -65,7 +65,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
-def lone_mesh(config: MeshConfig) -> Mesh | None:
+def process_mesh(config: MeshConfig) -> Mesh | None:
     """The mesh for work that one process does by itself: all its devices, laid out by `config` or, where that is of
     another number of devices (a workdir of a larger machine), all on `data`.
 

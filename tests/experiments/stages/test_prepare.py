@@ -125,17 +125,17 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
     config, workdir, log = request.getfixturevalue(kind)
     seen = {}
 
-    def train_towers(user_ptr, author, c, num_authors, content, row, seed, **kwargs):
-        seen.update(user_ptr=user_ptr, author=author, content=content, row=row)
-        return original(user_ptr, author, c, num_authors, content, row, seed, **kwargs)
+    def train_towers(views, *args):
+        seen.update(user_ptr=views.user_ptr, author=views.author, content=views.content, row=views.content_row)
+        return original(views, *args)
 
-    def fit(values, *args):
+    def fit(values, *args, **kwargs):
         seen["fit"] = len(values)
         raise Stop
 
     original = tower_training.train_towers
     monkeypatch.setattr(tower_training, "train_towers", train_towers)
-    monkeypatch.setattr(residual_kmeans, "fit_from_config", fit)
+    monkeypatch.setattr(residual_kmeans, "fit", fit)
     with pytest.raises(Stop):
         tokenizer_stage.train_tokenizer(config, workdir / "elsewhere", log)
     training = log.views.stop_ms <= log.split.p1_ms
@@ -145,7 +145,7 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
     content = author_content(log.tables, log.split.p1_ms)
     if kind == "views_only":
         assert content is None
-        assert seen["row"] is None
+        assert seen["content"] is None
         assert seen["fit"] == log.num_authors
         return
     starts = log.views.start_ms[training]

@@ -184,16 +184,16 @@ else:
 
 def test_a_process_by_itself_takes_all_its_devices(monkeypatch, caplog):
     caplog.set_level("INFO")
-    assert partitioning.lone_mesh(MeshConfig()) is None  # one device
+    assert partitioning.process_mesh(MeshConfig()) is None  # one device
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    assert dict(partitioning.lone_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(partitioning.process_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     assert not caplog.text
     # Settings of a larger machine.
-    assert dict(partitioning.lone_mesh(MeshConfig(-1, 4, 2)).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(partitioning.process_mesh(MeshConfig(-1, 4, 2)).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     assert "asks for a multiple of 8 devices, but there are 1" in caplog.text
     assert "all devices are on data for this" in caplog.text
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert partitioning.lone_mesh(MeshConfig()) is None
+    assert partitioning.process_mesh(MeshConfig()) is None
 
 
 def test_eight_devices_learn_what_one_learns_and_the_step_compiles_once():

@@ -42,7 +42,7 @@ from onelive_jax.reward.rewards import make_reward
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.tokenizer import kmeans
-from onelive_jax.tokenizer.tower_training import train_towers
+from onelive_jax.tokenizer.tower_training import ViewLog, train_towers
 from onelive_jax.tokenizer.towers import TwoTowers, info_nce
 from onelive_jax.training import supervised, train_state
 from tests.onelive_jax.random_batches import random_batch, random_params, small_config
@@ -215,9 +215,10 @@ def tower_losses(mesh):
     author = rng.integers(0, AUTHORS, people * each, dtype=np.int32)
     if mesh.size == 1:  # what other meshes have to round down to
         config.batch_size = BATCH
-    result = train_towers(np.arange(people + 1) * each, author, config, AUTHORS,
-                          rng.normal(size=(40, 6)).astype(np.float32), rng.integers(-1, 40, people * each), mesh=mesh)
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(result.params))
+    log = ViewLog(np.arange(people + 1) * each, author, AUTHORS, content=rng.normal(size=(40, 6)).astype(np.float32),
+                  content_row=rng.integers(-1, 40, people * each))
+    result = train_towers(log, config, mesh=mesh)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(result.towers.params))
     return result.losses
 
 
