@@ -65,8 +65,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def process_mesh(config: MeshConfig) -> Mesh | None:
-    """The mesh of work that a single process does: all its devices, laid out by `config` or, where that asks for another
-    number of devices (a workdir of a larger machine), all on `data`.
+    """The mesh of work that a single process does: all its devices, laid out by `config` or, where that asks for
+    another number of devices (a workdir of a larger machine), all on `data`.
 
     None where the process has one device, or is one of several (the others then wait: it works on its first device).
     """
