@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import jax
-from flax.core import meta
 
 from onelive_jax.config import Config, ModelConfig
 
@@ -47,11 +46,6 @@ def preset(name: str) -> Config:
         config.training.warmup_steps = 1000
         config.training.steps = 30_000
     return config
-
-
-def shapes_of(model: Any, example: Any) -> Any:
-    """The parameters of `model` as `jax.ShapeDtypeStruct`s, without boxes; allocates nothing."""
-    return meta.unbox(jax.eval_shape(lambda key: model.init(key, example)["params"], jax.random.key(0)))
 
 
 def named(params: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from data_pipelines.simulator.simulation import rooms_until, run
 from data_pipelines.simulator.world import KEY, MINUTE_MS, STEP_MS, mix, rooms_on_air
 from data_pipelines.tables import INTERACTIONS, LOGGED, Tables, sort_interactions, validate
 from onelive_jax.config import SimulatorConfig
+from onelive_jax.evaluation import bootstrap
 
 CANDIDATES_AT_ONCE = 2_000_000  # bounds the memory of what is asked together
 # Purposes of random numbers; those of places and of reactions are followed by as many more as there are.
@@ -363,21 +364,16 @@ def compare(control: Outcomes, treatment: Outcomes, expected: bool = False, resa
 
     names, control_UO = sums(control)
     _, treatment_UO = sums(treatment)
-    both = np.concatenate([control_UO, treatment_UO], axis=1)
-    rng = np.random.default_rng(seed)
-    drawn = [rng.multinomial(people, np.full(people, 1 / people), size=min(100, resamples - first)) @ both
-             for first in range(0, resamples, 100)]
-    total_BO = np.concatenate([both.sum(0, keepdims=True), *drawn])  # row 0: everybody once
-    a, b = total_BO[:, :len(names)], total_BO[:, len(names):]
     exposure, click = names.index("exposure"), names.index("click")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a = np.column_stack([a, a[:, click] / a[:, exposure]])
-        b = np.column_stack([b, b[:, click] / b[:, exposure]])
-        lift = np.where(a > 0, b / a - 1, np.nan)
-    low, high = np.percentile(lift[1:], [2.5, 97.5], axis=0)
+
+    def figures(sums_BxO: np.ndarray) -> np.ndarray:
+        return np.column_stack([sums_BxO, sums_BxO[:, click] / sums_BxO[:, exposure]])
+
+    found = bootstrap.lifts(control_UO, treatment_UO, figures, resamples, seed)
     scale = np.append(np.full(len(names), user.size), 1)
-    return {name: Lift(*map(float, (a[0, i] / scale[i], b[0, i] / scale[i], lift[0, i], low[i], high[i])))
-            for i, name in enumerate([*names, "click_through"])}
+    found = found._replace(control=found.control / scale, treatment=found.treatment / scale)
+    return {name: Lift(*map(float, each)) for name, each in zip([*names, "click_through"], zip(*found, strict=True),
+                                                                strict=True)}
 
 
 def table(lifts: dict[str, Lift]) -> str:

@@ -109,7 +109,7 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
 def evaluate_task(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False) -> dict:
     """`evaluation.metrics` of the model on a task; arguments as in `score`."""
     scores = score(rank, params, maker, task, own_rows)
-    return ranking_metrics.metrics(ranking_metrics.ranks_csr(scores, task.offsets, task.position), task.repeat)
+    return ranking_metrics.metrics(ranking_metrics.ranks(scores, task.offsets, task.position), task.repeat)
 
 
 def validate(rank, params, maker: BatchMaker, task: tasks.Task) -> dict[str, float]:
@@ -120,7 +120,7 @@ def validate(rank, params, maker: BatchMaker, task: tasks.Task) -> dict[str, flo
     scores = score(rank, on_this_process(params), maker, task, part=(jax.process_index(), jax.process_count()))
     if jax.process_count() > 1:
         scores = multihost_utils.process_allgather(scores).max(0)
-    result = ranking_metrics.metrics(ranking_metrics.ranks_csr(scores, task.offsets, task.position), task.repeat)
+    result = ranking_metrics.metrics(ranking_metrics.ranks(scores, task.offsets, task.position), task.repeat)
     figures = {name: result["all"][name] for name in ("ndcg@10", "hr@1", "hr@10", "mrr")}
     for group in ("repeat", "new"):
         if result[group]["n"]:

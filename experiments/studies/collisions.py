@@ -75,7 +75,7 @@ def shared_on_air(ids: IdTable, task: Task) -> np.ndarray:
 
 
 def ranked(scores_C: np.ndarray, task: Task) -> np.ndarray:
-    return ranking_metrics.ranks_csr(scores_C, task.offsets, task.position)
+    return ranking_metrics.ranks(scores_C, task.offsets, task.position)
 
 
 def run_seed(config: Config, seed: int, workdir: Path) -> dict:

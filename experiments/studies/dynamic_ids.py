@@ -94,7 +94,7 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
     save_config(config, folder)
     task = scoring.targets(log, config, "test", "strict")
     scores = scoring.score(scoring.make_ranker(network, config), params, log.batch_maker(tokenizer.ids, config), task)
-    ranks = ranking_metrics.ranks_csr(scores, task.offsets, task.position)
+    ranks = ranking_metrics.ranks(scores, task.offsets, task.position)
     after_jump = jumped(log, config, task.view)
     rows = ranking_metrics.metrics(ranks, task.repeat, groups={"after_jump": after_jump,
                                                           "after_jump_new": after_jump & ~task.repeat})

@@ -226,7 +226,7 @@ def refresh_settings(config: Config) -> dict:
 
 
 def _hit_rate(scores: np.ndarray, task: tasks.Task) -> float:
-    ranks = ranking_metrics.ranks_csr(scores, task.offsets, task.position)
+    ranks = ranking_metrics.ranks(scores, task.offsets, task.position)
     return float(ranking_metrics.gains(ranks)["hr@10"].mean())
 
 

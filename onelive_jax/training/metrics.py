@@ -173,15 +173,15 @@ def _truncate(path: Path, resume_step: int) -> None:
         os.replace(new, path)
 
 
-_told_missing: list[str] = []
+_reported_missing: list[str] = []
 
 
 def _tensorboard(folder: Path, resume_step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        if not _told_missing:
-            _told_missing.append("tensorboardX")
+        if not _reported_missing:
+            _reported_missing.append("tensorboardX")
             logger.warning("tensorboardX is not installed: metrics go to %s only (pip install tensorboardX)", FILE)
         return None
     return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)

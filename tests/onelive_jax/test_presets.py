@@ -1,6 +1,8 @@
 """Presets have the size of their name."""
 
+import jax
 import pytest
+from flax.core import meta
 
 from onelive_jax import presets
 from onelive_jax.model.onelive import OneLive
@@ -10,7 +12,7 @@ from tests.onelive_jax.random_batches import AUTHOR_DIM, AUTHORS, random_batch
 def shapes(name):
     config = presets.preset(name)
     model = OneLive(config.model, presets.LEVELS, config.tokenizer.codes, AUTHORS, AUTHOR_DIM)
-    return presets.shapes_of(model, random_batch())
+    return meta.unbox(jax.eval_shape(lambda key: model.init(key, random_batch())["params"], jax.random.key(0)))
 
 
 @pytest.mark.parametrize("name", [name for name in presets.PRESETS if name != "tiny"])

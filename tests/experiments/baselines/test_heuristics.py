@@ -39,7 +39,7 @@ TASK = strict_targets(LOG, NOW)
 
 
 def figures_of(task):
-    return {name: ranking_metrics.metrics(ranking_metrics.ranks_csr(score_C, task.offsets, task.position), task.repeat)
+    return {name: ranking_metrics.metrics(ranking_metrics.ranks(score_C, task.offsets, task.position), task.repeat)
             for name, score_C in heuristics.scores(LOG, task, P1).items()}
 
 
@@ -178,7 +178,7 @@ def test_tune_finds_the_weights_that_rank_the_targets_first():
 
     def ndcg(weights):
         score = heuristics.scores(log, task, 30 * DAY, weights)["own_counts_time"]
-        return ranking_metrics.gains(ranking_metrics.ranks_csr(score, task.offsets, task.position))["ndcg@10"].mean()
+        return ranking_metrics.gains(ranking_metrics.ranks(score, task.offsets, task.position))["ndcg@10"].mean()
 
     assert ndcg(start) < ndcg(tuned) == 1
 
