@@ -20,7 +20,7 @@ import polars as pl
 from data_pipelines.batches import features
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import draws
-from data_pipelines.log.presence import OnAir
+from data_pipelines.log.presence import OnAir, room_ends
 from data_pipelines.tables import Tables
 from onelive_jax.batch import OBJECTIVES, Batch, Feedback
 from onelive_jax.reward.rewards import shape_feedback
@@ -220,7 +220,7 @@ def _numbered(owner: np.ndarray) -> np.ndarray:
 
 def _rewards(tables: Tables, user, time, room, watch, click, negative, until_ms) -> tuple[np.ndarray, dict[str, int]]:
     """`shape_feedback` of what was clicked or disliked; 0 for all else. A room's length counts as far as known."""
-    end = tables.rooms["end_ms"].fill_null(int((time + watch).max())).to_numpy()
+    end, _ = room_ends(tables, int((time + watch).max()))
     start = tables.rooms["start_ms"].to_numpy()
     if until_ms is not None:
         end = np.minimum(end, until_ms)

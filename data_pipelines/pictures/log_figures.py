@@ -6,6 +6,7 @@ Axes: V views, R rooms, S segments.
 import numpy as np
 import polars as pl
 
+from data_pipelines.log.presence import room_ends
 from data_pipelines.log.tasks import REPEAT_VIEWS, is_repeat
 from data_pipelines.log.timelines import Timelines, clock
 from data_pipelines.tables import HOUR_MS, Tables
@@ -60,7 +61,7 @@ def rooms_on_air(tables: Tables, points: int = 1000) -> tuple[np.ndarray, np.nda
     begin, end = int(log["start_ms"].min()), int((log["start_ms"] + log["watch_ms"]).max())
     moments = np.linspace(begin, end, points).astype(np.int64)
     opened = np.sort(tables.rooms["start_ms"].to_numpy())
-    closed = np.sort(tables.rooms["end_ms"].drop_nulls().to_numpy())
+    closed = np.sort(room_ends(tables, end + 1)[0])
     count = np.searchsorted(opened, moments, side="right") - np.searchsorted(closed, moments, side="right")
     return (moments - begin) / HOUR_MS, count
 

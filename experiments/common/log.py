@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from data_pipelines import tables
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import store
-from data_pipelines.log.presence import Lifetimes, Presence
+from data_pipelines.log.presence import Lifetimes, Presence, true_lifetimes
 from data_pipelines.log.timelines import Timelines, other_timelines
 from data_pipelines.prepare import read_source
 from experiments.common.workdir import flat, is_done, mark_done
@@ -89,12 +88,7 @@ def prepare(config: Config, workdir: Path) -> Log:
     arrays = store.load_timelines(workdir / "examples")
     views = Timelines.from_arrays(arrays)
     split = tables.split_times(log, config.data.valid_hours, config.data.test_hours)
-    lifetimes = None
-    if log.rooms_are_true_lifetimes:
-        # Rooms that are on air together lie together: looking at many of them is then quick.
-        rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms)).sort("start_ms", "room_id")
-        columns = ("author_id", "start_ms", "end_ms", "room_id")
-        lifetimes = Lifetimes(*(rooms[name].to_numpy() for name in columns))
+    lifetimes = true_lifetimes(log, split.end_ms)
     return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes,
                other_timelines(log, arrays), outcomes_of(arrays, config.data.long_view_seconds))
 

@@ -1,11 +1,13 @@
 """Who is on air, against a search over all intervals. Axes: I intervals, R moments."""
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.log.presence import BUCKET_MS, NOBODY, Presence, expand
+from data_pipelines.log.presence import BUCKET_MS, NOBODY, Presence, expand, room_ends
+from data_pipelines.tables import AUTHORS, INTERACTIONS, ROOMS, USERS, ReadReport, Tables
 
 # Times around the edges of buckets are as frequent as times within them.
 EDGES = [bucket * BUCKET_MS + beside for bucket in range(6) for beside in (-1, 0, 1)]
@@ -143,6 +145,20 @@ def test_no_moment_at_all_is_an_empty_answer():
     on_air = make([(0, 100, 2, 20, 0)]).at(np.zeros(0, np.int64), np.zeros(0, np.int32))
     assert on_air.offsets.tolist() == [0]
     assert on_air.author.size == 0
+
+
+def test_a_lost_end_is_bounded_by_a_plausible_life_and_the_last_view():
+    def ends(*rooms, views=()):
+        rows = [(room, 0, start, end, -1, -1) for room, (start, end) in enumerate(rooms)]
+        seen = [(0, room, 0, start, watch, True, 0, 0, 0, 0, 0.0, False) for room, start, watch in views]
+        made = room_ends(Tables(*(pl.DataFrame(part, schema=schema, orient="row") for part, schema in (
+            (seen, INTERACTIONS), (rows, ROOMS), ([], AUTHORS), ([], USERS))), ReadReport("test", 0, 0)), 1000)
+        return made[0].tolist(), made[1]
+
+    assert ends((0, 50), (100, None), (960, None)) == ([50, 200, 1000], 1)
+    assert ends((0, 50), (100, None), views=[(1, 300, 25), (1, 120, 5)]) == ([50, 325], 1)
+    assert ends((0, 50), (100, 170)) == ([50, 170], 0)
+    assert ends((0, None), (100, None)) == ([1000, 1000], 0)  # nothing is known of how long rooms live
 
 
 def test_expand():

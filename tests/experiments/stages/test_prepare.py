@@ -213,11 +213,15 @@ def test_views_are_the_watched_rows_of_the_log(with_content, source):
     np.testing.assert_array_equal(log.views.stop_ms - log.views.start_ms, rows["watch_ms"].to_numpy())
 
 
-def test_a_room_still_on_air_lives_to_the_end_of_the_log(prepared, source):
-    rooms = source.rooms.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(None).otherwise(pl.col("end_ms"))
-                                      .alias("end_ms"))
+def test_a_room_without_an_end_lives_no_longer_than_is_plausible(prepared, source, caplog):
+    first, last = (pl.int_range(pl.len()) == row for row in (0, len(source.rooms) - 1))
+    rooms = source.rooms.with_columns(pl.when(first | last).then(None).otherwise(pl.col("end_ms")).alias("end_ms"))
     _, _, log = prepared(dataclasses.replace(source, rooms=rooms))
-    assert log.lifetimes.end_ms[0] == log.split.end_ms
+    assert log.lifetimes.end_ms[-1] == log.split.end_ms  # still on air
+    known = source.rooms[1:-1]
+    longest = 2 * int(np.quantile((known["end_ms"] - known["start_ms"]).to_numpy(), 0.999))
+    assert log.lifetimes.end_ms[0] == source.rooms["start_ms"][0] + longest < log.split.end_ms
+    assert f"1 of {len(source.rooms)} rooms have no end and began too long ago" in caplog.text
 
 
 def test_a_stage_is_done_with_one_set_of_settings(tmp_path):
