@@ -186,7 +186,7 @@ class Judge:
 
     def __call__(self, params: Any) -> dict[str, float]:
         score_C = scoring.score(self.rank, on_this_process(params), self.maker, self.task)
-        ranks = ranking_metrics.ranks_csr(score_C, self.task.offsets, self.task.position)
+        ranks = ranking_metrics.ranks(score_C, self.task.offsets, self.task.position)
         result = ranking_metrics.metrics(ranks, self.task.repeat)["all"]
         scores = {name: result[name] for name in FIGURES}
         if self.reward_C is not None:
