@@ -20,7 +20,7 @@ import polars as pl
 from data_pipelines.batches import features
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import draws
-from data_pipelines.log.presence import OnAir, room_ends
+from data_pipelines.log.presence import OnAir, Presence, room_ends
 from data_pipelines.tables import Tables
 from onelive_jax.batch import OBJECTIVES, Batch, Feedback
 from onelive_jax.reward.rewards import shape_feedback
@@ -74,11 +74,15 @@ def objectives_of(outcomes: dict[str, np.ndarray]) -> tuple[str, ...]:
     return tuple(name for name in OBJECTIVES if name in ("click", "watch") or name in outcomes)
 
 
-def read_shown(tables: Tables, objectives: tuple[str, ...], long_view_seconds: float, from_ms: int | None = None,
-               to_ms: int | None = None, over_by_ms: int | None = None) -> Shown:
+def read_shown(tables: Tables, presence: Presence, objectives: tuple[str, ...], long_view_seconds: float,
+               from_ms: int | None = None, to_ms: int | None = None, over_by_ms: int | None = None) -> Shown:
     """The requests of a period.
 
+    A view that only its own person (and no true lifetime) shows to be on air is no request: its room stands among
+    rooms that others show, and its age or its viewers would give the answer away. It is counted.
+
     Args:
+      presence: who is on air when, for those who make these requests: of the training period, or of the whole log.
       from_ms, to_ms: requests that come in [from_ms, to_ms). over_by_ms: and whose views are all over by then; what was
         shown is 'known' no later than that, the length of a room included.
 
@@ -98,10 +102,14 @@ def read_shown(tables: Tables, objectives: tuple[str, ...], long_view_seconds: f
     user, time = log["user_id"].to_numpy(), log["start_ms"].to_numpy()
     request = _requests(user, time, slates)
     click, watch = log["click"].to_numpy(), log["watch_ms"].to_numpy()
-    total = int(request[-1]) + 1 if request.size else 0
-    if over_by_ms is not None:
-        late = np.bincount(request, time + watch > over_by_ms, total) > 0
-        keep = ~late[request]
+    total, late, alone = int(request[-1]) + 1 if request.size else 0, 0, 0
+    if total:
+        is_late = np.bincount(request, time + watch > (np.inf if over_by_ms is None else over_by_ms), total) > 0
+        keep = ~is_late[request]
+        if not slates:
+            shown = presence.shows(log["author_id"].to_numpy(), time, user)
+            keep, alone = keep & shown, int((keep & ~shown).sum())
+        late = int(is_late.sum())
         log, user, time, click, watch = log.filter(pl.Series(keep)), user[keep], time[keep], click[keep], watch[keep]
         request = _requests(user, time, slates)
     if not request.size:
@@ -120,7 +128,8 @@ def read_shown(tables: Tables, objectives: tuple[str, ...], long_view_seconds: f
     reward, kinds = _rewards(tables, user, time, log["room_id"].to_numpy(), watch, click, negative, over_by_ms)
     propensity = log["propensity"].to_numpy() if "propensity" in log.columns else np.zeros(click.size, np.float32)
     counts = {"requests": int(first.size), "rooms": int(click.size), "clicks": int(click.sum()),
-              "requests not over by then": total - int(first.size), "rooms below a click": int((~known).sum()), **kinds}
+              "requests not over by then": late, "views of a room that nobody else shows": alone,
+              "rooms below a click": int((~known).sum()), **kinds}
     return Shown(user[first].astype(np.int32), time[first], np.append(first, request.size),
                  log["author_id"].to_numpy(), log["room_id"].to_numpy(), click, outcomes, known, reward,
                  propensity.astype(np.float32), objectives, slates, counts)

@@ -156,7 +156,7 @@ def alignment_batches(config: Config, log: Log, tokenizer: Tokenizer,
     training = log.training_part()
     maker = training.batch_maker(tokenizer.ids, config)
     if reads_feedback(config):
-        shown = read_shown(log.tables, objectives_of(log.outcomes), config.data.long_view_seconds,
+        shown = read_shown(log.tables, training.presence, objectives_of(log.outcomes), config.data.long_view_seconds,
                            to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
         pairs = PairMaker(FeedbackMaker(maker, shown, config.reward.candidates))
         source, groups, shares = pairs, (pairs.with_target,), (1.0,)

@@ -58,10 +58,11 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
     if is_done(folder, settings):
         return load_reward(config, workdir, log)
     c, model = config.reward, make_reward_model(config, log)
-    shown = read_shown(log.tables, model.objectives, config.data.long_view_seconds, to_ms=log.split.p1_ms,
-                       over_by_ms=log.split.p1_ms)
+    training = log.training_part()
+    shown = read_shown(log.tables, training.presence, model.objectives, config.data.long_view_seconds,
+                       to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
     logger.info("feedback of the training period: %s", shown.counts)
-    maker = FeedbackMaker(log.training_part().batch_maker(tokenizer.ids, config), shown, c.candidates)
+    maker = FeedbackMaker(training.batch_maker(tokenizer.ids, config), shown, c.candidates)
     mesh = partitioning.make_mesh(config.mesh)
     batches = training_batches(maker, (np.arange(shown.user.size),), (1.0,), c.batch_size, config.seed,
                                partitioning.local_rows(mesh, c.batch_size))
@@ -124,7 +125,8 @@ def load_reward(config: Config, workdir: Path, log: Log) -> tuple[RewardModel, d
 
 def validation(config: Config, log: Log, tokenizer: Tokenizer, model: RewardModel) -> Judged:
     """Requests of the validation period, at most `JUDGED` of them, drawn at random."""
-    shown = read_shown(log.tables, model.objectives, config.data.long_view_seconds, log.split.p1_ms, log.split.p2_ms)
+    shown = read_shown(log.tables, log.presence, model.objectives, config.data.long_view_seconds, log.split.p1_ms,
+                       log.split.p2_ms)
     maker = FeedbackMaker(log.batch_maker(tokenizer.ids, config), shown, config.reward.candidates)
     rng = np.random.default_rng(config.seed)
     rows = rng.permutation(shown.user.size)[:JUDGED]
