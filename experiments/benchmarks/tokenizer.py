@@ -4,7 +4,7 @@ against a matrix product.
     python -m experiments.benchmark --what=tokenizer                  500,000 x 64 points, 3 x 256 codes, with faiss
     python -m experiments.benchmark --what=tokenizer --size=large     4,000,000 x 64 points, 3 x 8192 codes, one pass
 
-faiss is optional (requirements-bench.txt); without it only our own figures are printed, and the report says so. Both
+faiss is optional (requirements/bench.txt); without it only our own figures are printed, and the report says so. Both
 sides fit one codebook a level on the residuals of the level before, with the same number of passes over all points;
 they take turns, so that a busy moment of the machine hits both, and the best of the repeats counts.
 
@@ -139,7 +139,7 @@ def _fits(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[[str], N
                                                      warm_iterations=sizes.warm_iterations)
         fits["ours, mini-batch"] = lambda seed: ours(seed, iterations=sizes.warm_passes, mode="minibatch")
         if faiss is None:
-            say("faiss is not installed: no comparison (pip install -r requirements-bench.txt)")
+            say("faiss is not installed: no comparison (pip install -r requirements/bench.txt)")
         else:
             fits["faiss"] = lambda seed: fit_faiss(points, sizes, seed, subsample=False)
             fits["faiss, its default"] = lambda seed: fit_faiss(points, sizes, seed, subsample=True)
