@@ -19,13 +19,13 @@ from experiments.stages.evaluate import (
     format_differences,
     format_dropped,
     format_policies,
+    format_ranking,
     tuned_weights,
 )
 from experiments.stages.policy import load_params
 from experiments.stages.supervised import load_supervised
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
-from onelive_jax.evaluation import ranking_metrics
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -44,9 +44,7 @@ def main(config: Config, workdir: Path) -> None:
     rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
                                           values.protocol, tuned_weights(config, log), ties)
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
-    print(ranking_metrics.format_table(rows))
-    if objectives := ranking_metrics.format_objectives(rows):
-        print("\n" + objectives)
+    print(format_ranking(rows))
     print("\n" + format_dropped(dropped) + "\n\n" + format_differences(differences))
 
 

@@ -65,15 +65,11 @@ def count(params: Any, author_rows: bool = False) -> int:
     return sum(math.prod(leaf.shape) for name, leaf in named(params).items() if author_rows or name not in AUTHOR_ROWS)
 
 
-def parameter_table(params: Any, depth: int = 2) -> str:
-    """Parameters by module, as text: name, number of arrays, parameters, share of all."""
-    groups: dict[str, list[int]] = {}
+def by_module(params: Any, depth: int = 2) -> dict[str, tuple[int, int]]:
+    """Module, as the first `depth` parts of a path → (its arrays, its parameters)."""
+    groups: dict[str, tuple[int, int]] = {}
     for name, leaf in named(params).items():
-        groups.setdefault("/".join(name.split("/")[:depth]), []).append(math.prod(leaf.shape))
-    total = max(1, sum(map(sum, groups.values())))
-    width = max(len(name) for name in groups)
-    lines = [f"{'parameters':<{width}}  {'arrays':>6}  {'number':>15}  {'share':>6}"]
-    lines += [f"{name:<{width}}  {len(sizes):>6}  {sum(sizes):>15,}  {sum(sizes) / total:>6.1%}"
-              for name, sizes in groups.items()]
-    lines.append(f"{'all':<{width}}  {sum(map(len, groups.values())):>6}  {total:>15,}  {1:>6.1%}")
-    return "\n".join(lines)
+        module = "/".join(name.split("/")[:depth])
+        arrays, number = groups.get(module, (0, 0))
+        groups[module] = arrays + 1, number + math.prod(leaf.shape)
+    return groups

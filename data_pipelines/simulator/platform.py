@@ -378,11 +378,3 @@ def compare(control: Outcomes, treatment: Outcomes, expected: bool = False, resa
     scale = np.append(np.full(len(names), user.size), 1)
     return {name: Lift(*map(float, (a[0, i] / scale[i], b[0, i] / scale[i], lift[0, i], low[i], high[i])))
             for i, name in enumerate([*names, "click_through"])}
-
-
-def table(lifts: dict[str, Lift]) -> str:
-    """Lines of `compare`, to print."""
-    lines = [f"{'per request':14s} {'control':>10s} {'treatment':>10s} {'lift':>9s}   95 % interval by user"]
-    lines += [f"{name:14s} {x.control:10.4f} {x.treatment:10.4f} {x.lift:+9.2%}   {x.low:+.2%} … {x.high:+.2%}"
-              for name, x in lifts.items()]
-    return "\n".join(lines)

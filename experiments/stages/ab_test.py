@@ -4,9 +4,10 @@ import dataclasses
 import math
 from pathlib import Path
 
-from data_pipelines.simulator.platform import Lift, Outcomes, Platform, Policy, compare
+from data_pipelines.simulator.platform import Outcomes, Platform, Policy, compare
 from experiments.common import played
 from experiments.common.log import prepare
+from experiments.common.tables import interval, table
 from experiments.stages.policy import load_params
 from experiments.stages.supervised import make_model
 from experiments.stages.tokenizer import load_tokenizer
@@ -76,17 +77,22 @@ def report(control: Outcomes, treatment: Outcomes) -> dict[str, dict]:
 
 
 def format_table(lifts: dict[str, dict]) -> str:
-    """Table 6: control, treatment, lift and its 95 % interval; * where the interval does not hold 0, n/a over a control
-    of 0 (an interval: where resamples have one)."""
-    lines = [f"{'per request':<14}{'control':>12}{'treatment':>12}{'lift':>10}   95 % interval"]
+    return table(*lift_rows(lifts))
+
+
+def lift_rows(lifts: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row per outcome) of Table 6: control, treatment, lift and its 95 % interval; * where the interval
+    does not hold 0, n/a over a control of 0 (an interval: where resamples have one)."""
+    rows = []
     for name, label in ROWS.items():
-        x = Lift(**lifts[name])
-        lift = f"{'n/a':>10}"
-        if x.control > 0:
-            star = " *" if x.low > 0 or x.high < 0 else ""
-            lift = f"{x.lift:>+10.2%}   " + ("n/a" if math.isnan(x.low) else f"{x.low:+.2%} … {x.high:+.2%}{star}")
-        lines.append(f"{label:<14}{x.control:>12.4f}{x.treatment:>12.4f}{lift}")
-    return "\n".join(lines)
+        x = {key: math.nan if value is None else value for key, value in lifts[name].items()}
+        lift = spread = "n/a"
+        if x["control"] > 0:
+            lift = f"{x['lift']:+.2%}"
+            if not math.isnan(x["low"]):
+                spread = interval((x["low"], x["high"]), "+.2%") + (" *" if x["low"] > 0 or x["high"] < 0 else "")
+        rows.append([label, f"{x['control']:.4f}", f"{x['treatment']:.4f}", lift, spread])
+    return ["per request", "control", "treatment", "lift", "95 % interval"], rows
 
 
 def ab_test(control: str, treatment: str, requests: int, seed: int) -> dict:

@@ -21,6 +21,7 @@ from data_pipelines.simulator.platform import Lift, Outcomes, Platform, PlayRequ
 from data_pipelines.simulator.world import World
 from experiments.common import distributed, played
 from experiments.common.log import prepare
+from experiments.common.tables import interval, table
 from experiments.common.workdir import differing
 from experiments.stages.policy import load_params, policy_settings
 from experiments.stages.supervised import make_model
@@ -274,6 +275,6 @@ def line_of(number: int, lift: Lift) -> dict:
 
 def format_rounds(lines: list[dict]) -> str:
     """One line a round: true utility per request of both arms, and the lift with its interval."""
-    head = f"{'round':>5}{'learning':>12}{'control':>12}{'lift':>10}   95 % interval"
-    return "\n".join([head] + [f"{x['round']:>5}{x['learning']:>12.4f}{x['control']:>12.4f}{x['lift']:>+10.2%}   "
-                               f"{x['low']:+.2%} … {x['high']:+.2%}" for x in lines])
+    return table(["round", "learning", "control", "lift", "95 % interval"], [
+        [str(x["round"]), f"{x['learning']:.4f}", f"{x['control']:.4f}", f"{x['lift']:+.2%}",
+         interval((x["low"], x["high"]), "+.2%")] for x in lines])

@@ -17,11 +17,11 @@ from data_pipelines.batches.loader import training_batches
 from data_pipelines.log import tasks
 from experiments.common import distributed, scoring
 from experiments.common.log import Log
+from experiments.common.tables import parameter_table, table
 from experiments.common.workdir import flat, is_done, mark_done
 from experiments.stages.reward import load_reward, reward_settings
 from experiments.stages.supervised import check_same_run, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
-from onelive_jax import presets
 from onelive_jax.alignment import policy_step
 from onelive_jax.config import AlignmentConfig, Config
 from onelive_jax.evaluation import ranking_metrics
@@ -116,7 +116,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)
-        logger.info("%s", presets.parameter_table(state.params))
+        logger.info("%s", parameter_table(state.params))
         with MetricWriter(folder, first) as writer, distributed.progress(a.steps, first, name) as bar:
             if not first:
                 judge(writer, bar, 0, state.params)
@@ -279,8 +279,12 @@ def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, ste
 
 def format_curve(report: dict) -> str:
     """The judged steps as a table."""
+    return table(*curve_rows(report))
+
+
+def curve_rows(report: dict) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row per judged step) of a policy report; the step that is handed on is marked."""
     names = [name for name in report["validation"][0] if name != "step"]
-    lines = [f"{'step':>6}" + "".join(f"{name:>18}" for name in names)]
-    lines += [f"{line['step']:>6}" + "".join(f"{line[name]:>18.4f}" for name in names)
-              + ("   <- handed on" if line["step"] == report["chosen_step"] else "") for line in report["validation"]]
-    return "\n".join(lines)
+    return ["step", *names, ""], [[str(line["step"]), *(f"{line[name]:.4f}" for name in names),
+                                   "<- handed on" if line["step"] == report["chosen_step"] else ""]
+                                  for line in report["validation"]]

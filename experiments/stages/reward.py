@@ -15,10 +15,10 @@ from data_pipelines.batches.feedback import FeedbackMaker, objectives_of, read_s
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed
 from experiments.common.log import Log
+from experiments.common.tables import number, parameter_table, table
 from experiments.common.workdir import flat, is_done, mark_done
 from experiments.stages.supervised import check_same_run, stage_settings
 from experiments.stages.tokenizer import Tokenizer
-from onelive_jax import presets
 from onelive_jax.batch import Feedback
 from onelive_jax.config import Config
 from onelive_jax.evaluation import objective_metrics
@@ -93,7 +93,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
             state, first = restored.state, int(restored.state.step)
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)
-        logger.info("%s", presets.parameter_table(state.params))
+        logger.info("%s", parameter_table(state.params))
         with MetricWriter(folder, first) as writer, distributed.progress(c.steps, first, "reward") as bar:
             if first and distributed.is_main():
                 clock.resume(folder, first)
@@ -212,5 +212,12 @@ def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, ste
 def format_report(report: dict) -> str:
     """The table of objectives and the weights that the score gives them."""
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in report["weights"].items())
-    return (objective_metrics.format_table(report["objectives"]) + "\n\nscore_auc, score_user_auc: of the one fused "
-            f"score, for this objective\nweights of the objectives in the score: {weights}")
+    return (table(*objective_rows(report)) + "\n\nscore_auc, score_user_auc: of the one fused score, for this "
+            f"objective\nweights of the objectives in the score: {weights}")
+
+
+def objective_rows(report: dict) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row per objective) of a reward report."""
+    columns = ("rows", "mean", "auc", "user_auc", "users", "ece", "ratio", "score_auc", "score_user_auc")
+    return ["objective", *columns], [[name, *(number(figures[column], ".4f") for column in columns)]
+                                     for name, figures in report["objectives"].items()]

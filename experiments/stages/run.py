@@ -14,7 +14,6 @@ from experiments.stages import evaluate
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import Tokenizer, recall_line, train_tokenizer
 from onelive_jax.config import Config
-from onelive_jax.evaluation import ranking_metrics
 from onelive_jax.training import metrics
 
 logger = logging.getLogger(__name__)
@@ -74,9 +73,7 @@ def print_report(trained: Trained, workdir: Path) -> None:
     print(f"\nTest split, strict protocol ({report['protocols']['strict']['all']['n']} targets; heuristics tuned on "
           "validation):\n")
     rows = {"OneLive": report["protocols"]["strict"]} | report["heuristics"]
-    print(ranking_metrics.format_table(rows))
-    if objectives := ranking_metrics.format_objectives(rows):
-        print("\n" + objectives)
+    print(evaluate.format_ranking(rows))
     print("\n" + evaluate.format_dropped(report["not_targets"]["strict"]))
     print("\n" + evaluate.format_differences(report["against_heuristics"]))
     liverec = report["protocols"]["liverec"]["all"]

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed, scoring
 from experiments.common.log import Log
+from experiments.common.tables import parameter_table
 from experiments.common.workdir import WATCHING, differing, flat, is_done, mark_done
 from experiments.stages.tokenizer import Tokenizer, settings_of
 from onelive_jax import presets
@@ -85,7 +86,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
             batches.set_state(restored.data)
             logger.info("resuming %s from step %d", folder, first)
         parameters = presets.count(state.params, author_rows=True)
-        logger.info("%s", presets.parameter_table(state.params))
+        logger.info("%s", parameter_table(state.params))
         per_example = flops_per_example(config, log)
         with MetricWriter(folder, first) as writer, distributed.progress(c.steps, first, "supervised") as bar:
             if first and distributed.is_main():

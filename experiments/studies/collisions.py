@@ -27,7 +27,7 @@ from absl import flags as absl_flags
 
 from data_pipelines.log.tasks import Task
 from experiments.common import flags, scoring, study
-from experiments.common.tables import table
+from experiments.common.tables import interval, table
 from experiments.common.tower_scores import TowerScores
 from experiments.stages.supervised import train_supervised
 from onelive_jax.config import Config
@@ -128,15 +128,11 @@ def format_study(seeds: list[dict]) -> str:
         parts.append("\nNDCG@10 above random order (95 % interval)\n")
         gains = [(way, figures["seed"], one["above_random_order"][way]) for way in WAYS[1:]
                  for figures, one in zip(seeds, each, strict=True)]
-        parts.append(table(["", "seed", "all", SHARED], [[way, seed, *(interval(gain.get(group)) for group in
-                                                                       ("all", SHARED))] for way, seed, gain in gains]))
+        parts.append(table(["", "seed", "all", SHARED], [[way, seed, *(
+            f"{gain[group]['difference']:+.4f} ({interval(gain[group]['interval'], '+.4f')})" if group in gain else "-"
+            for group in ("all", SHARED))] for way, seed, gain in gains]))
         parts.append("")
     return "\n".join(parts)
-
-
-def interval(gain: dict | None) -> str:
-    """A difference with its interval."""
-    return "-" if gain is None else "{:+.4f} ({:+.4f} … {:+.4f})".format(gain["difference"], *gain["interval"])
 
 
 def main(config: Config, workdir: Path) -> None:
