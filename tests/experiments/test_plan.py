@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import plan
+from experiments.benchmarks import planning as plan
 from onelive_jax import presets
 from onelive_jax.config import MeshConfig
 from onelive_jax.sharding import partitioning

@@ -24,7 +24,7 @@ def arguments_of(environment=(), *argv):
     values = absl_flags.FlagValues()
     flags.define_config(flag_values=values)
     values(["test", *argv])
-    return distributed.arguments_of(values, dict(environment))
+    return flags.arguments_of(values, dict(environment))
 
 
 @pytest.mark.parametrize("environment,argv,wanted", [

@@ -17,8 +17,8 @@ from onelive_jax.tokenizer import semantic_ids
 
 
 def test_the_benchmark_judges_every_target(monkeypatch):
-    tiny = tokenizer.Sizes(points=600, dim=8, codes=8, iterations=2, warm_iterations=1, warm_passes=1,
-                                     clusters=20, against_faiss=False)
+    tiny = tokenizer.PointSizes(points=600, dim=8, codes=8, iterations=2, warm_iterations=1, warm_passes=1,
+                                clusters=20, against_faiss=False)
     days = tokenizer.measure_refresh(lambda line: None, authors=500, dim=8, codes=8, days=1)
     assert [list(day) for day in days] == [["q0", "q0q1", "q0q1q2", "distortion"]]
     # Two days of known figures: the worst of each counts, and at the bound is met.
