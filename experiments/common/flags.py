@@ -249,7 +249,8 @@ def _flag_line(flag: flags.Flag) -> str:
     choices = getattr(flag.parser, "enum_values", None)
     value = f"={'|'.join(choices)}" if choices else "" if flag.boolean else f"={flag.name.upper()}"
     default = "" if flag.default in (None, False, []) else f" (default: {flag.default_as_str.strip(chr(39))})"
-    return textwrap.fill(f"--{flag.name}{value}  {flag.help}{default}", WIDTH, initial_indent="  ",
+    text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl repeats the choices there
+    return textwrap.fill(f"--{flag.name}{value}  {text}{default}", WIDTH, initial_indent="  ",
                          subsequent_indent="      ")
 
 
@@ -275,8 +276,8 @@ def _with_config(argv: list[str]) -> list[str]:
     if not file.is_file() and (CONFIGS / f"{name}.py").is_file():
         file = CONFIGS / f"{name}.py"
     if not file.is_file():
-        beside = sorted(str(path) for path in file.parent.glob("*.py") if not path.name.startswith("_"))
-        beside = beside or sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+        beside = sorted(path.stem if len(file.parts) == 1 else str(path) for path in (
+            CONFIGS if len(file.parts) == 1 else file.parent).glob("[!_]*.py"))
         raise ValueError(f"--config={given}: there is no such file; there are {', '.join(beside)}")
     return [argv[0], f"--config={file}{colon}{argument}", *argv[1:]]
 

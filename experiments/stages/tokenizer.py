@@ -1,6 +1,5 @@
 """Towers, residual k-means and the table of semantic ids."""
 
-import json
 import logging
 import time
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from experiments.common.log import Log, data_settings
 from experiments.common.workdir import flat, is_done, mark_done
 from onelive_jax import __version__
 from onelive_jax.config import Config
+from onelive_jax.files import write_json
 from onelive_jax.sharding.partitioning import lone_mesh
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
 from onelive_jax.tokenizer.refresh import encode_sticky
@@ -203,7 +203,7 @@ def save_tokenizer(made: Tokenizer, config: Config, workdir: Path, log: Log) -> 
               "author_views": made.author_views, "ids": made.ids.to_arrays()}
     checkpoints.save_artifact(folder / "artifact", arrays | (
         {} if made.attributes_AxS is None else {"attributes": made.attributes_AxS}), meta)
-    (workdir / "tokenizer.json").write_text(json.dumps(made.figures, indent=1))
+    write_json(workdir / "tokenizer.json", made.figures)
     mark_done(folder, settings)
 
 
