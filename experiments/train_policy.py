@@ -14,6 +14,7 @@ from absl import flags as absl_flags
 
 from experiments.common import distributed, flags
 from experiments.common.log import prepare
+from experiments.reports import run_page
 from experiments.stages.policy import format_curve, train_policy
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
@@ -27,6 +28,7 @@ def main(config: Config, workdir: Path) -> None:
     _, _, report = train_policy(config, workdir, log, load_tokenizer(config, workdir, log), init_from, name)
     if distributed.is_main():
         print(format_curve(report))
+        run_page.refresh(workdir)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments.common import distributed, flags
 from experiments.common.log import prepare
 from experiments.common.workdir import save_config
+from experiments.reports import run_page
 from experiments.stages.reward import format_report, train_reward
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
@@ -22,6 +23,7 @@ def main(config: Config, workdir: Path) -> None:
     if distributed.is_main():
         save_config(config, workdir)
         print(format_report(report))
+        run_page.refresh(workdir)
 
 
 if __name__ == "__main__":

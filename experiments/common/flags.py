@@ -117,7 +117,7 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
         except (ValueError, OSError, FloatingPointError) as error:
             # What the project itself raises is meant for a person; what a library raises is a bug and keeps its trace.
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]) or _is_library(frame):
+            if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[2]) or _is_library(frame):
                 raise
             _exit(str(error), 1)
 

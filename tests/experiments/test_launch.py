@@ -71,7 +71,7 @@ def test_the_commands_take_the_flags_they_are_given(job):
     assert {"distributed", "workdir", "config", "config.mesh.fsdp", "compile_cache_dir"} <= used
     for flag in used:
         assert f"--{flag}" in helped, flag
-    ways = re.search(r"--distributed: <([\w|]+)>", helped)[1].split("|")
+    ways = re.search(r"--distributed=([\w|]+)", helped)[1].split("|")
     assert set(re.findall(r"--distributed=(\w+)", texts)) <= set(ways)
     for path, _ in re.findall(r"--config=([\w/]+\.py):([\w.]+)", texts):
         assert (ROOT / path).is_file()
