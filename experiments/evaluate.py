@@ -18,7 +18,7 @@ from onelive_jax.config import Config
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     if values.policy:
-        phase_of(values.policy)  # a mistyped folder is told before anything is loaded
+        phase_of(values.policy)  # a mistyped folder is refused before anything is loaded
     from experiments.common import scoring
     from experiments.common.log import prepare
     from experiments.common.tower_scores import tie_breaker

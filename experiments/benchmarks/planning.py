@@ -189,7 +189,7 @@ def on_chip(figures: dict, chip: Chip, efficiency: float, link_efficiency: float
     """Seconds of a step on one kind of chip, whether it fits, and the share of the peak that remains."""
     peak = chip.exact if figures["what"] == "kmeans" else chip.peak
     compute, memory = figures["flops_per_device"] / (peak * efficiency), figures["touched_bytes"] / chip.bandwidth
-    # What leaves the neighbourhood is not told apart: a mesh larger than it is limited by the slower link throughout.
+    # What leaves the neighbourhood is not counted by itself: a larger mesh is limited by the slower link throughout.
     link = chip.link if figures["devices"] <= chip.near else chip.wide
     moving = sum(figures["sent_bytes"].values()) / (link * link_efficiency)
     needed = figures["argument_bytes"] + figures["activation_bytes"] + figures["output_bytes"]

@@ -90,7 +90,7 @@ def fit_faiss(points: np.ndarray, sizes: PointSizes, seed: int, subsample: bool)
 
 
 def measure(size: str, repeats: int, say: Callable[[str], None]) -> dict:
-    """All figures of one size; `say` is told each as it is known."""
+    """All figures of one size; each is passed to `say` as soon as it is known."""
     sizes = SIZES[size]
     points = planted_points(sizes)
     say(f"{sizes.points:,} x {sizes.dim} points, {sizes.levels} x {sizes.codes} codes, {sizes.iterations} iterations, "

@@ -313,7 +313,7 @@ def _parse(argv: list[str], values: flags.FlagValues) -> tuple[Config, Path]:
         raise ValueError("--workdir is missing: name the folder of the run (--workdir=FOLDER)")
     settings.tidy(config, "config", values["config"].config_filename)
     if values.compile_cache_dir:
-        import jax  # a wrong command line is told without waiting for it
+        import jax  # a wrong command line is refused without waiting for it
 
         jax.config.update("jax_compilation_cache_dir", str(Path(values.compile_cache_dir).expanduser().resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

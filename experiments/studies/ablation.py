@@ -57,7 +57,7 @@ def run_variant(config: Config, name: str, seed: int, workdir: Path) -> dict[str
 
 
 def format_variants(results: dict[str, list[dict[str, float]]]) -> str:
-    """One line a variant: mean and standard deviation over seeds of every figure."""
+    """One line per variant: mean and standard deviation over seeds of every figure."""
     return table(["variant", *(figure.upper().replace("_", " ") for figure in FIGURES)],
                  [[name, *(study.over_seeds([row.get(figure) for row in rows]) for figure in FIGURES)]
                   for name, rows in results.items()])

@@ -3,7 +3,7 @@
     python -m experiments.studies.collisions --config=experiments/configs/twitch.py --config.data.path=FILE.csv \
         --workdir=W [--seeds=0,1,2]
 
-Four ways, on one log and one tokenizer a seed:
+Four ways, on one log and one tokenizer per seed:
 
 - random order: a model of codes alone (model.identity=False); authors of one id tie, and a tie counts as its
   expectation over all orders;
@@ -114,7 +114,7 @@ def judge(config: Config, seed: int, workdir: Path) -> dict:
 
 
 def format_study(seeds: list[dict]) -> str:
-    """A table a split: a line a way, mean ± standard deviation over seeds; then what each way gains over random order,
+    """A table per split, a line per way: mean ± standard deviation over seeds; then what each way gains over random order,
     seed by seed."""
     parts = []
     for split in scoring.SPLITS:

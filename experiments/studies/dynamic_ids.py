@@ -102,7 +102,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def format_study(results: dict[str, list[dict]]) -> str:
-    """A line a variant, the differences to dynamic ids seed by seed, and how often codes changed."""
+    """A line per variant, the differences to dynamic ids seed by seed, and how often codes changed."""
     names = {"all": "all", "new": "new", "after_jump": "after a jump", "after_jump_new": "after a jump, new"}
     head = [f"{figure.upper()} {names[group]}" for group, figure in FIGURES]
 

@@ -1,4 +1,4 @@
-"""Kills a training run with SIGKILL at random moments, asynchronous saves included, until it has survived so many.
+"""Kills a training run with SIGKILL at random moments, asynchronous saves included, until it has survived a given number.
 
     python -m experiments.studies.kill_and_resume --kills=20 [--workdir=W] [--steps=120] [--seed=0]
 
@@ -31,7 +31,7 @@ from onelive_jax.config import Config, ModelConfig, SimulatorConfig, TokenizerCo
 from onelive_jax.training import checkpoints, metrics
 from onelive_jax.training.pace import CLOCKED
 
-STARTING = 5  # every so many kills come while the process starts
+STARTING = 5  # every fifth kill comes while the process starts
 POLL_SECONDS = 0.01
 # A child is a copy of this process, which never starts a backend of jax before the last child has ended.
 FORK = multiprocessing.get_context("fork")
@@ -171,7 +171,7 @@ def main() -> None:
 if __name__ == "__main__":
     absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
     absl_flags.DEFINE_integer("steps", 120, "optimizer steps of a run; a checkpoint every two", lower_bound=6)
-    absl_flags.DEFINE_float("stretch", 1.0, "a kill comes within so many seconds after a life's first step",
+    absl_flags.DEFINE_float("stretch", 1.0, "a kill comes within this many seconds after a life's first step",
                             lower_bound=0.0)
     absl_flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
     absl_flags.DEFINE_string("workdir", None, "new folder for the runs; a temporary one without")

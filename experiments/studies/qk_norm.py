@@ -4,8 +4,7 @@
         [--seeds=0,1,2]
 
 Both variants of a rate and seed see the same examples in the same order (--seeds counts, not --seed). A run whose loss
-becomes NaN or infinite ends there and is told as diverged. Resumes like experiments.studies.scaling, a folder a
-seed; writes W/qk_norm.json and W/qk_norm.png.
+becomes NaN or infinite ends there and is reported as diverged. A killed study resumes; every run has a folder; writes W/qk_norm.json and W/qk_norm.png.
 """
 
 from pathlib import Path
@@ -24,7 +23,7 @@ from onelive_jax.training import metrics
 
 LOGIT, LOSS = "train/largest_logit", "train/loss"
 COLOURS, STYLES = {True: plots.BLUE, False: plots.ORANGE}, ("-", "--", ":", "-.")
-SMOOTHED = 20  # a batch's loss is noise for the most part: the plot shows means of so many logged ones
+SMOOTHED = 20  # a batch's loss is noise for the most part: the plot shows means over this many logged steps
 
 
 def variant(norm: bool) -> str:
@@ -62,7 +61,7 @@ def smooth(values: list[float], width: int = SMOOTHED) -> np.ndarray:
 
 
 def draw(runs: list[dict]) -> Figure:
-    """Largest logit and loss over steps: a row a learning rate, a style of line a seed."""
+    """Largest logit and loss over steps: a row per learning rate, a line style per seed."""
     rates, seeds = sorted({run["rate"] for run in runs}), sorted({run["seed"] for run in runs})
     figure, grid = plots.panels(len(rates), 2, 11, 3.2 * len(rates) + 0.4, sharex=True, sharey="col")
     for row, rate in zip(grid, rates, strict=True):
@@ -85,7 +84,7 @@ def draw(runs: list[dict]) -> Figure:
 
 
 def format_study(runs: list[dict]) -> str:
-    """One line a rate and variant: median over seeds, and the range; then what leaving QK-norm out adds to the last
+    """One line per rate and variant: median over seeds, and the range; then what leaving QK-norm out adds to the last
     loss, seed by seed."""
     rows = []
     for rate, norm in dict.fromkeys((run["rate"], run["qk_norm"]) for run in runs):

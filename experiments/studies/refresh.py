@@ -12,7 +12,7 @@ is). Then, day by day over the validation and test periods, the codebooks move o
   same points;
 - HR@10 on the next day of the model trained before: with the codebooks it was trained with, and with those refreshed
   every day since. Histories carry what authors were called when they were watched, so that old ids and new ones meet
-  in one request. The whole model, and its codes alone (identity_weight=0): nothing else then tells what is on.
+  in one request. The whole model, and its codes alone (identity_weight=0): nothing else then carries what is on.
 
 The towers stay where training left them: new content moves the embeddings, and nothing else does. With
 --config.tokenizer.refresh_tower_steps=N they are trained on at each refresh. On a small simulated log, 50 steps changed
@@ -183,7 +183,7 @@ def next_day(log: Log, config: Config, from_ms: int, to_ms: int) -> tasks.Task:
 
 
 def run_study(config: Config, workdir: Path, days: int) -> dict:
-    """All refreshes; returns what refresh.json holds, and prints a line a day."""
+    """All refreshes; returns what refresh.json holds, and prints a few lines per day."""
     log = prepare(config, workdir)
     day_ms = round(DAY_HOURS * HOUR_MS)
     hours = (log.split.end_ms - log.split.p1_ms) / HOUR_MS
