@@ -138,7 +138,7 @@ def format_study(seeds: list[dict]) -> str:
 
 
 def draw(seeds: list[dict]) -> Figure:
-    """Predicted reward (left axis) and true utility (right) over steps, a panel per seed and loss; the step handed on."""
+    """Predicted reward (left) and true utility (right) over steps, and the chosen step; a panel per seed and loss."""
     losses = seeds[0]["losses"]
     figure, grid = plots.panels(len(seeds), len(losses), 4.6 * len(losses), 3.1 * len(seeds))
     for row, seed in zip(grid, seeds, strict=True):

@@ -114,8 +114,8 @@ def judge(config: Config, seed: int, workdir: Path) -> dict:
 
 
 def format_study(seeds: list[dict]) -> str:
-    """A table per split, a line per way: mean ± standard deviation over seeds; then what each way gains over random order,
-    seed by seed."""
+    """A table per split, a line per way: mean ± standard deviation over seeds; then the gain of each way over random
+    order, seed by seed."""
     parts = []
     for split in scoring.SPLITS:
         each = [figures["splits"][split] for figures in seeds]

@@ -1,4 +1,4 @@
-"""Kills a training run with SIGKILL at random moments, asynchronous saves included, until it has survived a given number.
+"""Kills a training run with SIGKILL at random moments, asynchronous saves included, a given number of times.
 
     python -m experiments.studies.kill_and_resume --kills=20 [--workdir=W] [--steps=120] [--seed=0]
 

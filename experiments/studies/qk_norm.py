@@ -4,7 +4,8 @@
         [--seeds=0,1,2]
 
 Both variants of a rate and seed see the same examples in the same order (--seeds counts, not --seed). A run whose loss
-becomes NaN or infinite ends there and is reported as diverged. A killed study resumes; every run has a folder; writes W/qk_norm.json and W/qk_norm.png.
+becomes NaN or infinite ends there and is reported as diverged. A killed study resumes. Writes W/qk_norm.json and
+W/qk_norm.png.
 """
 
 from pathlib import Path
