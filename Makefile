@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/requirements.stamp
 # make test BEAM=1 also installs Apache Beam and tests the pipeline that needs it; without it those tests are skipped.
 BEAM_STAMP := $(if $(BEAM),$(VENV)/requirements-beam.stamp)
+# The versions that CI tests with, where this Python has a list of them (requirements/constraints-3.11.txt).
+CONSTRAINTS = $(wildcard requirements/constraints-$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])").txt)
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
 
 .PHONY: help setup test demo lint clean
 
@@ -19,16 +22,16 @@ help:
 setup: $(STAMP)
 
 # The stamp is written last, so a broken installation is tried again.
-$(STAMP): requirements.txt
+$(STAMP): requirements.txt $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "OneLive-JAX needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
 		     "Name another one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/requirements-beam.stamp: $(STAMP) requirements-beam.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-beam.txt
+$(VENV)/requirements-beam.stamp: $(STAMP)
+	$(PIP) -r requirements.txt -r requirements/beam.txt
 	@touch $@
 
 test: $(STAMP) $(BEAM_STAMP)

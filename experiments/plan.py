@@ -5,7 +5,7 @@
 
 The real step is compiled for as many fake CPU devices as the mesh has; nothing is allocated. Memory and collectives are
 those of that program, a device each. A CPU's compiler widens bfloat16 products and does not fuse as an accelerator's
-does: activations and traffic are upper bounds. FLOPs follow from the equations (onelive_jax/training/flops.py).
+does: activations and traffic are upper bounds. FLOPs are those of the matrix products (onelive_jax/training/flops.py).
 K-means sums its clusters by a matrix product on TPUs and by a scatter on GPUs: each is planned, for its own chips.
 
 The step time is the larger of FLOPs / (peak x --efficiency) and memory traffic / bandwidth, plus bytes sent /

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from experiments.common import distributed, flags
+from experiments.common import flags
 from experiments.common.log import prepare
 from experiments.reports import run_page
 from experiments.stages.policy import format_curve, train_policy
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
+from onelive_jax.sharding.processes import is_main
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -26,7 +27,7 @@ def main(config: Config, workdir: Path) -> None:
     init_from = Path(values.init_from).expanduser() if values.init_from else workdir / "supervised"
     name = f"policy_{values.out}" if values.out else "policy"
     _, _, report = train_policy(config, workdir, log, load_tokenizer(config, workdir, log), init_from, name)
-    if distributed.is_main():
+    if is_main():
         print(format_curve(report))
         run_page.refresh(workdir)
 

@@ -3,8 +3,8 @@
     python -m experiments.train_supervised --config=experiments/configs/twitch.py --config.data.path=FILE --workdir=W
 
 Trains the tokenizer first where the workdir has none. A killed run resumes from its newest checkpoint, bit for bit.
-On SIGTERM it finishes the step, saves, and ends with exit code 75; a validation that was due then is made by the
-process that goes on. Several processes: experiments/common/distributed.py.
+On SIGTERM or Ctrl-C it finishes the step, saves, and ends with exit code 75 or 130 (a second signal ends it at once); a
+validation that was due then is made by the process that goes on. Several processes: experiments/common/distributed.py.
 """
 
 import json
@@ -16,6 +16,7 @@ from experiments.common.workdir import save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config
+from onelive_jax.sharding.processes import is_main
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -23,7 +24,7 @@ def main(config: Config, workdir: Path) -> None:
         log = prepare(config, workdir)
         tokenizer = train_tokenizer(config, workdir, log)
     _, _, figures = train_supervised(config, workdir, log, tokenizer)
-    if distributed.is_main():
+    if is_main():
         save_config(config, workdir)
         print(json.dumps(figures, indent=1))
 

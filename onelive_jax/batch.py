@@ -24,7 +24,7 @@ HABIT_FEATURES = (
     "recent_month",       # log(1 + views, each halved per 28 days of age)
     "same_hour",          # log(1 + views near this hour of the day)
     "same_weekday_hour",  # log(1 + views near this hour of the week)
-    "share",              # share of all the viewer's views so far that went to this author
+    "share",              # share of the viewer's views so far that went to this author, too short ones left out
     "log_position",       # log(1 + newer items of the sequence)
 )
 

@@ -7,6 +7,7 @@ A config file in experiments/configs/ returns a `Config`; any field is overridde
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -354,3 +355,11 @@ def _from_dict(cls, values: dict, path: str):
             value = tuple(value)
         setattr(result, name, value)
     return result
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings in which two calls differ, for a person: "name: 1 then, 2 now; …"; "" where they do not. Values are
+    compared as JSON has them."""
+    before, now = (json.loads(json.dumps(dict(settings))) for settings in (before, now))
+    return "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
+                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))

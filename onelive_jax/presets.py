@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import jax
-from flax.core import meta
 
 from onelive_jax.config import Config, ModelConfig
 
@@ -49,11 +48,6 @@ def preset(name: str) -> Config:
     return config
 
 
-def shapes_of(model: Any, example: Any) -> Any:
-    """The parameters of `model` as `jax.ShapeDtypeStruct`s, without boxes; allocates nothing."""
-    return meta.unbox(jax.eval_shape(lambda key: model.init(key, example)["params"], jax.random.key(0)))
-
-
 def named(params: Any) -> dict[str, Any]:
     """Parameters by path, e.g. "decoder/blocks/cross/query/w"."""
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -65,11 +59,16 @@ def count(params: Any, author_rows: bool = False) -> int:
     return sum(math.prod(leaf.shape) for name, leaf in named(params).items() if author_rows or name not in AUTHOR_ROWS)
 
 
-def by_module(params: Any, depth: int = 2) -> dict[str, tuple[int, int]]:
-    """Module, as the first `depth` parts of a path → (its arrays, its parameters)."""
-    groups: dict[str, tuple[int, int]] = {}
+def by_module(params: Any) -> dict[str, int]:
+    """Module (the first part of a path) → its parameters."""
+    sizes: dict[str, int] = {}
     for name, leaf in named(params).items():
-        module = "/".join(name.split("/")[:depth])
-        arrays, number = groups.get(module, (0, 0))
-        groups[module] = arrays + 1, number + math.prod(leaf.shape)
-    return groups
+        module = name.split("/")[0]
+        sizes[module] = sizes.get(module, 0) + math.prod(leaf.shape)
+    return sizes
+
+
+def summary(params: Any) -> str:
+    """All parameters, and those of every module, in one line."""
+    parts = ", ".join(f"{name} {size:,}" for name, size in by_module(params).items())
+    return f"{count(params, author_rows=True):,} parameters: {parts}"

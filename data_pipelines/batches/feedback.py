@@ -17,15 +17,17 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from data_pipelines.batches import features
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import draws
-from data_pipelines.log.presence import HOUR_MS, OnAir
+from data_pipelines.log.presence import OnAir, Presence, room_ends
 from data_pipelines.tables import Tables
-from onelive_jax.batch import OBJECTIVES, Batch, Feedback, LiveRooms
+from onelive_jax.batch import OBJECTIVES, Batch, Feedback
 from onelive_jax.reward.rewards import shape_feedback
 
 MINUTE_MS = 60_000
 LEFT_AT_ONCE_MS = 5_000  # a click that was over so soon is negative feedback, as a dislike is
+NOT_SHOWN = -1  # stands for the row of a room that is no row of the log
 
 
 @dataclass
@@ -72,11 +74,15 @@ def objectives_of(outcomes: dict[str, np.ndarray]) -> tuple[str, ...]:
     return tuple(name for name in OBJECTIVES if name in ("click", "watch") or name in outcomes)
 
 
-def read_shown(tables: Tables, objectives: tuple[str, ...], long_view_seconds: float, from_ms: int | None = None,
-               to_ms: int | None = None, over_by_ms: int | None = None) -> Shown:
+def read_shown(tables: Tables, presence: Presence, objectives: tuple[str, ...], long_view_seconds: float,
+               from_ms: int | None = None, to_ms: int | None = None, over_by_ms: int | None = None) -> Shown:
     """The requests of a period.
 
+    A view that only its own person (and no true lifetime) shows to be on air is no request: its room stands among
+    rooms that others show, and its age or its viewers would give the answer away. It is counted.
+
     Args:
+      presence: who is on air when, for those who make these requests: of the training period, or of the whole log.
       from_ms, to_ms: requests that come in [from_ms, to_ms). over_by_ms: and whose views are all over by then; what was
         shown is 'known' no later than that, the length of a room included.
 
@@ -96,10 +102,14 @@ def read_shown(tables: Tables, objectives: tuple[str, ...], long_view_seconds: f
     user, time = log["user_id"].to_numpy(), log["start_ms"].to_numpy()
     request = _requests(user, time, slates)
     click, watch = log["click"].to_numpy(), log["watch_ms"].to_numpy()
-    total = int(request[-1]) + 1 if request.size else 0
-    if over_by_ms is not None:
-        late = np.bincount(request, time + watch > over_by_ms, total) > 0
-        keep = ~late[request]
+    total, late, alone = int(request[-1]) + 1 if request.size else 0, 0, 0
+    if total:
+        is_late = np.bincount(request, time + watch > (np.inf if over_by_ms is None else over_by_ms), total) > 0
+        keep = ~is_late[request]
+        if not slates:
+            shown = presence.shows(log["author_id"].to_numpy(), time, user)
+            keep, alone = keep & shown, int((keep & ~shown).sum())
+        late = int(is_late.sum())
         log, user, time, click, watch = log.filter(pl.Series(keep)), user[keep], time[keep], click[keep], watch[keep]
         request = _requests(user, time, slates)
     if not request.size:
@@ -118,7 +128,8 @@ def read_shown(tables: Tables, objectives: tuple[str, ...], long_view_seconds: f
     reward, kinds = _rewards(tables, user, time, log["room_id"].to_numpy(), watch, click, negative, over_by_ms)
     propensity = log["propensity"].to_numpy() if "propensity" in log.columns else np.zeros(click.size, np.float32)
     counts = {"requests": int(first.size), "rooms": int(click.size), "clicks": int(click.sum()),
-              "requests not over by then": total - int(first.size), "rooms below a click": int((~known).sum()), **kinds}
+              "requests not over by then": late, "views of a room that nobody else shows": alone,
+              "rooms below a click": int((~known).sum()), **kinds}
     return Shown(user[first].astype(np.int32), time[first], np.append(first, request.size),
                  log["author_id"].to_numpy(), log["room_id"].to_numpy(), click, outcomes, known, reward,
                  propensity.astype(np.float32), objectives, slates, counts)
@@ -150,49 +161,35 @@ class FeedbackMaker:
         kept = place < self.candidates
         owner, at, place = owner[kept], at[kept], place[kept]
         author, room = shown.author[at], shown.room[at]
-        outcomes, known, reward, propensity = (shown.outcomes[at], shown.known[at], shown.reward[at],
-                                               shown.propensity[at])
-        logged = np.ones(at.size, bool)
         if not shown.slates:  # beside the view, rooms that were on air and were not chosen
             more, more_author, more_room = self._others(users, times, author, rng)
-            owner, place = np.concatenate([owner, more]), np.concatenate([place, 1 + _numbered(more)])
+            owner, at = np.concatenate([owner, more]), np.concatenate([at, np.full(more.size, NOT_SHOWN)])
             author, room = np.concatenate([author, more_author]), np.concatenate([room, more_room])
-            fill = lambda x, value: np.concatenate([x, np.full((more.size, *x.shape[1:]), value, x.dtype)])  # noqa: E731
-            outcomes, known, reward = fill(outcomes, 0), fill(known, True), fill(reward, 0)
-            propensity, logged = fill(propensity, 0), fill(logged, False)
-        features, codes = self._describe(users[owner], times[owner], author, room)
+            order = np.argsort(owner, kind="stable")
+            owner, at, author, room = owner[order], at[order], author[order], room[order]
+        offsets = np.searchsorted(owner, np.arange(row.size + 1))
+        on_air = OnAir(offsets, author, room, *self.maker.presence.describe(author, room, times[owner], users[owner]))
+        rooms = features.live_rooms(on_air, self.maker.ids.codes_at(author, times[owner]), times, self.candidates)
+        logged = at != NOT_SHOWN
 
-        def spread(value, dtype, *tail):
-            out = np.zeros((row.size, self.candidates, *tail), dtype)
-            out[owner, place] = value
-            return out
+        def pad(column_S, value):  # `value` where the room was not shown
+            column = np.where(logged.reshape(-1, *[1] * (column_S.ndim - 1)), column_S[at], column_S.dtype.type(value))
+            return features.padded(column, offsets, self.candidates)
 
-        count = outcomes.shape[1]
-        rooms = LiveRooms(spread(author, np.int32), spread(codes, np.int32, codes.shape[-1]),
-                          spread(features, np.float32, 2), spread(True, bool))
-        return Feedback(self.maker.request(users, times), rooms, spread(outcomes, np.float32, count),
-                        spread(known[:, None], bool, count), spread(reward, np.float32), spread(logged, bool),
-                        spread(propensity, np.float32), np.ones(row.size, np.float32))
+        known = np.broadcast_to(shown.known[:, None], shown.outcomes.shape)
+        return Feedback(self.maker.request(users, times), rooms, pad(shown.outcomes, 0), pad(known, True),
+                        pad(shown.reward, 0), features.padded(logged, offsets, self.candidates),
+                        pad(shown.propensity, 0), np.ones(row.size, np.float32))
 
     def _others(self, users, times, target, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(request ascending, author, room) of at most C − 1 other rooms on air each."""
         on_air = self.maker.presence.draw(times, users, self.candidates, target, rng)
-        owner = np.repeat(np.arange(users.size), np.diff(on_air.offsets))
+        owner = on_air.moment
         other = on_air.author != target[owner]
         owner, author, room = owner[other], on_air.author[other], on_air.room[other]
         order = np.lexsort((draws.uniform(rng, owner, users.size, purpose=4), owner))
         order = order[_numbered(owner) < self.candidates - 1]
         return owner[order], author[order], room[order]
-
-    def _describe(self, users, times, author, room) -> tuple[np.ndarray, np.ndarray]:
-        """(features float32 [n, 2], codes int32 [n, L]) as `BatchMaker.live_rooms` has them."""
-        presence = self.maker.presence
-        watching = presence if presence.viewers is None else presence.viewers
-        viewers = watching.count(times, users, author)
-        begun = np.append(presence.room_start_ms, np.iinfo(np.int64).max)
-        since = begun[np.minimum(room, begun.size - 1)]
-        age = np.log1p(np.maximum(times - np.minimum(since, times), 0) / HOUR_MS)
-        return np.stack([np.log(np.maximum(viewers, 1)), age], -1), self.maker.ids.codes_at(author, times)
 
 
 @dataclass
@@ -211,17 +208,9 @@ class PairMaker:
 
     def batch(self, row: np.ndarray, rng: np.random.Generator | np.ndarray) -> tuple[Batch, Feedback]:
         shown, maker = self.feedback.shown, self.feedback.maker
-        users, times = shown.user[row], shown.time_ms[row]
-        on_air = maker.on_air(users, times)
+        times, target = shown.time_ms[row], shown.author[shown.clicked_row[row]]
         feedback = self.feedback.batch(row, rng)
-        return paired(maker, on_air, feedback, users, times, shown.author[shown.clicked_row[row]], rng), feedback
-
-
-def paired(maker: BatchMaker, on_air: OnAir, feedback: Feedback, users, times, target, rng) -> Batch:
-    """The training batch of requests whose feedback is made already. target: int32 [B], the author watched."""
-    rooms, slot = maker.live_rooms(on_air, times, maker.config.live_slots, target, rng)
-    return Batch(feedback.request, rooms, target, maker.ids.codes_at(target, times), slot,
-                 np.ones(users.size, np.float32))
+        return maker.batch_of(feedback.request, maker.on_air(shown.user[row], times), times, target, rng), feedback
 
 
 def _requests(user: np.ndarray, time: np.ndarray, slates: bool) -> np.ndarray:
@@ -240,7 +229,7 @@ def _numbered(owner: np.ndarray) -> np.ndarray:
 
 def _rewards(tables: Tables, user, time, room, watch, click, negative, until_ms) -> tuple[np.ndarray, dict[str, int]]:
     """`shape_feedback` of what was clicked or disliked; 0 for all else. A room's length counts as far as known."""
-    end = tables.rooms["end_ms"].fill_null(int((time + watch).max())).to_numpy()
+    end, _ = room_ends(tables, int((time + watch).max()))
     start = tables.rooms["start_ms"].to_numpy()
     if until_ms is not None:
         end = np.minimum(end, until_ms)

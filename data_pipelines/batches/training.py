@@ -1,6 +1,6 @@
-"""Requests, rooms on air and training batches, made from views when they are needed.
+"""Requests, rooms on air and training batches of a log, made when they are needed.
 
-Axes: R requests, T history items, L code levels, N rooms on air.
+Axes: R requests, V views, L code levels, N rooms on air.
 """
 
 import functools
@@ -9,34 +9,32 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_pipelines.batches import features
 from data_pipelines.log import draws
-from data_pipelines.log.intervals import first_not_below
-from data_pipelines.log.presence import HOUR_MS, NOBODY, OnAir, Presence
-from data_pipelines.log.timelines import Timelines, clock, histories
+from data_pipelines.log.intervals import check_range
+from data_pipelines.log.presence import OnAir, Presence
+from data_pipelines.log.slicing import Views
+from data_pipelines.log.timelines import Timelines
 from onelive_jax.batch import Batch, LiveRooms, Request
 from onelive_jax.config import DataConfig
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
-# A room is drawn, not every one looked at, where more than this many times the wanted number is on air.
+# Rooms are drawn, not every one looked at, where more than this many times the wanted number is on air.
 DRAW_FROM = 4
-NEW_TO_AIR_HOURS = 1.0  # age given to a room that nobody but the asking person was seen in
 
 
 @dataclass
-class BatchMaker:
-    """Everything that turns (user, moment) into arrays.
+class RequestMaker:
+    """Requests of a log's people at any moment.
 
     Attributes:
-      views: all watched views. presence: who is on air when.
-      ids: who is called what when.
-      config: how long a history is, and of what.
+      views: all watched views. ids: who is called what when. config: how long a history is, and of what.
       others: what further sequences are made of: "gift" (the views with a gift) and "video" (short videos).
 
     Raises: ValueError where the config asks for a sequence that the log does not have.
     """
 
     views: Timelines
-    presence: Presence
     ids: IdTable
     config: DataConfig
     others: Mapping[str, Timelines] = field(default_factory=dict)
@@ -48,53 +46,50 @@ class BatchMaker:
                                  f"{', '.join(('live', *self.others))}): leave it out")
 
     @functools.cached_property
-    def codes(self) -> dict[str, np.ndarray]:
-        """int32 [V, L] of each sequence: what a view's author was called when it began. Looked up once, not a batch."""
-        def of(views: Timelines) -> np.ndarray:
-            return np.ascontiguousarray(self.codes_at(views.author, views.start_ms), np.int32)
-
-        return {name: of(self.timelines(name)) for name in self.config.sequences}
-
-    def codes_at(self, author: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
-        """`ids.codes_at` of known authors int [n] at moments int64 [n], in a compiled loop."""
-        after = first_not_below(self.ids.ptr, self.ids.from_ms, np.asarray(author, np.int64),
-                                np.asarray(times_ms, np.int64) + 1)
-        return self.ids.codes[after - 1]
+    def history_views(self) -> dict[str, Views]:
+        """What the histories of each sequence are cut from. Codes are looked up once, not in every batch."""
+        result = {}
+        for name in self.config.sequences:
+            timelines = self.timelines(name)
+            author, stop_ms = timelines.by_start
+            codes = np.ascontiguousarray(self.ids.codes_at(author, timelines.start_ms), np.int32)
+            result[name] = Views(author, timelines.start_ms, stop_ms, codes)
+        return result
 
     def timelines(self, sequence: str) -> Timelines:
         return self.views if sequence == "live" else self.others[sequence]
 
     def request(self, users: np.ndarray, times_ms: np.ndarray) -> Request:
-        """Requests of `users` int32 [R] at `times_ms` int64 [R]."""
-        c = self.config
-        effective_ms = {"live": round(1000 * c.effective_view_seconds), "video": round(1000 * c.effective_view_seconds)}
-        made = {name: histories(self.timelines(name), self.codes[name], users, times_ms, items=c.history_items,
-                                window=c.history_window, unit=c.history_unit, utc_offset_hours=c.utc_offset_hours,
-                                effective_ms=effective_ms.get(name, 0)) for name in c.sequences}
-        hour, day = clock(times_ms, c.utc_offset_hours)
-        return Request(made, hour, day, np.zeros_like(hour))
+        """Requests of `users` int [R] at `times_ms` int64 [R]. Raises ValueError for a user not of the log."""
+        made = {name: features.histories(views, *self.timelines(name).rows_of(users), times_ms,
+                                         features.history_settings(self.config, name))
+                for name, views in self.history_views.items()}
+        return features.request(made, times_ms, self.config.utc_offset_hours)
+
+
+@dataclass
+class BatchMaker:
+    """Everything that turns (user, moment) of a log into arrays.
+
+    Attributes: presence: who is on air when; all others as in `RequestMaker`.
+    """
+
+    views: Timelines
+    presence: Presence
+    ids: IdTable
+    config: DataConfig
+    others: Mapping[str, Timelines] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.requests = RequestMaker(self.views, self.ids, self.config, self.others)
+
+    def request(self, users: np.ndarray, times_ms: np.ndarray) -> Request:
+        """`RequestMaker.request`."""
+        return self.requests.request(users, times_ms)
 
     def on_air(self, users: np.ndarray, times_ms: np.ndarray, own_rows: bool = False) -> OnAir:
-        """Authors on air at each moment as others (or, with `own_rows`, everybody) show them, authors ascending.
-
-        With `own_rows` (the liverec protocol) the numbers beside a room still know nothing of the asking person's
-        view: it would be the answer.
-        """
-        if not own_rows:
-            return self.presence.at(times_ms, users)
-        on_air = self.presence.at(times_ms, np.full(len(times_ms), NOBODY, np.int32))
-        others = self.presence.at(times_ms, users)
-        row = np.repeat(np.arange(len(times_ms)), np.diff(on_air.offsets))
-        width = int(on_air.author.max(initial=0)) + 1
-        wanted = row * width + on_air.author
-        keys = np.repeat(np.arange(len(times_ms)), np.diff(others.offsets)) * width + others.author
-        keys = np.append(keys, np.iinfo(np.int64).max)  # nobody's: there may be no other person at all
-        at = np.searchsorted(keys, wanted)
-        known = keys[at] == wanted
-        on_air.viewers = np.where(known, np.append(others.viewers, 1)[at], 1).astype(np.int32)
-        on_air.since_ms = np.where(known, np.append(others.since_ms, 0)[at],
-                                   times_ms[row] - round(NEW_TO_AIR_HOURS * HOUR_MS))
-        return on_air
+        """`Presence.at`."""
+        return self.presence.at(times_ms, users, own_rows)
 
     def live_rooms(self, on_air: OnAir, times_ms: np.ndarray, slots: int, target: np.ndarray | None = None,
                    rng: np.random.Generator | np.ndarray | None = None) -> tuple[LiveRooms, np.ndarray]:
@@ -108,51 +103,43 @@ class BatchMaker:
 
         Returns: the rooms, and int32 [R] the slot of the target (−1: not on air, or no target given).
         """
-        num = len(times_ms)
-        count = np.diff(on_air.offsets)
-        row = np.repeat(np.arange(num), count)
-        slot = np.arange(row.size) - on_air.offsets[row]
-        is_target = np.zeros(row.size, bool) if target is None else on_air.author == np.asarray(target)[row]
-        index = np.arange(row.size)
-        if (count > slots).any():
+        times_ms = np.asarray(times_ms, np.int64)
+        is_target = np.zeros(on_air.author.size, bool)
+        if target is not None:
+            is_target = on_air.author == np.asarray(target)[on_air.moment]
+        if (np.diff(on_air.offsets) > slots).any():
             # Within each request: the target first, then a random order; the first `slots` stay.
-            order = np.lexsort((draws.uniform(rng, row, num, purpose=2), ~is_target, row))
-            kept = np.sort(order[slot < slots])
-            index, row, is_target = kept, row[kept], is_target[kept]
-            slot = np.arange(row.size) - np.searchsorted(row, row)
-        author = on_air.author[index]
-        times = np.asarray(times_ms, np.int64)[row]
-        features = np.stack([np.log(np.maximum(on_air.viewers[index], 1)),
-                             np.log1p(np.maximum(times - on_air.since_ms[index], 0) / HOUR_MS)], -1)
-        codes = self.codes_at(author, times)
-
-        def place(value, dtype, *tail):
-            out = np.zeros((num, slots, *tail), dtype)
-            out[row, slot] = value
-            return out
-
-        rooms = LiveRooms(place(author, np.int32), place(codes, np.int32, codes.shape[-1]),
-                          place(features, np.float32, 2), place(True, bool))
-        target_slot = np.full(num, -1, np.int32)
-        target_slot[row[is_target]] = slot[is_target]
+            moment = on_air.moment
+            order = np.lexsort((draws.uniform(rng, moment, times_ms.size, purpose=2), ~is_target, moment))
+            kept = np.sort(order[np.arange(moment.size) - on_air.offsets[moment] < slots])
+            on_air, is_target = on_air.take(kept), is_target[kept]
+        moment = on_air.moment
+        rooms = features.live_rooms(on_air, self.ids.codes_at(on_air.author, times_ms[moment]), times_ms, slots)
+        target_slot = np.full(times_ms.size, -1, np.int32)
+        target_slot[moment[is_target]] = (np.arange(moment.size) - on_air.offsets[moment])[is_target]
         return rooms, target_slot
 
     def batch(self, view: np.ndarray, rng: np.random.Generator | np.ndarray) -> Batch:
         """A training batch of the views `view` int64 [B] (indices into the views); `rng` as in `live_rooms`."""
-        users, times = self._user(view), self.views.start_ms[view]
-        target = self.views.author[view]
+        users, times, target = self._user(view), self.views.start_ms[view], self.views.author[view]
         slots = self.config.live_slots
         if self.presence.largest_load > DRAW_FROM * slots:
             on_air = self.presence.draw(times, users, slots, target, rng)
         else:
             on_air = self.on_air(users, times)
-        rooms, slot = self.live_rooms(on_air, times, slots, target, rng)
-        return Batch(self.request(users, times), rooms, target, self.codes_at(target, times), slot,
-                     np.ones(view.size, np.float32))
+        return self.batch_of(self.request(users, times), on_air, times, target, rng)
+
+    def batch_of(self, request: Request, on_air: OnAir, times_ms: np.ndarray, target: np.ndarray,
+                 rng: np.random.Generator | np.ndarray) -> Batch:
+        """The training batch of requests and rooms on air that are made already; target: int32 [B], who was watched."""
+        rooms, slot = self.live_rooms(on_air, times_ms, self.config.live_slots, target, rng)
+        return Batch(request, rooms, target, self.ids.codes_at(target, times_ms), slot,
+                     np.ones(target.size, np.float32))
 
     def shown_by_others(self, view: np.ndarray) -> np.ndarray:
         """bool [n]: views whose author others (or a true lifetime) show to be on air when the view starts."""
         return self.presence.shows(self.views.author[view], self.views.start_ms[view], self._user(view))
 
     def _user(self, view: np.ndarray) -> np.ndarray:
-        return (np.searchsorted(self.views.user_ptr, view, side="right") - 1).astype(np.int32)
+        view = check_range("view", view, self.views.author.size)
+        return np.searchsorted(self.views.user_ptr, view, side="right") - 1

@@ -1,6 +1,6 @@
 """A log becomes a folder of canonical tables on as many machines as there are: Apache Beam.
 
-    pip install -r requirements-beam.txt
+    pip install -r requirements/beam.txt
     python -m data_pipelines.beam --source=kuailive --data_dir=/data/KuaiLive --out_dir=/data/tables
 
 This runs in one process. With --runner=DataflowRunner, FlinkRunner or SparkRunner the same command runs on a cluster,

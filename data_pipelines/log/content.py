@@ -3,13 +3,15 @@
 Axes: S moments, M vectors, A authors, C content width, n rows asked for.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.log import intervals
+from data_pipelines.log.intervals import check_range, first_not_below
 from data_pipelines.tables import Tables
 
+logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 1_000_000
 
 
@@ -50,9 +52,10 @@ class Content:
 
     def row_at(self, author: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
         """int64 [n]: the last row of each author that was known by the time; −1 where there is none."""
-        author = np.asarray(author, np.int64)
-        after = intervals.first_not_below(self.author_ptr, self.from_ms, author, np.asarray(times_ms, np.int64) + 1)
-        return np.where(after > self.author_ptr[author], after - 1, -1)
+        author = check_range("author", author, self.author_ptr.size - 1)
+        first, times_ms = self.author_ptr[author], np.asarray(times_ms, np.int64)
+        after = first_not_below(first, self.author_ptr[author + 1], self.from_ms, times_ms + 1)
+        return np.where(after > first, after - 1, -1)
 
 
 @dataclass
@@ -88,7 +91,8 @@ class Pools:
 
         Returns:
           (int64 [m], which segments were taken, by author and time; float32 [m, 2C], concat(x_30s, x_pool) of each).
-          The n − m others are older than the last of their author: what was served cannot be changed.
+          The n − m others are no newer than the last of their author: delivered twice (the first counts), or late, and
+          what was served cannot be changed.
 
         Raises:
           ValueError: an author out of range, shapes that do not fit, NaN or infinity; nothing is taken then.
@@ -106,7 +110,7 @@ class Pools:
         if not finite.all():
             raise ValueError(f"new segment {int(np.argmin(finite))} holds NaN or infinity")
         taken = np.lexsort((from_ms, author))
-        taken = taken[from_ms[taken] >= self.last_ms[author[taken]]]
+        taken = taken[_first_of_moment(author[taken], from_ms[taken]) & (from_ms > self.last_ms[author])[taken]]
         author, from_ms, vectors = author[taken], from_ms[taken], vectors[taken]
         # The running sum of an author's new segments is that of all, less what was there before its first.
         total, first = np.cumsum(vectors, 0, dtype=np.float64), np.searchsorted(author, author)
@@ -134,11 +138,20 @@ def author_content(tables: Tables, until_ms: int) -> Content | None:
     return None
 
 
+def _first_of_moment(author: np.ndarray, from_ms: np.ndarray) -> np.ndarray:
+    """bool [n], of rows sorted by (author, from_ms): not the same author and moment as the row before."""
+    return np.append(True, (author[1:] != author[:-1]) | (from_ms[1:] != from_ms[:-1]))[:author.size]
+
+
 def _of_segments(tables: Tables, num_authors: int) -> Content:
     segments = tables.segments
     author = tables.rooms["author_id"].to_numpy()[segments["room_id"].to_numpy()]
     end = segments["end_ms"].to_numpy()
     order = np.lexsort((end, author))
+    once = _first_of_moment(author[order], end[order])
+    if not once.all():
+        logger.warning("%d of %d segments repeat a moment of their author and are left out", (~once).sum(), once.size)
+    order = order[once]
     author, end = author[order], end[order]
     vectors = segments["embedding"].to_numpy().astype(np.float32, copy=False)[order]
     ptr = np.searchsorted(author, np.arange(num_authors + 1))

@@ -15,6 +15,15 @@ import numpy as np
 NOBODY = -1
 
 
+def check_range(name: str, values, count: int, low: int = 0) -> np.ndarray:
+    """`values` as int64. Raises ValueError where one is outside low … count − 1: compiled loops do not check."""
+    values = np.asarray(values, np.int64)
+    if values.size and (values.min() < low or values.max() >= count):
+        wrong = values[(values < low) | (values >= count)].flat[0]
+        raise ValueError(f"{name} {wrong} is out of range: allowed are {low} … {count - 1}")
+    return values
+
+
 class Grouped(NamedTuple):
     """Intervals by key. ptr int64 [keys + 1]; interval, start_ms, latest int64 [I], sorted by (key, start); stop_ms
     int64 [I], sorted by (key, stop): as many had stopped by a moment as lie before it."""
@@ -68,11 +77,11 @@ def lower_bound(values, low, high, wanted):
 
 
 @numba.njit(nogil=True, cache=True)
-def first_not_below(ptr, values, keys, wanted):
-    """int64 [n]: for each key, the first index of its part ptr[key] … of `values` that is not below `wanted`."""
-    out = np.empty(keys.size, np.int64)
-    for i in range(keys.size):
-        out[i] = lower_bound(values, ptr[keys[i]], ptr[keys[i] + 1], wanted[i])
+def first_not_below(first, stop, values, wanted):
+    """int64 [n]: the first index in first[i] … stop[i] of `values` that is not below wanted[i]; stop[i] if none is."""
+    out = np.empty(wanted.size, np.int64)
+    for i in range(wanted.size):
+        out[i] = lower_bound(values, first[i], stop[i], wanted[i])
     return out
 
 

@@ -1,16 +1,18 @@
-"""Cuts histories out of timelines: one compiled loop over requests, which other threads can run beside.
+"""Cuts histories out of people's views: the one compiled loop behind training, evaluation and serving.
 
-The same in NumPy would sort every window of views; this walks it once, from the newest view back. Compiled on first
-use and kept beside this file (numba's cache).
+The same in NumPy would sort every window of views; this walks it once, from the newest view back, and releases the GIL.
+Compiled on first use and kept beside this file (numba's cache).
 
 Axes: V views, R requests, T history items, L code levels, F habit features.
 """
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from data_pipelines.log.intervals import lower_bound
-from data_pipelines.log.presence import HOUR_MS
+from data_pipelines.tables import HOUR_MS
 
 DAY_MS = 24 * HOUR_MS
 WEEK_MS = 7 * DAY_MS
@@ -22,6 +24,53 @@ KERNEL_REACH_MS = 9 * HOUR_MS  # further than six widths away a view adds less t
 # What is summed over the views of one author: count, hours, halved per day / week / month, near this hour, near this
 # hour of the week.
 SUMS = 7
+HABITS_MADE = 10  # features that the loop writes, in the order of onelive_jax.batch.HABIT_FEATURES
+
+
+class Views(NamedTuple):
+    """Views of many people; those of one person lie together, sorted by (start, author).
+
+    Views that began together are so told apart by nothing that is known only later. A log's timelines give these
+    arrays, and so does a live state that keeps each person's last views in a block of its own.
+
+    Attributes:
+      author: int32 [V]. start_ms, stop_ms: int64 [V]; of a view that still goes on, any stop after the request.
+      codes: int32 [V, L], the author's semantic id when the view began.
+    """
+
+    author: np.ndarray
+    start_ms: np.ndarray
+    stop_ms: np.ndarray
+    codes: np.ndarray
+
+
+class HistorySettings(NamedTuple):
+    """How a history is cut.
+
+    Attributes:
+      items: T, the newest are kept. window: views that are looked at (and those that began together with the oldest).
+      distinct: one item a distinct author, else one a view.
+      effective_ms: a view that had not been watched that long when the request came is passed over.
+      utc_offset_ms: local time minus UTC.
+    """
+
+    items: int
+    window: int
+    distinct: bool
+    effective_ms: int
+    utc_offset_ms: int
+
+
+class HistoryArrays(NamedTuple):
+    """The arrays of an `onelive_jax.batch.History`, [R, T, …], zeroed before they are filled."""
+
+    author: np.ndarray
+    codes: np.ndarray
+    hour: np.ndarray
+    day: np.ndarray
+    week: np.ndarray
+    habits: np.ndarray
+    mask: np.ndarray
 
 
 @numba.njit(nogil=True, cache=True)
@@ -36,14 +85,12 @@ def _near(age_ms, period_ms):
 
 
 @numba.njit(nogil=True, cache=True)
-def slice_histories(user_ptr, order, author, start_ms, stop_ms, codes_VxL, users, times_ms, window, distinct,
-                    effective_ms, offset_ms, out_author, out_codes, out_hour, out_day, out_week, out_habits, out_mask):
-    """Fills the arrays of a `History` [R, T, …], which come zeroed; see `timelines.histories`.
+def slice_histories(views, first_R, stop_R, times_ms, settings, out):
+    """Fills `out` (`HistoryArrays`) from `Views`: those of request r are rows first_R[r] … stop_R[r] − 1 (int64 [R]).
 
-    `order` int64 [V] lists views by (user, start, author): views that began together are told apart by nothing that
-    is known only later. `start_ms` is sorted by user, so it is the same in both orders.
+    Indices are not checked here: `batches.features.histories` is the door.
     """
-    items, levels = out_author.shape[1], codes_VxL.shape[1]
+    items, levels = settings.items, views.codes.shape[1]
     size = 4
     while size < 4 * items:
         size *= 2
@@ -53,44 +100,43 @@ def slice_histories(user_ptr, order, author, start_ms, stop_ms, codes_VxL, users
     sums = np.empty((items, SUMS))
     newest_age = np.empty(items, np.int64)
     item_habit = np.empty(items, np.int64)
-    for row in range(users.size):
-        user, now = users[row], times_ms[row]
-        first = user_ptr[user]
-        end = lower_bound(start_ms, first, user_ptr[user + 1], now)
-        begin = max(first, end - window)
+    for row in range(times_ms.size):
+        first, now = first_R[row], times_ms[row]
+        end = lower_bound(views.start_ms, first, stop_R[row], now)
+        begin = max(first, end - settings.window)
         if begin < end:  # views that began together are all in the window, or none is
-            begin = lower_bound(start_ms, first, end, start_ms[begin])
-        num_items, num_habits = 0, 0
-        for position in range(end - 1, begin - 1, -1):
-            view = order[position]
-            watched = min(stop_ms[view], now) - start_ms[view]
-            if watched < effective_ms:
+            begin = lower_bound(views.start_ms, first, end, views.start_ms[begin])
+        num_items, num_habits, effective = 0, 0, 0
+        for view in range(end - 1, begin - 1, -1):
+            watched = min(views.stop_ms[view], now) - views.start_ms[view]
+            if watched < settings.effective_ms:
                 continue
-            who = author[view]
+            effective += 1
+            who = views.author[view]
             slot = (who * 2654435761) & (size - 1)
             while table_row[slot] == row and table_author[slot] != who:
                 slot = (slot + 1) & (size - 1)
             known = table_row[slot] == row
             if num_items == items and not known:
                 continue
-            age = now - start_ms[view]
+            age = now - views.start_ms[view]
             if not known:
                 table_row[slot], table_author[slot], table_habit[slot] = row, who, num_habits
                 sums[num_habits] = 0.0
                 newest_age[num_habits] = age
                 num_habits += 1
             habit = table_habit[slot]
-            if num_items < items and (not distinct or not known):
+            if num_items < items and (not settings.distinct or not known):
                 item_habit[num_items] = habit
                 place = items - 1 - num_items
-                out_author[row, place] = who
+                out.author[row, place] = who
                 for level in range(levels):
-                    out_codes[row, place, level] = codes_VxL[view, level]
-                local = start_ms[view] + offset_ms
-                out_hour[row, place] = (local // HOUR_MS) % 24
-                out_day[row, place] = (local // DAY_MS + EPOCH_WEEKDAY) % 7
-                out_week[row, place] = min(age // WEEK_MS, MAX_WEEKS)
-                out_mask[row, place] = True
+                    out.codes[row, place, level] = views.codes[view, level]
+                local = views.start_ms[view] + settings.utc_offset_ms
+                out.hour[row, place] = (local // HOUR_MS) % 24
+                out.day[row, place] = (local // DAY_MS + EPOCH_WEEKDAY) % 7
+                out.week[row, place] = min(age // WEEK_MS, MAX_WEEKS)
+                out.mask[row, place] = True
                 num_items += 1
             month = np.exp2(-age / (28.0 * DAY_MS))
             week = month * month * month * month
@@ -103,13 +149,13 @@ def slice_histories(user_ptr, order, author, start_ms, stop_ms, codes_VxL, users
             sums[habit, 6] += _near(age, WEEK_MS)
         for item in range(num_items):  # in the order of batch.HABIT_FEATURES
             habit, place = item_habit[item], items - 1 - item
-            out_habits[row, place, 0] = np.log1p(sums[habit, 0])
-            out_habits[row, place, 1] = np.log1p(sums[habit, 1])
-            out_habits[row, place, 2] = np.log1p(newest_age[habit] / HOUR_MS)
-            out_habits[row, place, 3] = np.log1p(sums[habit, 2])
-            out_habits[row, place, 4] = np.log1p(sums[habit, 3])
-            out_habits[row, place, 5] = np.log1p(sums[habit, 4])
-            out_habits[row, place, 6] = np.log1p(sums[habit, 5])
-            out_habits[row, place, 7] = np.log1p(sums[habit, 6])
-            out_habits[row, place, 8] = sums[habit, 0] / (end - begin)
-            out_habits[row, place, 9] = np.log1p(float(item))
+            out.habits[row, place, 0] = np.log1p(sums[habit, 0])
+            out.habits[row, place, 1] = np.log1p(sums[habit, 1])
+            out.habits[row, place, 2] = np.log1p(newest_age[habit] / HOUR_MS)
+            out.habits[row, place, 3] = np.log1p(sums[habit, 2])
+            out.habits[row, place, 4] = np.log1p(sums[habit, 3])
+            out.habits[row, place, 5] = np.log1p(sums[habit, 4])
+            out.habits[row, place, 6] = np.log1p(sums[habit, 5])
+            out.habits[row, place, 7] = np.log1p(sums[habit, 6])
+            out.habits[row, place, 8] = sums[habit, 0] / effective
+            out.habits[row, place, 9] = np.log1p(float(item))

@@ -9,26 +9,13 @@ because a room that only the tested person was seen in gives the answer away.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.log.presence import NOBODY, Presence
+from data_pipelines.log.presence import Presence
 from data_pipelines.log.timelines import Timelines
 
 REPEAT_VIEWS = 16
-
-
-class Lifetimes(NamedTuple):
-    """True lifetimes of rooms, any order: author int32 [I], start_ms and end_ms int64 [I] (on air: start ≤ t < end).
-
-    A room still on air needs an end: the log's, at the earliest. room int32 [I] is the room's number in the views.
-    """
-
-    author: np.ndarray
-    start_ms: np.ndarray
-    end_ms: np.ndarray
-    room: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class Task:
     dropped: dict[str, int]
 
 
-def strict_targets(views: Timelines, start_ms: int, stop_ms: int | None = None, lifetimes: Lifetimes | None = None,
+def strict_targets(views: Timelines, presence: Presence, start_ms: int, stop_ms: int | None = None,
                    max_targets: int | None = None, seed: int = 0) -> Task:
     """Every view of a period whose author others show to be on air, against all authors on air at its start.
 
@@ -70,17 +57,16 @@ def strict_targets(views: Timelines, start_ms: int, stop_ms: int | None = None, 
     views, so of two views that begin together only one is first.
 
     Args:
-      views: all watched views of the log.
+      views: all watched views of the log. presence: who is on air when, `Presence.of(views, lifetimes)`.
       start_ms, stop_ms: the period, start ≤ view's start < stop; no stop means to the end of the log.
-      lifetimes: the rooms' true lifetimes; without them an author is on air while another person's view says so.
       max_targets: at most this many views of the period are kept, drawn at random (for large logs).
       seed: of that draw.
     """
     chosen, dropped = _in_period(views, start_ms, stop_ms)
-    return _task(views, chosen, dropped, lifetimes, False, max_targets, seed)
+    return _task(views, presence, chosen, dropped, False, max_targets, seed)
 
 
-def liverec_targets(views: Timelines, start_ms: int, stop_ms: int | None = None, lifetimes: Lifetimes | None = None,
+def liverec_targets(views: Timelines, presence: Presence, start_ms: int, stop_ms: int | None = None,
                     max_targets: int | None = None, seed: int = 0) -> Task:
     """LiveRec's protocol: a person's last view of the log, if it starts in the period; their own row puts it on air.
 
@@ -89,7 +75,7 @@ def liverec_targets(views: Timelines, start_ms: int, stop_ms: int | None = None,
     chosen, dropped = _in_period(views, start_ms, stop_ms)
     last = chosen + 1 == views.user_ptr[views.users()[chosen] + 1]
     dropped["not the user's last view"] = int((~last).sum())
-    return _task(views, chosen[last], dropped, lifetimes, True, max_targets, seed)
+    return _task(views, presence, chosen[last], dropped, True, max_targets, seed)
 
 
 def is_repeat(views: Timelines, view_R: np.ndarray, window: int = REPEAT_VIEWS) -> np.ndarray:
@@ -99,10 +85,12 @@ def is_repeat(views: Timelines, view_R: np.ndarray, window: int = REPEAT_VIEWS) 
       view_R: int64 [R], indices into the views.
     """
     user_R = views.users()[view_R]
-    end_R = views.seen_before(user_R, views.start_ms[view_R])
-    at_RxW = end_R[:, None] - 1 - np.arange(window)
-    same_RxW = views.author[np.maximum(at_RxW, 0)] == views.author[view_R][:, None]
-    return (same_RxW & (at_RxW >= views.user_ptr[user_R][:, None])).any(1)
+    first_R, end_R = views.user_ptr[user_R], views.seen_before(user_R, views.start_ms[view_R])
+    repeat_R = np.zeros(len(view_R), bool)
+    for back in range(1, window + 1):
+        at_R = np.maximum(end_R - back, 0)
+        repeat_R |= (end_R - back >= first_R) & (views.author[at_R] == views.author[view_R])
+    return repeat_R
 
 
 def _in_period(views: Timelines, start_ms: int, stop_ms: int | None) -> tuple[np.ndarray, dict[str, int]]:
@@ -115,28 +103,17 @@ def _in_period(views: Timelines, start_ms: int, stop_ms: int | None) -> tuple[np
     return chosen[~first], {"the user's first view": int(first.sum())}
 
 
-def _task(views: Timelines, view_R: np.ndarray, dropped: dict[str, int], lifetimes: Lifetimes | None,
-          own_rows_count: bool, max_targets: int | None, seed: int) -> Task:
+def _task(views: Timelines, presence: Presence, view_R: np.ndarray, dropped: dict[str, int], own_rows: bool,
+          max_targets: int | None, seed: int) -> Task:
     if max_targets is not None and len(view_R) > max_targets:
         dropped["not drawn (max_targets)"] = len(view_R) - max_targets
         view_R = np.sort(np.random.default_rng(seed).choice(view_R, max_targets, replace=False))
     user_R, time_R, target_R = views.users()[view_R], views.start_ms[view_R], views.author[view_R]
-    watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
-    if lifetimes is not None:
-        rooms = Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
-        on_air = rooms.at(time_R, user_R)
-    elif own_rows_count:
-        on_air = watching.at(time_R, np.full(len(view_R), NOBODY))
-        row = np.repeat(np.arange(len(view_R)), np.diff(on_air.offsets))
-        on_air.viewers = watching.count(time_R[row], user_R[row], on_air.author)
-    else:
-        on_air = watching.at(time_R, user_R)
-
-    sizes_R = np.diff(on_air.offsets)
-    request_C = np.repeat(np.arange(len(view_R)), sizes_R)
+    on_air = presence.at(time_R, user_R, own_rows)
+    sizes_R, request_C = np.diff(on_air.offsets), on_air.moment
     hit_C = on_air.author == target_R[request_C]
     kept_R = np.bincount(request_C[hit_C], minlength=len(view_R)) > 0
-    dropped["nobody else shows the author on air" if lifetimes is None else "author has no room on air"] = int(
+    dropped["nobody else shows the author on air" if presence.viewers is None else "author has no room on air"] = int(
         (~kept_R).sum())
     kept_C = kept_R[request_C]
     offsets = np.concatenate([[0], np.cumsum(sizes_R[kept_R])]).astype(np.int64)

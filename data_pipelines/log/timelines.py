@@ -1,18 +1,14 @@
-"""People's views in order of time, and the history that a request saw: sliced when a batch is made, never stored.
-
-A history item is, by default, a *distinct author*: the last view of that author, with what is known of the viewer's
-habit with them. Sixty views of one streamer are one item with a count, so a short sequence remembers for a long time.
-"""
+"""People's views in order of time, and the clock they are told by. Axes: V views, U users, R requests."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.log.intervals import first_not_below
-from data_pipelines.log.presence import HOUR_MS
-from data_pipelines.log.slicing import DAY_MS, EPOCH_WEEKDAY, slice_histories
-from onelive_jax.batch import HABIT_FEATURES, History
+from data_pipelines.log.intervals import check_range, first_not_below
+from data_pipelines.log.slicing import DAY_MS, EPOCH_WEEKDAY
+from data_pipelines.tables import HOUR_MS, Tables
 
 
 @dataclass
@@ -30,6 +26,11 @@ class Timelines:
     start_ms: np.ndarray
     stop_ms: np.ndarray
 
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Timelines":
+        """From the arrays of `store.timeline_arrays` or `store.load_timelines`."""
+        return cls(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms")))
+
     @property
     def num_users(self) -> int:
         return self.user_ptr.size - 1
@@ -39,9 +40,13 @@ class Timelines:
         return np.repeat(np.arange(self.num_users, dtype=np.int32), np.diff(self.user_ptr))
 
     @functools.cached_property
-    def start_order(self) -> np.ndarray:
-        """int64 [V], views by (user, start, author)."""
-        return np.lexsort((self.author, self.start_ms, self.users()))
+    def by_start(self) -> tuple[np.ndarray, np.ndarray]:
+        """(author int32 [V], stop_ms int64 [V]) with views sorted by (user, start, author), as histories read them.
+
+        `start_ms` and `user_ptr` are the same in both orders.
+        """
+        order = np.lexsort((self.author, self.start_ms, self.users()))
+        return self.author[order], self.stop_ms[order]
 
     def where(self, keep: np.ndarray) -> "Timelines":
         """Only the views for which `keep` bool [V] is True; all users stay, some perhaps without a view."""
@@ -57,10 +62,35 @@ class Timelines:
         order = np.lexsort((self.room, stop_ms, start_ms, self.users()))
         return Timelines(self.user_ptr, self.author[order], self.room[order], start_ms[order], stop_ms[order])
 
+    def rows_of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [R] twice: views of each user are first … stop − 1. Raises ValueError for a user not of the log."""
+        users = check_range("user", users, self.num_users)
+        return self.user_ptr[users], self.user_ptr[users + 1]
+
     def seen_before(self, users: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
         """int64 [R]: end of the views of each user that started strictly before the moment (an index into V)."""
-        return first_not_below(self.user_ptr, self.start_ms, np.asarray(users, np.int64),
-                               np.asarray(times_ms, np.int64))
+        return first_not_below(*self.rows_of(users), self.start_ms, np.asarray(times_ms, np.int64))
+
+
+def other_timelines(tables: Tables, arrays: Mapping[str, np.ndarray]) -> dict[str, Timelines]:
+    """Timelines of gifts (where there is any) and of short videos (where the log has them).
+
+    arrays: of the log's views, from `store.timeline_arrays` or `store.load_timelines`.
+    """
+    result = {}
+    given = arrays["gift_value"] > 0
+    if given.any():
+        gifts = Timelines.from_arrays(arrays).where(given)
+        # The moment of the gift is not logged: that there was one is known for certain when the view is over.
+        result["gift"] = gifts.sorted_by(gifts.stop_ms, gifts.stop_ms)
+    if tables.videos is not None:
+        videos = tables.videos
+        start = videos["start_ms"].to_numpy()
+        ptr = np.searchsorted(videos["user_id"].to_numpy(), np.arange(len(tables.users) + 1))
+        author = videos["author_id"].to_numpy()
+        result["video"] = Timelines(ptr, author, np.full(author.size, -1, np.int32), start,
+                                    start + videos["watch_ms"].to_numpy())
+    return result
 
 
 def clock(times_ms: np.ndarray, utc_offset_hours: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,34 +99,3 @@ def clock(times_ms: np.ndarray, utc_offset_hours: float) -> tuple[np.ndarray, np
     hour = (local // HOUR_MS) % 24
     day = (local // DAY_MS + EPOCH_WEEKDAY) % 7
     return hour.astype(np.int32), day.astype(np.int32)
-
-
-def histories(views: Timelines, codes_VxL: np.ndarray, users: np.ndarray, times_ms: np.ndarray, *, items: int,
-              window: int, unit: str, utc_offset_hours: float, effective_ms: int = 0) -> History:
-    """The history of R requests.
-
-    Args:
-      views: all watched views; only those that started strictly before the request are seen, and a view still going on
-        counts as far as it had been watched.
-      codes_VxL: int32 [V, L], the semantic id of each view's author at the moment of the view.
-      users: int32 [R]. times_ms: int64 [R].
-      items: length T of the sequence, newest kept. window: views that are looked at (and those that began together
-        with the oldest of them).
-      unit: "authors" (one item a distinct author) or "views".
-      utc_offset_hours: local time minus UTC.
-      effective_ms: a view that had not been watched that long when the request came is passed over.
-
-    Returns: a `History` of NumPy arrays, right-aligned. What is known of a habit is summed over the window.
-    """
-    rows, levels = len(users), codes_VxL.shape[1]
-    history = History(
-        author=np.zeros((rows, items), np.int32), codes=np.zeros((rows, items, levels), np.int32),
-        hour=np.zeros((rows, items), np.int32), day=np.zeros((rows, items), np.int32),
-        week=np.zeros((rows, items), np.int32), habits=np.zeros((rows, items, len(HABIT_FEATURES)), np.float32),
-        mask=np.zeros((rows, items), bool),
-    )
-    slice_histories(views.user_ptr, views.start_order, views.author, views.start_ms, views.stop_ms, codes_VxL,
-                    np.asarray(users, np.int64), np.asarray(times_ms, np.int64), window, unit == "authors",
-                    effective_ms, round(utc_offset_hours * HOUR_MS), history.author, history.codes, history.hour,
-                    history.day, history.week, history.habits, history.mask)
-    return history

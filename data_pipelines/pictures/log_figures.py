@@ -6,10 +6,11 @@ Axes: V views, R rooms, S segments.
 import numpy as np
 import polars as pl
 
-from data_pipelines.log.timelines import clock
+from data_pipelines.log.presence import room_ends
+from data_pipelines.log.tasks import REPEAT_VIEWS, is_repeat
+from data_pipelines.log.timelines import Timelines, clock
 from data_pipelines.tables import HOUR_MS, Tables
 
-REPEAT_WINDOW = 16
 LAGS_MIN = (0.5, 1, 2, 5, 10, 20, 40, 80, 160)
 PAIRS = 20_000  # of segments, drawn for each point of the drift
 
@@ -30,7 +31,7 @@ def summary(tables: Tables) -> dict[str, int | float]:
         result["views a person, mean"] = len(views) / max(views["user_id"].n_unique(), 1)
         result["views a person, median"] = float(views.group_by("user_id").len()["len"].median())
         result["share of the busiest 1 % of authors"] = _share_of_top(views["author_id"].to_numpy(), 0.01)
-        result[f"repeat share (last {REPEAT_WINDOW} views)"] = float(is_repeat(views).mean())
+        result[f"repeat share (last {REPEAT_VIEWS} views)"] = float(_repeats(views).mean())
     if tables.segments is not None:
         result["segments"] = len(tables.segments)
     if tables.videos is not None:
@@ -60,18 +61,18 @@ def rooms_on_air(tables: Tables, points: int = 1000) -> tuple[np.ndarray, np.nda
     begin, end = int(log["start_ms"].min()), int((log["start_ms"] + log["watch_ms"]).max())
     moments = np.linspace(begin, end, points).astype(np.int64)
     opened = np.sort(tables.rooms["start_ms"].to_numpy())
-    closed = np.sort(tables.rooms["end_ms"].drop_nulls().to_numpy())
+    closed = np.sort(room_ends(tables, end + 1)[0])
     count = np.searchsorted(opened, moments, side="right") - np.searchsorted(closed, moments, side="right")
     return (moments - begin) / HOUR_MS, count
 
 
-def is_repeat(views: pl.DataFrame) -> np.ndarray:
-    """bool [V]: the author is among the person's last 16 views. The views are in canonical order."""
-    user, author = views["user_id"].to_numpy(), views["author_id"].to_numpy()
-    repeat = np.zeros(user.size, bool)
-    for back in range(1, min(REPEAT_WINDOW, user.size - 1) + 1):
-        repeat[back:] |= (user[back:] == user[:-back]) & (author[back:] == author[:-back])
-    return repeat
+def _repeats(views: pl.DataFrame) -> np.ndarray:
+    """bool [V], `tasks.is_repeat` of every view."""
+    user, start = views["user_id"].to_numpy(), views["start_ms"].to_numpy()
+    ptr = np.searchsorted(user, np.arange(int(user.max(initial=-1)) + 2))
+    timelines = Timelines(ptr, views["author_id"].to_numpy(), views["room_id"].to_numpy(), start,
+                          start + views["watch_ms"].to_numpy())
+    return is_repeat(timelines, np.arange(user.size))
 
 
 def repeat_by_experience(views: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +82,7 @@ def repeat_by_experience(views: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0), np.zeros(0)
     first = np.searchsorted(user, user)
     before = np.arange(user.size) - first
-    repeat, kept = is_repeat(views), before > 0
+    repeat, kept = _repeats(views), before > 0
     bucket = np.log2(np.maximum(before, 1)).astype(int)
     count = np.bincount(bucket[kept])
     share = np.bincount(bucket[kept], weights=repeat[kept]) / np.maximum(count, 1)

@@ -13,7 +13,7 @@ rooms above it. The product along a slate is the probability of the slate.
 import numpy as np
 
 from data_pipelines.simulator.reactions import SLATE
-from data_pipelines.simulator.world import MINUTE_MS, STEP_MS, World
+from data_pipelines.simulator.world import MINUTE_MS, STEP_MS, SimulatedWorld
 
 POPULARITY_POWER, EXPLORATION = 0.5, 0.15
 HABIT, FOLLOW = 0.40, 0.40
@@ -24,7 +24,7 @@ TRIES = (6, 30, 100, 300)  # draws at a time, as long as all of them are taken a
 class Feed:
     """Slates of the logging policy for moments in [from_ms, to_ms)."""
 
-    def __init__(self, world: World, from_ms: int, to_ms: int):
+    def __init__(self, world: SimulatedWorld, from_ms: int, to_ms: int):
         self.world, self.from_ms = world, from_ms
         share = np.exp(POPULARITY_POWER * world.popularity.astype(np.float64))
         base = (1 - EXPLORATION) * share / share.mean() + EXPLORATION

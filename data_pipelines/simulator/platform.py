@@ -28,8 +28,9 @@ from data_pipelines.simulator.simulation import rooms_until, run
 from data_pipelines.simulator.world import KEY, MINUTE_MS, STEP_MS, mix, rooms_on_air
 from data_pipelines.tables import INTERACTIONS, LOGGED, Tables, sort_interactions, validate
 from onelive_jax.config import SimulatorConfig
+from onelive_jax.evaluation import bootstrap
 
-CANDIDATES_AT_ONCE = 2_000_000  # bounds the memory of a batch
+CANDIDATES_AT_ONCE = 2_000_000  # bounds the memory of what is asked together
 # Purposes of random numbers; those of places and of reactions are followed by as many more as there are.
 _CLICK, _DISLIKE, _PATIENCE, _WATCH, _GIFT_SIZE, _READ_ON, _REACTION = 1, 2, 3, 4, 6, 100, 200
 
@@ -42,7 +43,7 @@ class PlayRequests(NamedTuple):
     key: np.ndarray
 
 
-class Batch(NamedTuple):
+class PlatformRequests(NamedTuple):
     """What a policy is told.
 
     Attributes:
@@ -63,7 +64,7 @@ class Batch(NamedTuple):
 
 
 # A policy returns room ids int32 [n, k], best first, -1 padding; or those and their propensities float32 [n, k].
-Policy = Callable[[Batch], np.ndarray | tuple[np.ndarray, np.ndarray]]
+Policy = Callable[[PlatformRequests], np.ndarray | tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -157,12 +158,12 @@ class Platform:
         key = mix(np.arange(n), np.int64(seed), np.int64(self.config.seed))
         return PlayRequests(user.astype(np.int32), np.sort(opening_times(rng, n, low, high)), key)
 
-    def batch(self, requests: PlayRequests) -> Batch:
+    def rooms_for(self, requests: PlayRequests) -> PlatformRequests:
         """What a policy is told of these requests."""
         offsets, room = rooms_on_air(self.world, requests.time_ms)
         owner = np.repeat(np.arange(requests.user.size), np.diff(offsets))
         viewers = self._viewers(requests.user[owner].astype(np.int64), room.astype(np.int64), requests.time_ms[owner])
-        return Batch(*requests, offsets, room, self.world.room_author[room], viewers, self.tables)
+        return PlatformRequests(*requests, offsets, room, self.world.room_author[room], viewers, self.tables)
 
     def play(self, policy: Policy, requests: PlayRequests) -> Outcomes:
         """Shows each request the first SLATE rooms of the policy's ranking; at most one of them is clicked.
@@ -176,11 +177,11 @@ class Platform:
         parts = []
         for part in np.split(np.arange(block.size), np.flatnonzero(np.diff(block)) + 1):
             asked = PlayRequests(*(column[part] for column in requests))
-            batch = self.batch(asked)
-            result = policy(batch)
+            told = self.rooms_for(asked)
+            result = policy(told)
             rooms, propensity = result if isinstance(result, tuple) else (result, None)
             first = int(part[0]) if part.size else 0
-            parts.append(self._react(asked, *_slates(batch, np.asarray(rooms), propensity, first)))
+            parts.append(self._react(asked, *_slates(told, np.asarray(rooms), propensity, first)))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         names = ("exposure", *OBJECTIVES)
         observed = dict(zip(names, joined.pop("observed").T, strict=True))
@@ -256,7 +257,7 @@ class Platform:
         place = np.broadcast_to(np.arange(SLATE), room.shape)
         looked, click = people_lib.expected_read(chance, there)
         expected = np.column_stack([looked.sum(1), np.einsum("ns,nso->no", click, values)])
-        examined, clicked = people_lib.read(chance, there, people_lib.uniform(key[:, None], room, _CLICK),
+        examined, clicked = people_lib.read_slate(chance, there, people_lib.uniform(key[:, None], room, _CLICK),
                                             people_lib.uniform(key[:, None], place, _READ_ON))
         dislikes = people_lib.uniform(key[:, None], room, _DISLIKE) < people_lib.dislike_chance(affinity)
         negative = examined & ~clicked & dislikes
@@ -301,9 +302,9 @@ def to_interactions(outcomes: Outcomes, platform: Platform) -> pl.DataFrame:
     return sort_interactions(frame.select(*INTERACTIONS, *LOGGED))
 
 
-def _slates(batch: Batch, rooms: np.ndarray, propensity, first: int) -> tuple[np.ndarray, np.ndarray]:
+def _slates(asked: PlatformRequests, rooms: np.ndarray, propensity, first: int) -> tuple[np.ndarray, np.ndarray]:
     """(room int32 [n, S], propensity float32 [n, S]) of a checked ranking; `first`: number of the first request."""
-    n = batch.user.size
+    n = asked.user.size
     if rooms.ndim != 2 or rooms.shape[0] != n or not np.issubdtype(rooms.dtype, np.integer):
         raise ValueError(f"a policy must return room ids as integers [{n}, k], not {rooms.dtype} {list(rooms.shape)}")
     if propensity is not None and np.shape(propensity) != rooms.shape:
@@ -316,8 +317,8 @@ def _slates(batch: Batch, rooms: np.ndarray, propensity, first: int) -> tuple[np
         chance[:, :width] = np.where(slate[:, :width] >= 0, np.asarray(propensity)[:, :width], 1)
         if not ((chance > 0) & (chance <= 1)).all():
             raise ValueError("a propensity must be above 0 and at most 1")
-    owner = np.repeat(np.arange(n), np.diff(batch.offsets))
-    on_air = np.append(owner * KEY + batch.room, n * KEY)
+    owner = np.repeat(np.arange(n), np.diff(asked.offsets))
+    on_air = np.append(owner * KEY + asked.room, n * KEY)
     asked = np.arange(n)[:, None] * KEY + slate
     known = (on_air[np.searchsorted(on_air, asked)] == asked) | (slate < 0)
     if not known.all():
@@ -363,18 +364,13 @@ def compare(control: Outcomes, treatment: Outcomes, expected: bool = False, resa
 
     names, control_UO = sums(control)
     _, treatment_UO = sums(treatment)
-    both = np.concatenate([control_UO, treatment_UO], axis=1)
-    rng = np.random.default_rng(seed)
-    drawn = [rng.multinomial(people, np.full(people, 1 / people), size=min(100, resamples - first)) @ both
-             for first in range(0, resamples, 100)]
-    total_BO = np.concatenate([both.sum(0, keepdims=True), *drawn])  # row 0: everybody once
-    a, b = total_BO[:, :len(names)], total_BO[:, len(names):]
     exposure, click = names.index("exposure"), names.index("click")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a = np.column_stack([a, a[:, click] / a[:, exposure]])
-        b = np.column_stack([b, b[:, click] / b[:, exposure]])
-        lift = np.where(a > 0, b / a - 1, np.nan)
-    low, high = np.percentile(lift[1:], [2.5, 97.5], axis=0)
+
+    def figures(sums_BxO: np.ndarray) -> np.ndarray:
+        return np.column_stack([sums_BxO, sums_BxO[:, click] / sums_BxO[:, exposure]])
+
+    found = bootstrap.lifts(control_UO, treatment_UO, figures, resamples, seed)
     scale = np.append(np.full(len(names), user.size), 1)
-    return {name: Lift(*map(float, (a[0, i] / scale[i], b[0, i] / scale[i], lift[0, i], low[i], high[i])))
-            for i, name in enumerate([*names, "click_through"])}
+    found = found._replace(control=found.control / scale, treatment=found.treatment / scale)
+    return {name: Lift(*map(float, each)) for name, each in zip([*names, "click_through"], zip(*found, strict=True),
+                                                                strict=True)}

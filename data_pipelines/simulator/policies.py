@@ -4,7 +4,7 @@
 
 plays each against the one that knows less, and prints the lifts.
 
-Each function returns a policy: Batch → room ids int32 [n, SLATE], best first, -1 padding.
+Each function returns a policy: PlatformRequests → room ids int32 [n, SLATE], best first, -1 padding.
 
 Axes: n requests, C candidates of all requests (flat).
 """
@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from tabulate import tabulate
 
-from data_pipelines.simulator.platform import Batch, Platform, Policy, compare
+from data_pipelines.simulator.platform import Platform, PlatformRequests, Policy, compare
 from data_pipelines.simulator.reactions import OBJECTIVES, SLATE
 from data_pipelines.simulator.sessions import known_authors
 from data_pipelines.simulator.world import DAY_MS, KEY, mix
@@ -29,31 +29,31 @@ _TIES = 1000  # purpose of the hash that orders ties
 
 def random() -> Policy:
     """Any room on air, each as likely."""
-    return lambda batch: top(batch, np.zeros(batch.room.size))
+    return lambda asked: top(asked, np.zeros(asked.room.size))
 
 
 def viewers() -> Policy:
     """The rooms that most other people watch now."""
-    return lambda batch: top(batch, batch.viewers)
+    return lambda asked: top(asked, asked.viewers)
 
 
 def own_counts(half_life_days: float = 14.0) -> Policy:
     """The person's own clicks on the author in the log so far, halved per half-life; ties by current viewers."""
     log, key, count = None, np.empty(0, np.int64), np.zeros(1)
 
-    def policy(batch: Batch) -> np.ndarray:
+    def policy(asked: PlatformRequests) -> np.ndarray:
         nonlocal log, key, count
-        if batch.log is not log:  # the log grew: count again
-            log = batch.log
+        if asked.log is not log:  # the log grew: count again
+            log = asked.log
             views = log.interactions.filter(pl.col("click"))
             pair = views["user_id"].to_numpy() * KEY + views["author_id"].to_numpy()
             age = views["start_ms"].max() - views["start_ms"].to_numpy()
             key, at = np.unique(pair, return_inverse=True)
             count = np.append(np.bincount(at, np.exp2(-age / (half_life_days * DAY_MS)), key.size), 0.0)
-        wanted = np.repeat(batch.user, np.diff(batch.offsets)) * KEY + batch.author
+        wanted = np.repeat(asked.user, np.diff(asked.offsets)) * KEY + asked.author
         place = np.searchsorted(key, wanted)
         found = np.append(key, -1)[place] == wanted
-        return top(batch, np.where(found, count[place], 0.0) + 1e-9 * batch.viewers)
+        return top(asked, np.where(found, count[place], 0.0) + 1e-9 * asked.viewers)
 
     return policy
 
@@ -67,39 +67,39 @@ def oracle(platform: Platform, objective: str = "utility") -> Policy:
     if objective not in (*OBJECTIVES, "utility"):
         raise ValueError(f"objective={objective!r} is not one of {', '.join((*OBJECTIVES, 'utility'))}")
 
-    def policy(batch: Batch) -> np.ndarray:
-        owner = np.repeat(np.arange(batch.user.size), np.diff(batch.offsets))
-        score = np.empty(batch.room.size)
+    def policy(asked: PlatformRequests) -> np.ndarray:
+        owner = np.repeat(np.arange(asked.user.size), np.diff(asked.offsets))
+        score = np.empty(asked.room.size)
         for first in range(0, score.size, SCORED_AT_ONCE):
             part = slice(first, first + SCORED_AT_ONCE)
-            score[part] = platform.true_values(batch.user[owner[part]], batch.room[part],
-                                               batch.time_ms[owner[part]])[objective]
-        return top(batch, score)
+            score[part] = platform.true_values(asked.user[owner[part]], asked.room[part],
+                                               asked.time_ms[owner[part]])[objective]
+        return top(asked, score)
 
     return policy
 
 
-def logging_policy(platform: Platform, seed: int = 0) -> Callable[[Batch], tuple[np.ndarray, np.ndarray]]:
+def logging_policy(platform: Platform, seed: int = 0) -> Callable[[PlatformRequests], tuple[np.ndarray, np.ndarray]]:
     """The biased policy that wrote the log, with its propensities."""
-    def policy(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        first = int(batch.key[0]) if batch.key.size else 0
+    def policy(asked: PlatformRequests) -> tuple[np.ndarray, np.ndarray]:
+        first = int(asked.key[0]) if asked.key.size else 0
         people = platform.people
-        known = known_authors(people.recent[batch.user], people.follows[batch.user])
-        room, propensity, _ = platform.feed.slates(batch.time_ms, *known, platform.behaviour.habit,
+        known = known_authors(people.recent[asked.user], people.follows[asked.user])
+        room, propensity, _ = platform.feed.slates(asked.time_ms, *known, platform.behaviour.habit,
                                                    np.random.default_rng([seed, first]))
         return room, propensity
 
     return policy
 
 
-def top(batch: Batch, score_C: np.ndarray, k: int = SLATE) -> np.ndarray:
+def top(asked: PlatformRequests, score_C: np.ndarray, k: int = SLATE) -> np.ndarray:
     """int32 [n, k]: the rooms of each request with the highest scores; ties are in a random, reproducible order."""
-    owner = np.repeat(np.arange(batch.user.size), np.diff(batch.offsets))
-    order = np.lexsort((mix(batch.key[owner], batch.room, _TIES), -score_C, owner))
-    place = np.arange(order.size) - batch.offsets[owner]
+    owner = np.repeat(np.arange(asked.user.size), np.diff(asked.offsets))
+    order = np.lexsort((mix(asked.key[owner], asked.room, _TIES), -score_C, owner))
+    place = np.arange(order.size) - asked.offsets[owner]
     kept = place < k
-    result = np.full((batch.user.size, k), -1, np.int32)
-    result[owner[kept], place[kept]] = batch.room[order[kept]]
+    result = np.full((asked.user.size, k), -1, np.int32)
+    result[owner[kept], place[kept]] = asked.room[order[kept]]
     return result
 
 

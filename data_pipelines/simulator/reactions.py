@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.simulator.world import HOUR_MS, MINUTE_MS, World, mix
+from data_pipelines.simulator.world import HOUR_MS, MINUTE_MS, SimulatedWorld, mix
 
 OBJECTIVES = ("click", "long_view", "watch", "like", "comment", "follow", "share", "gift")
 # The true utility of a request: the sum of the expected objectives, watch in minutes, gift in units of value. The
@@ -52,7 +52,8 @@ class Behaviour:
     rates: tuple[float, ...] = (0.05, 0.06, 0.004, 0.003, 0.02)
 
 
-def click_chance(world: World, behaviour: Behaviour, author, affinity, seen, followed, just_left) -> np.ndarray:
+def click_chance(world: SimulatedWorld, behaviour: Behaviour, author, affinity, seen, followed,
+                 just_left) -> np.ndarray:
     """float32, probability of a click on a room that is looked at.
 
     Args (one shape): author int; affinity float32; seen int, views of the author among the person's last 16; followed
@@ -64,7 +65,7 @@ def click_chance(world: World, behaviour: Behaviour, author, affinity, seen, fol
     return (1 / (1 + np.exp(-odds))).astype(np.float32)
 
 
-def read(chance_nS: np.ndarray, there_nS: np.ndarray, click_nS: np.ndarray, on_nS: np.ndarray):
+def read_slate(chance_nS: np.ndarray, there_nS: np.ndarray, click_nS: np.ndarray, on_nS: np.ndarray):
     """(examined bool [n, S], clicked bool [n, S]): what is looked at and what is clicked, at most one a row.
 
     Args: chance_nS, probability of a click; there_nS, whether the place holds a room (a slate ends where it does not);
@@ -86,7 +87,7 @@ def expected_read(chance_nS: np.ndarray, there_nS: np.ndarray) -> tuple[np.ndarr
     return examined, examined * chance
 
 
-def boredom(world: World, user, room, time_ms, affinity) -> np.ndarray:
+def boredom(world: SimulatedWorld, user, room, time_ms, affinity) -> np.ndarray:
     """float32 [n, M]: probability of having left by each of LOOKS_MIN because the content drifted away."""
     looks_nM = time_ms[:, None] + (LOOKS_MIN * MINUTE_MS).astype(np.int64)
     later_nM = world.affinity(user, np.broadcast_to(room[:, None], looks_nM.shape), looks_nM)
@@ -94,7 +95,8 @@ def boredom(world: World, user, room, time_ms, affinity) -> np.ndarray:
     return np.clip(drop / PATIENCE - 0.5, 0, 1)
 
 
-def draw_watch(world: World, behaviour: Behaviour, user, room, time_ms, affinity, patience, normal) -> np.ndarray:
+def draw_watch(world: SimulatedWorld, behaviour: Behaviour, user, room, time_ms, affinity, patience,
+               normal) -> np.ndarray:
     """int64 [n], ms watched after a click; it ends with intent, with the drift of the content or with the room.
 
     Args: patience, uniform [n]; normal, standard normal [n]: the two random numbers of a view.
@@ -106,7 +108,7 @@ def draw_watch(world: World, behaviour: Behaviour, user, room, time_ms, affinity
     return np.minimum(watch, world.room_end_ms[room] - time_ms)
 
 
-def reaction_rates(world: World, behaviour: Behaviour, user, room, affinity, following) -> np.ndarray:
+def reaction_rates(world: SimulatedWorld, behaviour: Behaviour, user, room, affinity, following) -> np.ndarray:
     """float32 [n, 5], mean number of each of REACTIONS: likes, comments and gifts of an hour's watch, follows and
     shares of a click. following, bool [n]: who follows already does not again."""
     author = world.room_author[room]
@@ -122,7 +124,8 @@ def hour_share(watch_ms: np.ndarray) -> np.ndarray:
     return np.minimum(watch_ms / HOUR_MS, 1.0)
 
 
-def values_given_click(world: World, behaviour: Behaviour, user, room, time_ms, affinity, following) -> np.ndarray:
+def values_given_click(world: SimulatedWorld, behaviour: Behaviour, user, room, time_ms, affinity,
+                       following) -> np.ndarray:
     """float64 [n, O], mean of each objective after a click; watch in minutes, gift in units of value.
 
     Exact up to the shortest watch (SHORTEST_MS) and whole milliseconds. With F(m) the probability of having left by
@@ -164,7 +167,7 @@ _PHI = np.concatenate([[0.0], np.cumsum(_DENSITY[1:] + _DENSITY[:-1])])
 _PHI /= _PHI[-1]
 
 
-def _log_minutes(world: World, behaviour: Behaviour, room, affinity) -> np.ndarray:
+def _log_minutes(world: SimulatedWorld, behaviour: Behaviour, room, affinity) -> np.ndarray:
     author = world.room_author[room]
     return (np.float32(behaviour.watch_log_median) + WATCH_SLOPE * (affinity - 1) + WATCH_HOLD * world.hold[author]
             + WATCH_FAME * world.fame[author] + WATCH_LURE * world.lure[author])

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines.simulator import reactions as people_lib
 from data_pipelines.simulator.feed import Feed
 from data_pipelines.simulator.reactions import Behaviour
-from data_pipelines.simulator.world import DAY_MS, KEY, MINUTE_MS, START_MS, STEP_MS, TOPIC_WIDTH, World
+from data_pipelines.simulator.world import DAY_MS, KEY, MINUTE_MS, START_MS, STEP_MS, TOPIC_WIDTH, SimulatedWorld
 
 RECENT = 16  # views that a habit remembers
 FOLLOWS = 8  # authors a person follows at a time
@@ -30,8 +30,8 @@ class People:
     free_at_ms: np.ndarray
 
 
-def play_logging_policy(world: World, feed: Feed, behaviour: Behaviour, people: People, users: np.ndarray, from_ms: int,
-                        to_ms: int, seed: list[int]) -> dict[str, np.ndarray]:
+def play_logging_policy(world: SimulatedWorld, feed: Feed, behaviour: Behaviour, people: People, users: np.ndarray,
+                        from_ms: int, to_ms: int, seed: list[int]) -> dict[str, np.ndarray]:
     """All impressions of some people's sessions in [from_ms, to_ms); `people` is moved on in place.
 
     Returns one array a column: user_id, room_id, author_id, start_ms, watch_ms, click, position, propensity,
@@ -76,7 +76,7 @@ def _play(world, feed, behaviour, people, users, from_ms, to_ms, rng) -> dict[st
         chance = people_lib.click_chance(
             world, behaviour, world.room_author[room_nS], affinity_nS, seen_nS,
             np.take_along_axis(followed, slot, axis=1) & is_known, room_nS == last_room[active][:, None])
-        examined, clicked = people_lib.read(chance, there, rng.random(there.shape, np.float32),
+        examined, clicked = people_lib.read_slate(chance, there, rng.random(there.shape, np.float32),
                                             rng.random(there.shape, np.float32))
         disliked = examined & ~clicked & (rng.random(there.shape, np.float32) < people_lib.dislike_chance(affinity_nS))
         row, place = np.nonzero(clicked)
@@ -132,7 +132,7 @@ def known_authors(recent: np.ndarray, follows: np.ndarray) -> tuple[np.ndarray, 
     return known, np.where(known >= 0, seen, 0).astype(np.int8), followed & (known >= 0)
 
 
-def first_people(world: World, seed: int) -> People:
+def first_people(world: SimulatedWorld, seed: int) -> People:
     """People as the log begins: no views, and half of the follows filled with authors they like."""
     users = world.activity.size
     rng = np.random.default_rng([seed, 4])
@@ -158,7 +158,7 @@ def opening_times(rng, size: int, from_ms: int, to_ms: int) -> np.ndarray:
     return low[at] + (rng.random(size) * (high - low)[at]).astype(np.int64)
 
 
-def _session_keys(world: World, users, from_ms: int, to_ms: int, rng) -> np.ndarray:
+def _session_keys(world: SimulatedWorld, users, from_ms: int, to_ms: int, rng) -> np.ndarray:
     """Sorted (row of users) × KEY + ms since from_ms of all sessions, and one more that belongs to nobody."""
     days = (to_ms - from_ms) / DAY_MS
     count = rng.poisson(SESSIONS_A_DAY * world.activity[users] * days)

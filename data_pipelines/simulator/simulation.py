@@ -30,7 +30,7 @@ from data_pipelines.simulator.world import (
     STEP_MS,
     TITLE_WIDTH,
     TOPIC_WIDTH,
-    World,
+    SimulatedWorld,
     make_world,
 )
 from data_pipelines.tables import INTERACTIONS, LOGGED, ReadReport, Tables, save, sort_interactions, validate
@@ -51,7 +51,7 @@ WITHIN = 0.10
 class Simulation:
     """A world, how its people behave, the state they are in when the log ends, and the log."""
 
-    world: World
+    world: SimulatedWorld
     behaviour: Behaviour
     people: People
     tables: Tables
@@ -81,7 +81,7 @@ def run(config: SimulatorConfig) -> Simulation:
     return Simulation(world, behaviour, people, _tables(world, config, interactions))
 
 
-def solve(world: World, feed: Feed, config: SimulatorConfig) -> Behaviour:
+def solve(world: SimulatedWorld, feed: Feed, config: SimulatorConfig) -> Behaviour:
     """Habit, length and spread of watches with which a pilot (some of the people, all days) meets its targets."""
     users = np.arange(min(config.users, max(100, PILOT_CLICKS // (9 * config.days))))
     behaviour, best, best_error = Behaviour(), Behaviour(), np.inf
@@ -112,7 +112,7 @@ def solve(world: World, feed: Feed, config: SimulatorConfig) -> Behaviour:
     return best
 
 
-def _click_rates(world: World, behaviour: Behaviour, rows) -> np.ndarray:
+def _click_rates(world: SimulatedWorld, behaviour: Behaviour, rows) -> np.ndarray:
     """float32 [clicks, 5]: mean number of each of REACTIONS of each click, given how long it was watched."""
     click = rows["click"]
     rate = people_lib.reaction_rates(world, behaviour, rows["user_id"][click], rows["room_id"][click],
@@ -121,7 +121,7 @@ def _click_rates(world: World, behaviour: Behaviour, rows) -> np.ndarray:
     return rate
 
 
-def _solve_rates(world: World, behaviour: Behaviour, rows) -> Behaviour:
+def _solve_rates(world: SimulatedWorld, behaviour: Behaviour, rows) -> Behaviour:
     """Rates of likes, comments and gifts whose expected numbers per 100 clicks are the targets."""
     target = {0: "likes_per_100_clicks", 1: "comments_per_100_clicks", 4: "gifts_per_100_clicks"}
     for _ in range(8):  # the largest rate of a click is capped, so one division is not quite enough
@@ -132,7 +132,7 @@ def _solve_rates(world: World, behaviour: Behaviour, rows) -> Behaviour:
     return behaviour
 
 
-def _react(world: World, behaviour: Behaviour, rows, rng) -> pl.DataFrame:
+def _react(world: SimulatedWorld, behaviour: Behaviour, rows, rng) -> pl.DataFrame:
     """The interactions table. Numbers of reactions are drawn by systematic sampling in a random order of the clicks.
 
     Each click has its own mean, as in a Poisson draw, but the total is the sum of the means, rounded: a small world
@@ -155,7 +155,7 @@ def _react(world: World, behaviour: Behaviour, rows, rng) -> pl.DataFrame:
     return sort_interactions(frame.select(*INTERACTIONS, *LOGGED))
 
 
-def _tables(world: World, config: SimulatorConfig, interactions: pl.DataFrame) -> Tables:
+def _tables(world: SimulatedWorld, config: SimulatorConfig, interactions: pl.DataFrame) -> Tables:
     rng = np.random.default_rng([config.seed, 3])
     fans = np.round(1e6 * np.exp(world.popularity + rng.normal(0, 0.3, config.authors)))
     authors = _ids("author_id", config.authors).with_columns(pl.Series("fans", fans, pl.Float32))
@@ -165,7 +165,8 @@ def _tables(world: World, config: SimulatorConfig, interactions: pl.DataFrame) -
                            videos=_videos(world, rng), titles=titles, rooms_are_true_lifetimes=True))
 
 
-def rooms_until(world: World, time_ms: int, segment_seconds: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def rooms_until(world: SimulatedWorld, time_ms: int,
+                segment_seconds: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """(rooms, titles, segments) as far as a log that ends at time_ms knows them.
 
     Rooms are those with a whole segment by then, with their true ends; of the segments, those that have ended. A room's
@@ -196,7 +197,7 @@ def _embeddings(view, width: int, *columns: np.ndarray) -> pl.Series:
     return pl.Series(result, dtype=pl.Array(pl.Float32, width))
 
 
-def _videos(world: World, rng, per_day: float = 4.0, pool: int = 24) -> pl.DataFrame:
+def _videos(world: SimulatedWorld, rng, per_day: float = 4.0, pool: int = 24) -> pl.DataFrame:
     """Short videos that people watched: of authors close to their taste, out of a random pool at a time."""
     days = (world.end_ms - START_MS) // DAY_MS
     user = np.repeat(np.arange(world.activity.size), rng.poisson(per_day * days * world.activity))

@@ -29,7 +29,7 @@ KEY = np.int64(1) << np.int64(42)  # (id, time) pairs are sorted as id × KEY + 
 
 
 @dataclass
-class World:
+class SimulatedWorld:
     """What is true of the platform, beyond what its log shows.
 
     Attributes:
@@ -166,7 +166,7 @@ class World:
         return np.where(jumped, last, 0), jumped
 
 
-def make_world(config: SimulatorConfig) -> World:
+def make_world(config: SimulatorConfig) -> SimulatedWorld:
     """The platform of a seed: two calls with the same config give the same world.
 
     Raises:
@@ -207,9 +207,9 @@ def make_world(config: SimulatorConfig) -> World:
     activity = rng.gamma(2.0, 0.5, config.users).astype(np.float32)
     generosity = rng.lognormal(-0.5, 1.0, config.users).astype(np.float32)
     log_end = START_MS + config.days * DAY_MS
-    return World(config.seed, genre, topic, author_genre, popularity, fame, lure, charm, hold, author, start, end,
-                 wave, phase, direction, directions, jump_key, jump_theme, day, evening, activity, generosity, log_end,
-                 log_end + config.play_days * DAY_MS, config.jump_size)
+    return SimulatedWorld(config.seed, genre, topic, author_genre, popularity, fame, lure, charm, hold, author, start,
+                          end, wave, phase, direction, directions, jump_key, jump_theme, day, evening, activity,
+                          generosity, log_end, log_end + config.play_days * DAY_MS, config.jump_size)
 
 
 def _schedule(rng, config: SimulatorConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -249,7 +249,7 @@ def _jumps(rng, life_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return key, theme.astype(np.int8)
 
 
-def rooms_on_air(world: World, time_ms: np.ndarray, margin_ms: int = STEP_MS) -> tuple[np.ndarray, np.ndarray]:
+def rooms_on_air(world: SimulatedWorld, time_ms: np.ndarray, margin_ms: int = STEP_MS) -> tuple[np.ndarray, np.ndarray]:
     """(offsets int64 [n + 1], room int32 [N]): rooms on air at each of n moments and for margin_ms more, by room."""
     longest = int((world.room_end_ms - world.room_start_ms).max())
     first = np.searchsorted(world.room_start_ms, time_ms - longest)

@@ -95,7 +95,7 @@ def tune(views: Timelines, validation: Task, p1_ms: int, half_life_hours: Sequen
         _, decayed_C, same_time_C = own_counts(views, validation, weights)
         for same, knn in itertools.product(same_weights, knn_weights):
             score_C = decayed_C + same * same_time_C + knn * knn_C + tie_C
-            places = ranking_metrics.ranks_csr(score_C, validation.offsets, validation.position)
+            places = ranking_metrics.ranks(score_C, validation.offsets, validation.position)
             ndcg = float(ranking_metrics.gains(places)["ndcg@10"].mean())
             if ndcg > best_ndcg:
                 best_ndcg = ndcg

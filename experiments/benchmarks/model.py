@@ -49,12 +49,6 @@ def count_parameters(params: Any) -> tuple[int, int]:
     return count(params), count(params["decoder"]) + count(modules)
 
 
-def training_flops(sizes: ModelSizes) -> int:
-    """Floating-point operations of one example's step, see onelive_jax/training/flops.py."""
-    return flops.training_flops(sizes.model, history=sizes.history, levels=sizes.levels, codes=sizes.codes,
-                                authors=sizes.authors, author_dim=sizes.author_dim)
-
-
 def block_limit(layers: int, beams: int, levels: int) -> float:
     """Block applications without multi-token prediction over those with it: (N + (L−1)·N·W) / (N + (L−1)·W).
 
@@ -106,7 +100,7 @@ def measure_training(sizes: ModelSizes, repeats: int = 12, steps: int = 20) -> d
     seconds = [total / steps for total in time_interleaved({"": run}, repeats)[""]]
     rates = matmul_rates(sizes, 30)
     examples = [sizes.batch / s for s in seconds]
-    per_example = training_flops(sizes)
+    per_example = flops.training_flops(model, params, batches[0], sizes.batch)
     per_second = statistics.median(examples) * per_example / 1e9
     return {
         "rows": [row("training, examples/s", ">=", TRAIN_TARGET, statistics.median(examples)), *parameter_rows],

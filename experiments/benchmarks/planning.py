@@ -118,9 +118,7 @@ def plan_training(config: Config, problem: Problem, mesh: jax.sharding.Mesh) -> 
     shardings, rows = train_state.shardings(state), partitioning.batch_sharding(mesh)
     step = jax.jit(supervised.make_train_step(model, tx, config), donate_argnums=0, in_shardings=(shardings, rows),
                    out_shardings=(shardings, partitioning.replicated(mesh)))
-    per_example = flops.training_flops(config.model, history=problem.history, levels=config.tokenizer.levels,
-                                       codes=config.tokenizer.codes, authors=problem.authors,
-                                       author_dim=problem.author_dim)
+    per_example = flops.training_flops(model, state.params, example, problem.batch)
     return compile_and_count(step, (state, abstract(example, problem.batch, rows)), mesh) | {
         "what": "train", "parameters": presets.count(state.params), "all_parameters": presets.count(state.params, True),
         "parameter_bytes": device_bytes(state.params), "optimizer_bytes": device_bytes(state.opt_state),
@@ -140,10 +138,9 @@ def plan_decoding(config: Config, problem: Problem, mesh: jax.sharding.Mesh) -> 
     index = jax.eval_shape(partial(live_index.from_rooms, num_codes=config.tokenizer.codes), rooms)
     index = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), index)
     requests = abstract(random_request(rng, sizes, 1), problem.requests, partitioning.batch_sharding(mesh))
-    recommend = make_recommender(model, DecodingConfig(beams=problem.beams, capacity=problem.rooms))
-    per_request = flops.decoding_flops(config.model, history=problem.history, levels=config.tokenizer.levels,
-                                       codes=config.tokenizer.codes, author_dim=problem.author_dim,
-                                       beams=problem.beams, rooms=problem.rooms)
+    decoding = DecodingConfig(beams=problem.beams, capacity=problem.rooms)
+    recommend = make_recommender(model, decoding)
+    per_request = flops.decoding_flops(model, decoding, params, requests, index, problem.requests)
     return compile_and_count(recommend, (params, requests, index), mesh) | {
         "what": "decode", "parameters": presets.count(params), "all_parameters": presets.count(params, True),
         "parameter_bytes": device_bytes(params), "optimizer_bytes": 0, "flops_per_example": per_request,

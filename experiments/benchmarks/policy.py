@@ -52,7 +52,7 @@ def measure_policy(sizes: ModelSizes, repeats: int = 20) -> dict:
     config = Config(model=sizes.model)
     tx = policy_step.make_policy_optimizer(config)
     params = random_parameters(model, batch)
-    state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0))
+    state = policy_step.with_reference(TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0)))
     steps = {}
     for name, setting in programs.items():
         part = config if setting is None else dataclasses.replace(config, alignment=setting)

@@ -4,7 +4,7 @@ against a matrix product.
     python -m experiments.benchmark --what=tokenizer                  500,000 x 64 points, 3 x 256 codes, with faiss
     python -m experiments.benchmark --what=tokenizer --size=large     4,000,000 x 64 points, 3 x 8192 codes, one pass
 
-faiss is optional (requirements-bench.txt); without it only our own figures are printed, and the report says so. Both
+faiss is optional (requirements/bench.txt); without it only our own figures are printed, and the report says so. Both
 sides fit one codebook a level on the residuals of the level before, with the same number of passes over all points;
 they take turns, so that a busy moment of the machine hits both, and the best of the repeats counts.
 
@@ -20,12 +20,15 @@ from dataclasses import asdict, dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
 
 from experiments.benchmarks.report import row
 from onelive_jax.config import TokenizerConfig
-from onelive_jax.tokenizer import kmeans, residual_kmeans, tower_training, towers
+from onelive_jax.tokenizer import kmeans, residual_kmeans, tower_training
+from onelive_jax.tokenizer.encoder import Encoder, Towers
 from onelive_jax.tokenizer.refresh import encode_sticky, refresh
 from onelive_jax.tokenizer.semantic_ids import churn
+from onelive_jax.tokenizer.towers import TwoTowers
 
 try:
     import faiss
@@ -127,8 +130,9 @@ def measure(size: str, repeats: int, say: Callable[[str], None]) -> dict:
 def _fits(points: np.ndarray, sizes: PointSizes, repeats: int, say: Callable[[str], None]) -> dict:
     def ours(seed: int, **settings) -> np.ndarray:
         key = jax.random.key(seed)
-        return np.asarray(residual_kmeans.fit(points, sizes.levels, sizes.codes, key, init=sizes.init,
-                                              **settings).centroids)
+        config = TokenizerConfig(levels=sizes.levels, codes=sizes.codes, kmeans_init=sizes.init,
+                                 **{f"kmeans_{name}": value for name, value in settings.items()})
+        return np.asarray(residual_kmeans.fit(points, config, key).centroids)
 
     fits = {"ours": lambda seed: ours(seed, iterations=sizes.iterations)}
     if sizes.against_faiss:
@@ -136,7 +140,7 @@ def _fits(points: np.ndarray, sizes: PointSizes, repeats: int, say: Callable[[st
                                                      warm_iterations=sizes.warm_iterations)
         fits["ours, mini-batch"] = lambda seed: ours(seed, iterations=sizes.warm_passes, mode="minibatch")
         if faiss is None:
-            say("faiss is not installed: no comparison (pip install -r requirements-bench.txt)")
+            say("faiss is not installed: no comparison (pip install -r requirements/bench.txt)")
         else:
             fits["faiss"] = lambda seed: fit_faiss(points, sizes, seed, subsample=False)
             fits["faiss, its default"] = lambda seed: fit_faiss(points, sizes, seed, subsample=True)
@@ -229,14 +233,14 @@ def _segment_rate(points: np.ndarray, sizes: PointSizes, repeats: int, say: Call
     config = TokenizerConfig(levels=sizes.levels, codes=sizes.codes, dim=sizes.dim)
     authors, count = min(100_000, len(points)), min(2**17 if sizes.codes <= 1024 else 2**15, len(points))
     rng = np.random.default_rng(2)
-    params = jax.device_put(tower_training.init_params(towers.TwoTowers(authors, config), 2 * CONTENT_WIDTH, 0))
+    params = meta.unbox(tower_training.boxed_params(TwoTowers(authors, config), 0, 2 * CONTENT_WIDTH))
     views, author = rng.integers(0, 100, authors), rng.integers(0, authors, count).astype(np.int32)
     content = rng.standard_normal((count, 2 * CONTENT_WIDTH), np.float32)
     books = residual_kmeans.Codebooks(jnp.asarray(rng.choice(points, (sizes.levels, sizes.codes))))
+    encoder = Encoder(Towers(params, config, views), books)
 
     def run() -> np.ndarray:
-        embedded = towers.author_embeddings(params, config, views, author, content)
-        return np.asarray(residual_kmeans.encode(books, embedded))
+        return encoder.codes(author, content)
 
     run()
     seconds = []
@@ -267,7 +271,8 @@ def measure_refresh(say: Callable[[str], None], authors: int = 24_000, dim: int 
     def distortion(books, points, ids=None) -> float:
         return float(residual_kmeans.residual_norms(books, points, ids)[-1]) ** 2
 
-    books = residual_kmeans.fit(unit(), levels, codes, jax.random.key(0))
+    config = TokenizerConfig(levels=levels, codes=codes)
+    books = residual_kmeans.fit(unit(), config, jax.random.key(0))
     ids, figures = np.asarray(residual_kmeans.encode(books, unit())), []
     for day in range(days):
         draw = rng.random(authors)
@@ -279,7 +284,7 @@ def measure_refresh(say: Callable[[str], None], authors: int = 24_000, dim: int 
         points, before = unit(), np.where(new[:, None], -1, ids)
         books = refresh(books, points, before)
         after = np.asarray(encode_sticky(books, points, before))
-        scratch = residual_kmeans.fit(points, levels, codes, jax.random.key(day + 1))
+        scratch = residual_kmeans.fit(points, config, jax.random.key(day + 1))
         share = distortion(books, points, after) / distortion(scratch, points)
         figures.append(churn(ids, after, unchanged=~new & ~drifting) | {"distortion": share})
         say(f"  refresh of day {day + 1}: churn of authors whose content did not change "

@@ -37,7 +37,7 @@ from experiments.benchmarks.problem import (
 )
 from experiments.common.tables import number, table
 from onelive_jax import presets
-from onelive_jax.config import Config, MeshConfig
+from onelive_jax.config import Config, DecodingConfig, MeshConfig
 from onelive_jax.decoding import live_index
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
@@ -91,7 +91,7 @@ def sizes_of(setting: Setting, config: Config) -> ModelSizes:
 # One batch size.
 
 
-def figures_of(batch: int, seconds: list[float], per_example: int, devices: list[jax.Device]) -> dict:
+def figures_of(batch: int, seconds: list[float], per_example: float, devices: list[jax.Device]) -> dict:
     """Rates of one batch size from the seconds of its steps or calls; MFU and memory are None where not known."""
     rate = batch / statistics.median(seconds)
     memory = [device.memory_stats() or {} for device in devices if device.process_index == jax.process_index()]
@@ -115,9 +115,6 @@ def trainer(setting: Setting) -> tuple[dict[str, int], Callable[[int], dict]]:
     step_fn = jax.jit(make_train_step(on_mesh(model, mesh), tx, config), donate_argnums=0,
                       in_shardings=(placed, partitioning.batch_sharding(mesh)),
                       out_shardings=(placed, partitioning.replicated(mesh)))
-    per_example = flops.training_flops(config.model, history=sizes.history, levels=sizes.levels, codes=sizes.codes,
-                                       authors=sizes.authors, author_dim=sizes.author_dim)
-
     def attempt(batch: int) -> dict:
         nonlocal state
         state = train_state.init_state(*arguments, jax.random.key(0)) if state is None else state
@@ -134,6 +131,7 @@ def trainer(setting: Setting) -> tuple[dict[str, int], Callable[[int], dict]]:
             jax.block_until_ready((state, metrics))
 
         seconds = [total / setting.steps for total in time_interleaved({"": run}, setting.repeats)[""]]
+        per_example = flops.training_flops(model, abstract.params, example, batch)
         return figures_of(batch, seconds, per_example, list(mesh.devices.flat)) | {
             "compile_seconds": compile_seconds, "program_bytes": program_bytes(step), "loss": float(metrics["loss"])}
 
@@ -149,8 +147,6 @@ def decoder(setting: Setting) -> tuple[dict[str, int], Callable[[int], dict]]:
     # An optimizer that keeps nothing: serving holds parameters alone.
     arguments, params = (lambda key: model.init(key, example)["params"], optax.identity(), mesh), None
     index = jax.device_put(live_index.from_rooms(random_rooms(rng, sizes, sizes.rooms), sizes.codes))
-    per_request = flops.decoding_flops(config.model, history=sizes.history, levels=sizes.levels, codes=sizes.codes,
-                                       author_dim=sizes.author_dim, beams=setting.beams, rooms=sizes.rooms)
 
     def attempt(batch: int) -> dict:
         nonlocal params
@@ -160,6 +156,8 @@ def decoder(setting: Setting) -> tuple[dict[str, int], Callable[[int], dict]]:
         call()
         compile_seconds = time.perf_counter() - start  # and one call
         seconds = time_interleaved({"": call}, setting.repeats * setting.steps)[""]
+        decoding = DecodingConfig(beams=setting.beams, capacity=index.capacity)
+        per_request = flops.decoding_flops(model, decoding, params, example.request, index, batch)
         return figures_of(batch, seconds, per_request, list(mesh.devices.flat)) | {"compile_seconds": compile_seconds}
 
     return parameters_of(train_state.abstract_state(*arguments).params), attempt

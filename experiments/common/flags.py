@@ -80,8 +80,8 @@ def run(main: Callable[[Config, Path], Any]) -> None:
     """Parses the command line and calls `main(config, workdir)` under absl; ends the process.
 
     Exit codes: 0; 2 after a sentence on stderr if the command line or a setting is wrong; 1 after a sentence on stderr
-    if the project itself refused something (a ValueError, OSError or FloatingPointError of its own); 75 if training
-    was asked to stop (SIGTERM), saved its state and did. Any other exception keeps its traceback.
+    if the project itself refused something (a ValueError, OSError or FloatingPointError of its own); 75 (SIGTERM) or
+    130 (Ctrl-C) if training was asked to stop, saved its state and did. Any other exception keeps its traceback.
     """
     def joined(parsed: tuple[Config, Path]) -> Any:
         if arguments := arguments_of(flags.FLAGS, os.environ):

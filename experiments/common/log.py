@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from data_pipelines import tables
 from data_pipelines.batches.training import BatchMaker
-from data_pipelines.log import store, tasks
-from data_pipelines.log.presence import NOBODY, Presence
-from data_pipelines.log.timelines import Timelines
+from data_pipelines.log import store
+from data_pipelines.log.presence import Lifetimes, Presence, true_lifetimes
+from data_pipelines.log.timelines import Timelines, other_timelines
 from data_pipelines.prepare import read_source
 from experiments.common.workdir import flat, is_done, mark_done
 from onelive_jax.config import Config
@@ -39,7 +38,7 @@ class Log:
     views: Timelines
     presence: Presence
     split: tables.Split
-    lifetimes: tasks.Lifetimes | None
+    lifetimes: Lifetimes | None
     others: dict[str, Timelines] = dataclasses.field(default_factory=dict)
     outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -58,8 +57,8 @@ class Log:
         for name, other in self.others.items():
             others[name] = other.until(self.split.p1_ms)
         outcomes = {name: values[self.views.stop_ms <= self.split.p1_ms] for name, values in self.outcomes.items()}
-        return dataclasses.replace(self, views=views, presence=who_is_on_air(views, self.lifetimes), others=others,
-                                   outcomes=outcomes)
+        return dataclasses.replace(self, views=views, outcomes=outcomes, others=others,
+                                   presence=Presence.of(views, self.lifetimes, self.num_authors))
 
     def batch_maker(self, ids, config: Config) -> BatchMaker:
         return BatchMaker(self.views, self.presence, ids, config.data, self.others)
@@ -88,16 +87,11 @@ def prepare(config: Config, workdir: Path) -> Log:
         mark_done(folder, settings)
     store.build(log, workdir / "examples")
     arrays = store.load_timelines(workdir / "examples")
-    views = Timelines(*(arrays[name] for name in ("user_ptr", "author", "room", "start_ms", "stop_ms")))
+    views = Timelines.from_arrays(arrays)
     split = tables.split_times(log, config.data.valid_hours, config.data.test_hours)
-    lifetimes = None
-    if log.rooms_are_true_lifetimes:
-        # Rooms that are on air together lie together: looking at many of them is then quick.
-        rooms = log.rooms.with_columns(pl.col("end_ms").fill_null(split.end_ms)).sort("start_ms", "room_id")
-        columns = ("author_id", "start_ms", "end_ms", "room_id")
-        lifetimes = tasks.Lifetimes(*(rooms[name].to_numpy() for name in columns))
-    return Log(log, views, who_is_on_air(views, lifetimes), split, lifetimes, other_sequences(log, arrays),
-               outcomes_of(arrays, config.data.long_view_seconds))
+    lifetimes = true_lifetimes(log, split.end_ms)
+    return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes,
+               other_timelines(log, arrays), outcomes_of(arrays, config.data.long_view_seconds))
 
 
 def outcomes_of(arrays: dict[str, np.ndarray], long_view_seconds: float) -> dict[str, np.ndarray]:
@@ -106,33 +100,6 @@ def outcomes_of(arrays: dict[str, np.ndarray], long_view_seconds: float) -> dict
     result |= {name: arrays[name] > 0 for name in ("like", "comment", "follow", "share")}
     result["gift"] = arrays["gift_value"] > 0
     return {name: values.astype(np.float32) for name, values in result.items() if values.any() and not values.all()}
-
-
-def other_sequences(log: tables.Tables, arrays: dict[str, np.ndarray]) -> dict[str, Timelines]:
-    """Timelines of gifts (where there is any) and of short videos (where the log has them)."""
-    result = {}
-    given = arrays["gift_value"] > 0
-    if given.any():
-        names = ("user_ptr", "author", "room", "start_ms", "stop_ms")
-        gifts = Timelines(*(arrays[name] for name in names)).where(given)
-        # The moment of the gift is not logged: that there was one is known for certain when the view is over.
-        result["gift"] = gifts.sorted_by(gifts.stop_ms, gifts.stop_ms)
-    if log.videos is not None:
-        videos = log.videos
-        start = videos["start_ms"].to_numpy()
-        ptr = np.searchsorted(videos["user_id"].to_numpy(), np.arange(len(log.users) + 1))
-        author = videos["author_id"].to_numpy()
-        result["video"] = Timelines(ptr, author, np.full(author.size, -1, np.int32), start,
-                                    start + videos["watch_ms"].to_numpy())
-    return result
-
-
-def who_is_on_air(views: Timelines, lifetimes: tasks.Lifetimes | None) -> Presence:
-    """From true lifetimes, or, where there are none, from the views themselves."""
-    watching = Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
-    if lifetimes is None:
-        return watching
-    return Presence(lifetimes.start_ms, lifetimes.end_ms, lifetimes.author, lifetimes.room, NOBODY, watching)
 
 
 def check_unchanged(config: Config, folder: Path) -> None:

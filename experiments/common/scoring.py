@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import tasks
-from experiments.common.distributed import on_this_process
+from data_pipelines.log.presence import OnAir
 from experiments.common.log import Log
 from experiments.common.tower_scores import TowerScores
 from onelive_jax.config import Config
@@ -21,6 +21,7 @@ from onelive_jax.evaluation import ranking_metrics
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
+from onelive_jax.sharding.processes import on_this_process
 
 CHUNK = 64
 PROTOCOLS = ("strict", "liverec")
@@ -33,7 +34,7 @@ def make_task(log: Log, config: Config, split: str, protocol: str) -> tasks.Task
         raise ValueError(f"split={split!r} must be one of {SPLITS} and protocol={protocol!r} one of {PROTOCOLS}")
     low, high = (log.split.p1_ms, log.split.p2_ms) if split == "validation" else (log.split.p2_ms, None)
     make = tasks.strict_targets if protocol == "strict" else tasks.liverec_targets
-    return make(log.views, low, high, log.lifetimes, config.data.max_targets)
+    return make(log.views, log.presence, low, high, config.data.max_targets)
 
 
 def targets(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:
@@ -58,9 +59,9 @@ def make_ranker(model: OneLive, config: Config):
 
 
 def on_all_devices(config: Config, maker: BatchMaker, model: OneLive, *params: Any) -> tuple:
-    """(model, *params) over `lone_mesh`: parameters lie as `partitioning.RULES` say, and the requests of a chunk are
+    """(model, *params) over `process_mesh`: parameters lie as `partitioning.RULES` say, and the requests of a chunk are
     split over data and fsdp. With one device, as they are."""
-    mesh = partitioning.lone_mesh(config.mesh)
+    mesh = partitioning.process_mesh(config.mesh)
     if mesh is None:
         return model, *params
     example = maker.batch(np.zeros(1, np.int64), np.random.default_rng(0))
@@ -91,8 +92,8 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
         r = np.minimum(np.arange(low, low + CHUNK), task.user.size - 1)
         begin, length = task.offsets[r], count[r]
         flat = np.concatenate([np.arange(b, b + n) for b, n in zip(begin, length, strict=True)])
-        chunk = type(on_air)(np.concatenate([[0], np.cumsum(length)]), on_air.author[flat], on_air.room[flat],
-                             on_air.viewers[flat], on_air.since_ms[flat])
+        chunk = OnAir(np.append(0, np.cumsum(length)), on_air.author[flat], on_air.room[flat], on_air.viewers[flat],
+                      on_air.since_ms[flat])
         rooms, _ = maker.live_rooms(chunk, task.time_ms[r], slots)
         asked = (params, maker.request(task.user[r], task.time_ms[r]), rooms)
         if tie_breaker is not None:
@@ -108,7 +109,7 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
 def evaluate_task(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False) -> dict:
     """`evaluation.metrics` of the model on a task; arguments as in `score`."""
     scores = score(rank, params, maker, task, own_rows)
-    return ranking_metrics.metrics(ranking_metrics.ranks_csr(scores, task.offsets, task.position), task.repeat)
+    return ranking_metrics.metrics(ranking_metrics.ranks(scores, task.offsets, task.position), task.repeat)
 
 
 def validate(rank, params, maker: BatchMaker, task: tasks.Task) -> dict[str, float]:
@@ -119,7 +120,7 @@ def validate(rank, params, maker: BatchMaker, task: tasks.Task) -> dict[str, flo
     scores = score(rank, on_this_process(params), maker, task, part=(jax.process_index(), jax.process_count()))
     if jax.process_count() > 1:
         scores = multihost_utils.process_allgather(scores).max(0)
-    result = ranking_metrics.metrics(ranking_metrics.ranks_csr(scores, task.offsets, task.position), task.repeat)
+    result = ranking_metrics.metrics(ranking_metrics.ranks(scores, task.offsets, task.position), task.repeat)
     figures = {name: result["all"][name] for name in ("ndcg@10", "hr@1", "hr@10", "mrr")}
     for group in ("repeat", "new"):
         if result[group]["n"]:

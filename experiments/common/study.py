@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from data_pipelines.pictures.plots import png
 from experiments.common.log import Log, prepare
-from experiments.common.workdir import differing, flat, save_config
+from experiments.common.workdir import flat, save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import Tokenizer, settings_of, train_tokenizer
-from onelive_jax.config import Config
+from onelive_jax.config import Config, differing
 from onelive_jax.files import write_json, write_whole
 from onelive_jax.model.onelive import OneLive
 

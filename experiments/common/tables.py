@@ -1,11 +1,8 @@
 """Text tables: every command prints its rows through `table`."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tabulate import tabulate
-
-from onelive_jax import presets
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -18,15 +15,6 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     align = ["left" if column < left else "right" for column in range(len(headers))]
     return tabulate(cells, headers, tablefmt="simple", colalign=align, disable_numparse=True)
-
-
-def parameter_table(params: Any) -> str:
-    """Parameters of a model by module: arrays, parameters, share of all."""
-    modules = presets.by_module(params)
-    total = presets.count(params, author_rows=True)
-    rows = [[name, arrays, f"{size:,}", f"{size / max(total, 1):.1%}"] for name, (arrays, size) in modules.items()]
-    rows.append(["all", sum(arrays for arrays, _ in modules.values()), f"{total:,}", "100.0%"])
-    return table(["parameters", "arrays", "number", "share"], rows)
 
 
 def number(value: float | None, form: str = ".3f") -> str:

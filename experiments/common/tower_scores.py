@@ -11,14 +11,13 @@ from experiments.stages.tokenizer import Tokenizer, side_features_of
 from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import codes_alone
 from onelive_jax.model.onelive import OneLive
-from onelive_jax.tokenizer import towers
 
 
 class TowerScores:
     """The user tower's embedding of a request · the author tower's of every room, both as of the request's moment."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config, log: Log):
-        self.tokenizer, self.config, self.views = tokenizer, config, log.views
+        self.towers, self.config, self.views = tokenizer.encoder.towers, config, log.views
         self.content: Content | None = author_content(log.tables, log.split.p1_ms)
         of_users = side_features_of(log)[0] if config.tokenizer.side_features else None
         self.features_UxF = None if of_users is None else of_users.values
@@ -35,9 +34,7 @@ class TowerScores:
             at = content.row_at(views.author[rows_RxT].reshape(-1), views.start_ms[rows_RxT].reshape(-1))
             values, known = content.values(at).reshape(*rows_RxT.shape, -1), (at >= 0).reshape(rows_RxT.shape)
         features = None if self.features_UxF is None else self.features_UxF[user_R]
-        return towers.user_embeddings(self.tokenizer.params, self.config.tokenizer, self.tokenizer.author_views,
-                                      views.author[rows_RxT], mask_RxT, values, known,
-                                      self.tokenizer.attributes_AxS, features)
+        return self.towers.users(views.author[rows_RxT], mask_RxT, values, known, features)
 
     def rooms(self, user_R: np.ndarray, time_ms_R: np.ndarray, author_RxN: np.ndarray) -> np.ndarray:
         """float32 [R, N] in −1 … 1, the cosine of each request's user and each of its authors (latest content)."""
@@ -48,7 +45,7 @@ class TowerScores:
         pair, which_P = np.unique(np.stack([author_P, row_P]), axis=1, return_inverse=True)
         author, row = pair
         known = (None, None) if self.content is None else (self.content.values(row), row >= 0)
-        author_RxNxD = self.tokenizer.embeddings(self.config, author, *known)[which_P.reshape(author_RxN.shape)]
+        author_RxNxD = self.towers.authors(author, *known)[which_P.reshape(author_RxN.shape)]
         return np.einsum("rd,rnd->rn", self.users(user_R, time_ms_R), author_RxNxD)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from onelive_jax.config import Config, to_json
+from onelive_jax.config import Config, differing, to_json
 from onelive_jax.files import write_json, write_whole
 
 DONE = "done.json"
@@ -24,13 +24,6 @@ def flat(config: Config, *sections: str) -> dict:
         for name, value in (dataclasses.asdict(node).items() if dataclasses.is_dataclass(node) else [("", node)]):
             result[f"{section}.{name}".rstrip(".")] = value
     return {name: value for name, value in result.items() if name not in WATCHING}
-
-
-def differing(before: dict, now: dict, prefix: str = "") -> str:
-    """The settings in which two calls differ, for a person: "name: 1 then, 2 now; …"; "" where they do not."""
-    before, now = (json.loads(json.dumps(settings)) for settings in (before, now))
-    return "; ".join(f"{prefix}{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
 
 
 def is_done(folder: Path, settings: dict) -> bool:

@@ -32,7 +32,7 @@ def make_policy(arm: str, platform: Platform, askers: dict[Path, tuple]) -> Poli
     if workdir not in askers:
         config = read_config(workdir)
         log = prepare(config, workdir)
-        askers[workdir] = (played.make_asker(config, log, platform, load_tokenizer(config, workdir, log)),
+        askers[workdir] = (played.platform_arrays(config, log, platform, load_tokenizer(config, workdir, log)),
                            make_model(config, log))
     asker, model = askers[workdir]
     return played.best(asker, model, load_params(folder))

@@ -44,7 +44,7 @@ def align_and_play(trained: Trained, config: Config, workdir: Path) -> None:
     model, params, policy = train_policy(config, workdir, log, tokenizer, workdir / "supervised")
     print("\nAlignment, judged on validation:\n\n" + format_curve(policy))
     platform = played.make_platform(config, log)
-    asker, asked = played.make_asker(config, log, platform, tokenizer), platform.requests(REQUESTS, 0)
+    asker, asked = played.platform_arrays(config, log, platform, tokenizer), platform.requests(REQUESTS, 0)
     arms = [platform.play(played.best(asker, model, arm), asked) for arm in (trained.params, params)]
     result = ab_test.report(*arms)
     print(f"\nPlayed A/B test: the supervised model (control) against the aligned one, {REQUESTS:,} requests of the "

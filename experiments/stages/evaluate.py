@@ -9,7 +9,7 @@ from experiments.common.log import Log
 from experiments.common.tables import interval, number, table
 from experiments.common.tower_scores import TowerScores
 from onelive_jax.config import Config
-from onelive_jax.evaluation import ranking_metrics
+from onelive_jax.evaluation import bootstrap, ranking_metrics
 
 
 def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str, weights: heuristics.Weights,
@@ -23,7 +23,7 @@ def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol
     task = scoring.targets(log, config, split, protocol)
     scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec", tie_breaker=ties)}
     scores |= heuristics.scores(log.views, task, log.split.p1_ms, weights)
-    ranks = {name: ranking_metrics.ranks_csr(score, task.offsets, task.position) for name, score in scores.items()}
+    ranks = {name: ranking_metrics.ranks(score, task.offsets, task.position) for name, score in scores.items()}
     ours = ranks["onelive"]
     groups = {name: values[task.view] > 0 for name, values in log.outcomes.items()}
     return ({name: ranking_metrics.metrics(rank_R, task.repeat, groups=groups) for name, rank_R in ranks.items()},
@@ -82,7 +82,7 @@ def compare_policies(log: Log, config: Config, rank, control, treatment, maker, 
     """
     task = scoring.targets(log, config, split, protocol)
     own_rows = protocol == "liverec"
-    gains = [ranking_metrics.gains(ranking_metrics.ranks_csr(
+    gains = [ranking_metrics.gains(ranking_metrics.ranks(
         scoring.score(rank, params, maker, task, own_rows, tie_breaker=ties), task.offsets, task.position))
         for params in (control, treatment)]
     minutes = (log.views.stop_ms[task.view] - log.views.start_ms[task.view]) / 60_000
@@ -95,13 +95,10 @@ def compare_policies(log: Log, config: Config, rank, control, treatment, maker, 
 def weighted_lift(control_R: np.ndarray, treatment_R: np.ndarray, weight_R: np.ndarray, resamples: int = 1000,
                   seed: int = 0) -> dict[str, float]:
     """Weighted means of two figures of the same R requests, and the relative lift with its 95 % interval."""
-    both_Rx2 = np.stack([control_R, treatment_R], 1) * weight_R[:, None]
-    rng, share = np.random.default_rng(seed), np.full(weight_R.size, 1 / weight_R.size)
-    drawn = np.stack([rng.multinomial(weight_R.size, share) @ both_Rx2 for _ in range(resamples)])
-    control, treatment = both_Rx2.sum(0) / weight_R.sum()
-    low, high = np.percentile(drawn[:, 1] / drawn[:, 0] - 1, [2.5, 97.5])
-    return {"control": float(control), "treatment": float(treatment), "lift": float(treatment / control - 1),
-            "low": float(low), "high": float(high)}
+    arms = ((values_R * weight_R)[:, None] for values_R in (control_R, treatment_R))
+    control, treatment, lift, low, high = (float(x[0]) for x in bootstrap.lifts(*arms, resamples=resamples, seed=seed))
+    total = float(weight_R.sum())
+    return {"control": control / total, "treatment": treatment / total, "lift": lift, "low": low, "high": high}
 
 
 def format_policies(figures: dict[str, dict]) -> str:

@@ -1,38 +1,36 @@
 """Alignment: the supervised model becomes a policy that is rewarded for many objectives (paper, section c)."""
 
-import functools
 import json
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, objectives_of, read_shown
 from data_pipelines.batches.loader import training_batches
 from data_pipelines.log import tasks
 from experiments.common import distributed, scoring
 from experiments.common.log import Log
-from experiments.common.tables import parameter_table, table
+from experiments.common.tables import table
 from experiments.common.workdir import flat, is_done, mark_done
 from experiments.stages.reward import load_reward, reward_settings
-from experiments.stages.supervised import check_same_run, make_model, stage_settings
+from experiments.stages.supervised import make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.alignment import policy_step
-from onelive_jax.config import AlignmentConfig, Config
+from onelive_jax.config import Config
 from onelive_jax.evaluation import ranking_metrics
+from onelive_jax.files import write_json
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.reward.rewards import make_reward
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
-from onelive_jax.training import train_state
-from onelive_jax.training.checkpoints import Checkpoints, restore_params
-from onelive_jax.training.metrics import MetricWriter, OneStepLate, read
-from onelive_jax.training.pace import Profiler, Stopwatch, pace
+from onelive_jax.sharding.processes import is_main, on_this_process, wait_for_all
+from onelive_jax.training import loop, train_state
+from onelive_jax.training.checkpoints import restore_params
+from onelive_jax.training.metrics import read
 
 logger = logging.getLogger(__name__)
 LEAST_HR128 = 0.99  # of the first: a judged step below it is not handed on
@@ -47,7 +45,7 @@ def policy_settings(config: Config, init_from: Path) -> dict:
                                              "decoding.identity_weight": config.decoding.identity_weight}
     if reads_feedback(config):
         settings["reward.candidates"] = config.reward.candidates
-    return {name: value for name, value in settings.items() if name != "alignment.log_every"}
+    return settings
 
 
 def load_params(folder: Path, step: int | None = None) -> Any:
@@ -69,7 +67,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     report_file, model = workdir / f"{name}.json", make_model(config, log)
     if is_done(folder, settings):
         return model, load_params(folder), json.loads(report_file.read_text())
-    a, started = config.alignment, time.perf_counter()
+    a = config.alignment
     scorer, reward_params = None, None
     if a.reward == "feedback" and a.sampler != "logged":
         logger.warning("config.alignment.reward='feedback' is known only of rooms that were shown: with sampler=%r "
@@ -85,7 +83,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     def init_params(key):
         return model.init(key, example)["params"]
 
-    abstract = train_state.abstract_state(init_params, tx, mesh)
+    abstract = train_state.abstract_state(init_params, tx, mesh, policy_step.with_reference)
     placed = train_state.shardings(abstract)
     judge = Judge(config, log, tokenizer, on_mesh(model, mesh) if jax.process_count() == 1 else model, scorer,
                   reward_params)
@@ -103,61 +101,38 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
                                   donate_argnums=0, in_shardings=(placed, rows, where, feedback_rows),
                                   out_shardings=(placed, everywhere)) for with_policy in (True, False)}
     sync = jax.jit(policy_step.sync_reference, donate_argnums=0, in_shardings=(placed,), out_shardings=placed)
-    with Checkpoints(folder, keep=a.steps + 1) as saved, distributed.stopping() as wanted:
-        first, clock = 0, Stopwatch()
-        if saved.latest_step() is None:
-            params = partitioning.put_whole(load_params(init_from), placed.params)
-            state = train_state.TrainState(partitioning.put_whole(np.int32(0), placed.step), params,
-                                           jax.jit(tx.init, out_shardings=placed.opt_state)(params),
-                                           jax.jit(lambda: jax.random.key(config.seed), out_shardings=placed.key)())
-        else:
-            restored = saved.restore(abstract, check=lambda before: check_same_run(
-                before, config, folder, functools.partial(policy_settings, init_from=init_from)))
-            state, first = restored.state, int(restored.state.step)
-            batches.set_state(restored.data)
-            logger.info("resuming %s from step %d", folder, first)
-        logger.info("%s", parameter_table(state.params))
-        with MetricWriter(folder, first) as writer, distributed.progress(a.steps, first, name) as bar:
-            if not first:
-                judge(writer, bar, 0, state.params)
-            elif is_judged(first, a) and not distributed.of_main(
-                    distributed.is_main() and any(line["step"] == first for line in validation_curve(folder))):
-                judge(writer, bar, first, state.params)  # it was stopped where it was to be judged
-            if first and distributed.is_main():
-                clock.resume(folder, first)
-            late = OneStepLate(functools.partial(_log, writer, bar, clock, config.training.batch_size), a.log_every)
-            profiler = Profiler(folder / "profile", config.training.profile_at, config.training.profile_steps)
-            for step in range(first + 1, a.steps + 1):
-                profiler.before(step, state)
-                batch, feedback = _both(next(batches))
-                batch = partitioning.put_batch(batch, mesh)
-                feedback = None if feedback is None else partitioning.put_batch(feedback, mesh)
-                chosen = steps[policy_step.is_policy_step(step - 1, a, config.training.batch_size)]
-                state, metrics = chosen(state, batch, reward_params, feedback)
-                if policy_step.is_sync_step(step, a):
-                    state = sync(state)
-                late.push(step, metrics)
-                clock.tick(state)
-                bar.update(1)
-                stop = wanted(step)
-                if is_judged(step, a) or stop or step % a.checkpoint_every == 0:
-                    late.flush()
-                    clock.stop()
-                    saved.save(state, batches.get_state(), config)
-                if stop:  # a validation may outlast the time that is left: the process that goes on makes it
-                    profiler.close(state)
-                    saved.wait()
-                    raise distributed.Stopped(folder, step)
-                if is_judged(step, a):
-                    judge(writer, bar, step, state.params)
-            profiler.close(state)
-        saved.wait()
-    if not distributed.is_main():  # process 0 writes what all of them read
-        distributed.wait_for_all("the policy is done")
+
+    def init_state() -> policy_step.PolicyState:
+        params = load_params(init_from)
+        params, reference = (partitioning.put_whole(params, placed.params) for _ in range(2))
+        return policy_step.PolicyState(
+            partitioning.put_whole(np.int32(0), placed.step), params,
+            jax.jit(tx.init, out_shardings=placed.opt_state)(params),
+            jax.jit(lambda: jax.random.key(config.seed), out_shardings=placed.key)(), reference)
+
+    def take_step(step, state, made):
+        batch, feedback = (None if part is None else partitioning.put_batch(part, mesh) for part in _both(made))
+        chosen = steps[policy_step.is_policy_step(step - 1, a, config.training.batch_size)]
+        state, metrics = chosen(state, batch, reward_params, feedback)
+        return sync(state) if policy_step.is_sync_step(step, a) else state, metrics
+
+    def validate(step, state):
+        return state, judge(state.params)
+
+    schedule = loop.Schedule(a.steps, a.checkpoint_every, a.log_every, a.eval_every, validate_last=True,
+                             profile_at=config.training.profile_at, profile_steps=config.training.profile_steps)
+    with loop.Run(folder, schedule, settings, config.training.batch_size, distributed.progress, validate=validate,
+                  shown=("loss", "reward_mean", *FIGURES, "predicted_reward"), keep=a.steps + 1) as run:
+        state = run.start(abstract, init_state, batches)
+        if int(state.step) == 0:
+            state, _ = run.validate(0, state)
+        run.train(take_step, state, batches)
+    if not is_main():  # process 0 writes what all of them read
+        wait_for_all("the policy is done")
         return model, load_params(folder), json.loads(report_file.read_text())
     curve = validation_curve(folder)
     report = {"chosen_step": choose_step(curve), "steps": a.steps, "loss": a.loss, "left_out": left_out,
-              "validation": curve, "seconds": time.perf_counter() - started}
+              "validation": curve, "seconds": run.clock.elapsed()}
     if report["chosen_step"] < a.steps:
         logger.warning("%s: step %d is handed on, not the last: HR@128 on validation fell below %.0f %% of the first",
                        folder, report["chosen_step"], 100 * LEAST_HR128)
@@ -165,15 +140,10 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
         logger.warning("%s: HR@128 on validation was below %.0f %% of the first at every judged step up to the one "
                        "that is handed on: lower config.alignment.learning_rate or weight, or judge more often "
                        "(config.alignment.eval_every)", folder, 100 * LEAST_HR128)
-    report_file.write_text(json.dumps(report, indent=1))
+    write_json(report_file, report)
     mark_done(folder, settings)
-    distributed.wait_for_all("the policy is done")
+    wait_for_all("the policy is done")
     return model, load_params(folder), report
-
-
-def is_judged(step: int, config: AlignmentConfig) -> bool:
-    """Whether a step is scored on validation: every `eval_every`, and the last one."""
-    return step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
 
 
 def reads_feedback(config: Config) -> bool:
@@ -187,7 +157,7 @@ def alignment_batches(config: Config, log: Log, tokenizer: Tokenizer,
     training = log.training_part()
     maker = training.batch_maker(tokenizer.ids, config)
     if reads_feedback(config):
-        shown = read_shown(log.tables, objectives_of(log.outcomes), config.data.long_view_seconds,
+        shown = read_shown(log.tables, training.presence, objectives_of(log.outcomes), config.data.long_view_seconds,
                            to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
         pairs = PairMaker(FeedbackMaker(maker, shown, config.reward.candidates))
         source, groups, shares = pairs, (pairs.with_target,), (1.0,)
@@ -215,16 +185,13 @@ class Judge:
         # Every candidate's predicted reward, once: the reward model stays as it is.
         self.reward_C = None if scorer is None else predicted_rewards(scorer, reward_params, self.maker, self.task)
 
-    def __call__(self, writer: MetricWriter, bar: tqdm, step: int, params: Any) -> dict[str, float]:
-        score_C = scoring.score(self.rank, distributed.on_this_process(params), self.maker, self.task)
-        ranks = ranking_metrics.ranks_csr(score_C, self.task.offsets, self.task.position)
+    def __call__(self, params: Any) -> dict[str, float]:
+        score_C = scoring.score(self.rank, on_this_process(params), self.maker, self.task)
+        ranks = ranking_metrics.ranks(score_C, self.task.offsets, self.task.position)
         result = ranking_metrics.metrics(ranks, self.task.repeat)["all"]
         scores = {name: result[name] for name in FIGURES}
         if self.reward_C is not None:
             scores["predicted_reward"] = mean_of_best(score_C, self.reward_C, self.task.offsets, SHOWN)
-        writer.write(step, {f"validation/{name}": value for name, value in scores.items()})
-        distributed.say(bar, f"step {step}: validation " + ", ".join(f"{name} {value:.4f}"
-                                                                     for name, value in scores.items()))
         return scores
 
 
@@ -268,13 +235,6 @@ def choose_step(curve: list[dict]) -> int:
 
 def _both(made: Any) -> tuple[Any, Any]:
     return made if type(made) is tuple else (made, None)
-
-
-def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, step: int, metrics: dict) -> None:
-    values = metrics | pace(clock, batch_size)
-    writer.write(step, {f"train/{name}": value for name, value in values.items()})
-    reward = f"{metrics['reward_mean']:.4f}" if "reward_mean" in metrics else None
-    bar.set_postfix(loss=f"{metrics['loss']:.3f}", **({"reward": reward} if reward else {}), refresh=False)
 
 
 def format_curve(report: dict) -> str:

@@ -3,33 +3,31 @@
 import functools
 import json
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.batches.feedback import FeedbackMaker, objectives_of, read_shown
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed
 from experiments.common.log import Log
-from experiments.common.tables import number, parameter_table, table
+from experiments.common.tables import number, table
 from experiments.common.workdir import flat, is_done, mark_done
-from experiments.stages.supervised import check_same_run, stage_settings
+from experiments.stages.supervised import stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.batch import Feedback
 from onelive_jax.config import Config
 from onelive_jax.evaluation import objective_metrics
+from onelive_jax.files import write_json
 from onelive_jax.reward import reward_step
 from onelive_jax.reward.model import RewardModel, labels
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
-from onelive_jax.training import train_state
-from onelive_jax.training.checkpoints import Checkpoints, restore_params
-from onelive_jax.training.metrics import MetricWriter, OneStepLate
-from onelive_jax.training.pace import Profiler, Stopwatch, pace
+from onelive_jax.sharding.processes import broadcast, is_main, on_this_process, wait_for_all
+from onelive_jax.training import loop, train_state
+from onelive_jax.training.checkpoints import restore_params
 
 logger = logging.getLogger(__name__)
 CHUNK = 256  # validation requests scored together
@@ -52,9 +50,7 @@ def make_reward_model(config: Config, log: Log) -> RewardModel:
 
 def reward_settings(config: Config) -> dict:
     """What decides the reward model that comes out."""
-    watching = ("reward.log_every", "reward.checkpoint_every")
-    return {name: value for name, value in (stage_settings(config) | flat(config, "reward")).items()
-            if name not in watching}
+    return stage_settings(config) | flat(config, "reward")
 
 
 def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[RewardModel, dict, dict]:
@@ -62,74 +58,57 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
     folder, settings = workdir / "reward", reward_settings(config)
     if is_done(folder, settings):
         return load_reward(config, workdir, log)
-    c, model, started = config.reward, make_reward_model(config, log), time.perf_counter()
-    shown = read_shown(log.tables, model.objectives, config.data.long_view_seconds, to_ms=log.split.p1_ms,
-                       over_by_ms=log.split.p1_ms)
+    c, model = config.reward, make_reward_model(config, log)
+    training = log.training_part()
+    shown = read_shown(log.tables, training.presence, model.objectives, config.data.long_view_seconds,
+                       to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
     logger.info("feedback of the training period: %s", shown.counts)
-    maker = FeedbackMaker(log.training_part().batch_maker(tokenizer.ids, config), shown, c.candidates)
+    maker = FeedbackMaker(training.batch_maker(tokenizer.ids, config), shown, c.candidates)
     mesh = partitioning.make_mesh(config.mesh)
     batches = training_batches(maker, (np.arange(shown.user.size),), (1.0,), c.batch_size, config.seed,
                                partitioning.local_rows(mesh, c.batch_size))
-    tx = reward_step.make_reward_optimizer(config, len(model.objectives))
+    tx = reward_step.make_reward_optimizer(config)
     example = maker.batch(np.arange(1), np.random.default_rng(0))
 
     def init_params(key):
         return model.init(key, example.request, example.rooms)["params"]
 
-    abstract = train_state.abstract_state(init_params, tx, mesh)
+    extend = functools.partial(reward_step.with_objectives, num_objectives=len(model.objectives))
+    abstract = train_state.abstract_state(init_params, tx, mesh, extend)
     placed = train_state.shardings(abstract)
     step_fn = jax.jit(reward_step.make_reward_step(on_mesh(model, mesh), tx, config), donate_argnums=0,
                       in_shardings=(placed, partitioning.batch_sharding(mesh)),
                       out_shardings=(placed, partitioning.replicated(mesh)))
     judged, predict = validation(config, log, tokenizer, model), make_predictor(model)
-    with Checkpoints(folder) as saved, distributed.stopping() as wanted:
-        first, clock = 0, Stopwatch()
-        if saved.latest_step() is None:
-            state = train_state.with_author_table(
-                train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed)), tokenizer.embedding_AxD)
-        else:
-            restored = saved.restore(abstract, check=lambda before: check_same_run(before, config, folder,
-                                                                                   reward_settings))
-            state, first = restored.state, int(restored.state.step)
-            batches.set_state(restored.data)
-            logger.info("resuming %s from step %d", folder, first)
-        logger.info("%s", parameter_table(state.params))
-        with MetricWriter(folder, first) as writer, distributed.progress(c.steps, first, "reward") as bar:
-            if first and distributed.is_main():
-                clock.resume(folder, first)
-            late = OneStepLate(functools.partial(_log, writer, bar, clock, c.batch_size), c.log_every)
-            profiler = Profiler(folder / "profile", config.training.profile_at, config.training.profile_steps)
-            for step in range(first + 1, c.steps + 1):
-                profiler.before(step, state)
-                state, metrics = step_fn(state, partitioning.put_batch(next(batches), mesh))
-                late.push(step, metrics)
-                clock.tick(state)
-                bar.update(1)
-                if step % c.ippo_every == 0:
-                    late.flush()
-                    clock.stop()
-                    state = balance(state, config, model, predict, judged, writer, step)
-                stop = wanted(step)
-                if step % c.checkpoint_every == 0 or step == c.steps or stop:
-                    late.flush()
-                    clock.stop()
-                    saved.save(state, batches.get_state(), config)
-                if stop and step < c.steps:
-                    profiler.close(state)
-                    saved.wait()
-                    raise distributed.Stopped(folder, step)
-            profiler.close(state)
-        saved.wait()
-    weights = np.asarray(state.opt_state.weight_O).tolist()
-    report = {"objectives": evaluate_reward(config, model, predict, distributed.on_this_process(state.params), judged),
+
+    def init_state() -> reward_step.RewardState:
+        state = train_state.init_state(init_params, tx, mesh, jax.random.key(config.seed), extend)
+        return train_state.with_author_table(state, tokenizer.embedding_AxD)
+
+    def take_step(step, state, batch):
+        return step_fn(state, partitioning.put_batch(batch, mesh))
+
+    def validate(step, state):
+        """The weights of the next round (IPPO) come from validation requests."""
+        figures = evaluate_reward(config, model, predict, on_this_process(state.params), judged)
+        return balance(state, config, figures), {f"{kind}_{name}": row[kind] for name, row in figures.items()
+                                                 for kind in ("auc", "score_auc")}
+
+    schedule = loop.Schedule(c.steps, c.checkpoint_every, c.log_every, c.ippo_every,
+                             profile_at=config.training.profile_at, profile_steps=config.training.profile_steps)
+    with loop.Run(folder, schedule, settings, c.batch_size, distributed.progress,
+                  validate=validate) as run:
+        state = run.start(abstract, init_state, batches)
+        state = run.train(take_step, state, batches)
+    weights = np.asarray(state.objective_weight_O).tolist()
+    report = {"objectives": evaluate_reward(config, model, predict, on_this_process(state.params), judged),
               "weights": dict(zip(model.objectives, weights, strict=True)), "feedback": shown.counts,
-              "seconds": time.perf_counter() - started, "chosen_step": c.steps}
-    params = restore_params(folder, step=c.steps)
-    if distributed.is_main():
-        (workdir / "reward.json").write_text(json.dumps(report, indent=1))
+              "seconds": run.clock.elapsed(), "chosen_step": c.steps}
+    if is_main():
+        write_json(workdir / "reward.json", report)
         mark_done(folder, settings)
-    distributed.wait_for_all("the reward model is done")
-    return model, params, report
+    wait_for_all("the reward model is done")
+    return model, restore_params(folder, step=c.steps), report
 
 
 def load_reward(config: Config, workdir: Path, log: Log) -> tuple[RewardModel, dict, dict]:
@@ -147,7 +126,8 @@ def load_reward(config: Config, workdir: Path, log: Log) -> tuple[RewardModel, d
 
 def validation(config: Config, log: Log, tokenizer: Tokenizer, model: RewardModel) -> Judged:
     """Requests of the validation period, at most `JUDGED` of them, drawn at random."""
-    shown = read_shown(log.tables, model.objectives, config.data.long_view_seconds, log.split.p1_ms, log.split.p2_ms)
+    shown = read_shown(log.tables, log.presence, model.objectives, config.data.long_view_seconds, log.split.p1_ms,
+                       log.split.p2_ms)
     maker = FeedbackMaker(log.batch_maker(tokenizer.ids, config), shown, config.reward.candidates)
     rng = np.random.default_rng(config.seed)
     rows = rng.permutation(shown.user.size)[:JUDGED]
@@ -189,24 +169,14 @@ def evaluate_reward(config: Config, model: RewardModel, predict, params, judged:
     return objective_metrics.objective_report(model.objectives, user, probability, score, label, known)
 
 
-def balance(state, config: Config, model: RewardModel, predict, judged: Judged, writer: MetricWriter, step: int):
-    """The state with the objective weights of the next round (IPPO), from validation rows."""
-    report = evaluate_reward(config, model, predict, distributed.on_this_process(state.params), judged)
+def balance(state: reward_step.RewardState, config: Config, report: dict[str, dict]) -> reward_step.RewardState:
+    """The state with the objective weights of the next round (IPPO), from `evaluate_reward`."""
     enough = {name: figures["rows"] * (figures["mean"] or 0) >= LEAST_POSITIVES for name, figures in report.items()}
     head, fused = ([figures[kind] if enough[name] else None for name, figures in report.items()]
                    for kind in ("auc", "score_auc"))
-    weights = reward_step.ippo_weights(np.asarray(state.opt_state.weight_O), head, fused, config.reward.ippo_rate,
-                                  config.reward.ippo_limit)
-    weights = distributed.of_main(weights)  # another host may round otherwise
-    writer.write(step, {f"validation/{kind}_{name}": figures[kind] for name, figures in report.items()
-                        for kind in ("auc", "score_auc")})
-    return reward_step.with_objective_weights(state, weights)
-
-
-def _log(writer: MetricWriter, bar: tqdm, clock: Stopwatch, batch_size: int, step: int, metrics: dict) -> None:
-    values = metrics | pace(clock, batch_size)
-    writer.write(step, {f"train/{name}": value for name, value in values.items()})
-    bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+    weights = reward_step.ippo_weights(np.asarray(state.objective_weight_O), head, fused, config.reward.ippo_rate,
+                                       config.reward.ippo_limit)
+    return reward_step.with_objective_weights(state, broadcast(weights))  # another host may round otherwise
 
 
 def format_report(report: dict) -> str:

@@ -1,14 +1,13 @@
 """Towers, residual k-means and the table of semantic ids."""
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -20,9 +19,10 @@ from experiments.common.workdir import flat, is_done, mark_done
 from onelive_jax import __version__
 from onelive_jax.config import Config
 from onelive_jax.files import write_json
-from onelive_jax.sharding.partitioning import lone_mesh
-from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
-from onelive_jax.tokenizer.refresh import encode_sticky
+from onelive_jax.sharding.partitioning import process_mesh
+from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training
+from onelive_jax.tokenizer.encoder import Encoder, Towers
+from onelive_jax.tokenizer.tower_training import ViewLog
 from onelive_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -32,97 +32,41 @@ RECALL_AT, RECALL_VIEWS = (10, 64, 128), 10_000
 LIVES, LIFE_MOMENTS = 6, 4  # rooms whose ids are kept for the report, and the least segments of one
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tokenizer:
     """What the tokenizer stage hands on.
 
     Attributes:
       ids: the table of semantic ids. embedding_AxD: float32, every author's IA embedding outside any known content.
+      encoder: towers and codebooks, which turn further content into ids.
       figures: utilization, collisions, residual norms, recall of the towers, seconds.
-      params: of the towers. author_views: int32 [A], training views of each author. books: the codebooks.
-      attributes_AxS: float32, side features of the authors; None where the log has none, or they are off.
       lives: what became of the ids of a few busy rooms (`room_lives`).
     """
 
     ids: semantic_ids.IdTable
     embedding_AxD: np.ndarray
+    encoder: Encoder
     figures: dict
-    params: dict
-    author_views: np.ndarray
-    books: residual_kmeans.Codebooks
-    attributes_AxS: np.ndarray | None = None
     lives: list[dict] = field(default_factory=list)
 
-    def __post_init__(self):
-        # On the device once: as NumPy arrays the whole table of authors would travel there at every call.
-        self.params = jax.tree.map(jnp.asarray, self.params)
 
-    def embeddings(self, config: Config, author: np.ndarray, values: np.ndarray | None = None,
-                   known: np.ndarray | None = None) -> np.ndarray:
-        """IA embeddings float32 [n, D] of authors int [n] with content float32 [n, 2C], where `known` bool [n].
-
-        An author that the towers were not trained with (beyond the table) is placed by its content alone.
-
-        Raises: ValueError where the content has another width than that which the towers were trained on, or such an
-          author has no content.
-        """
-        author, new = np.asarray(author), np.asarray(author) >= len(self.author_views)
-        if new.any() and (values is None or (known is not None and not known[new].all())):
-            raise ValueError(f"author {int(author[new][0])} is none of the {len(self.author_views)} that the towers "
-                             "were trained with, and no content says who it is")
-        embed = lambda views, who: towers.author_embeddings(  # noqa: E731
-            self.params, config.tokenizer, views, who, values, known, attributes=self.attributes_AxS)
-        if not new.any():
-            return embed(self.author_views, author)
-        # Without a training view the gate reads nothing but content, whoever's row of the table stands in.
-        return np.where(new[:, None], embed(np.zeros_like(self.author_views), np.where(new, 0, author)),
-                        embed(self.author_views, np.where(new, 0, author)))
-
-    def quantized(self, config: Config, author: np.ndarray, values: np.ndarray | None,
-                  known: np.ndarray | None = None) -> np.ndarray:
-        """float32 [n, D], what ids are made of: `embeddings`, or the content itself (config.tokenizer.embedding)."""
-        return values if config.tokenizer.embedding == "mllm" else self.embeddings(config, author, values, known)
-
-    def moments(self, config: Config, content: Content, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, D], what is quantized of authors at the moments `rows` int [n] of the content."""
-        return self.quantized(config, content.author[rows], content.values(rows))
-
-    def standing(self, config: Config, log: Log, content: Content | None, time_ms: int) -> np.ndarray:
-        """float32 [A, D], what is quantized of every author outside a moment: x_pool by `time_ms` is its content."""
-        everyone = np.arange(log.num_authors, dtype=np.int32)
-        return self.quantized(config, everyone, *pooled_content(content, log.num_authors, time_ms))
-
-    def codes(self, config: Config, content: Content, rows: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
-        """int32 [n, L], semantic ids of authors at the moments `rows` int [n] of the content; `before` as in
-        `codes_of`."""
-        parts = [self.codes_of(config, content.author[rows[part]], content.values(rows[part]),
-                               None if before is None else before[part])
-                 for part in np.array_split(np.arange(rows.size), max(1, -(-rows.size // ROWS_AT_ONCE))) if part.size]
-        return np.concatenate(parts) if parts else np.zeros((0, self.books.levels), np.int32)
-
-    def codes_of(self, config: Config, author: np.ndarray, values: np.ndarray,
-                 before: np.ndarray | None = None) -> np.ndarray:
-        """int32 [n, L], semantic ids of authors with content float32 [n, 2C] (`Pools.add`): how new segments are
-        encoded as they come.
-
-        before: int32 [n, L], what the authors were called when the codebooks were refreshed last. A code then stays
-        unless another is nearer by config.tokenizer.refresh_margin, as in the refresh itself: content that comes again
-        keeps its name. None: the nearest codes.
-        """
-        points = self.quantized(config, author, values)
-        return np.asarray(residual_kmeans.encode(self.books, points) if before is None else
-                          encode_sticky(self.books, points, before, config.tokenizer.refresh_margin))
+def segment_points(towers: Towers, content: Content, rows: np.ndarray) -> np.ndarray:
+    """float32 [n, D], what is quantized of authors at the moments `rows` int [n] of the content."""
+    return towers.quantized(content.author[rows], content.values(rows))
 
 
-class TowerLog(NamedTuple):
-    """Views as `tower_training` reads them: user_ptr [U + 1], author [V], time_ms [V], content [S, 2C] and
-    content_row [V] (or None, None)."""
+def standing_points(towers: Towers, num_authors: int, content: Content | None, time_ms: int) -> np.ndarray:
+    """float32 [A, D], what is quantized of every author outside a moment: x_pool by `time_ms` is its content."""
+    return towers.quantized(np.arange(num_authors, dtype=np.int32), *pooled_content(content, num_authors, time_ms))
 
-    user_ptr: np.ndarray
-    author: np.ndarray
-    time_ms: np.ndarray
-    content: np.ndarray | None
-    content_row: np.ndarray | None
+
+def segment_codes(encoder: Encoder, content: Content, rows: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
+    """int32 [n, L], semantic ids of authors at the moments `rows` int [n] of the content; `before` as in
+    `Encoder.codes`."""
+    parts = [encoder.codes(content.author[rows[part]], content.values(rows[part]),
+                           previous_MxL=None if before is None else before[part])
+             for part in np.array_split(np.arange(rows.size), max(1, -(-rows.size // ROWS_AT_ONCE))) if part.size]
+    return np.concatenate(parts) if parts else np.zeros((0, encoder.books.levels), np.int32)
 
 
 def settings_of(config: Config) -> dict:
@@ -150,37 +94,34 @@ def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenize
                          "segments nor titles: use 'ia'")
     of_users, of_authors = side_features_of(log) if c.side_features else (None, None)
     if towers_of is None:
-        result = fit_towers(config, tower_log(log, content, log.training_views), log.num_authors, of_users, of_authors)
+        result = fit_towers(config, view_log(log, content, log.training_views, of_users, of_authors))
+        towers, loss = result.towers, float(np.mean(result.losses[-100:]))
+        training_views = {"pairs": result.pairs, "without another author before": result.without_history}
     else:
-        losses = np.full(1, towers_of.figures["info_nce_loss"])
-        result = tower_training.TowersResult(towers_of.params, losses, towers_of.author_views, 0, 0)
-    made = Tokenizer(None, None, {}, result.params, result.author_views, None,
-                     None if of_authors is None else of_authors.values)
-    everyone, p1 = np.arange(log.num_authors, dtype=np.int32), log.split.p1_ms
-    made.embedding_AxD = made.embeddings(config, everyone, *pooled_content(content, log.num_authors, p1))
-    standing = fit_on = made.standing(config, log, content, p1)
+        towers = dataclasses.replace(towers_of.encoder.towers, config=c)
+        loss, training_views = towers_of.figures["info_nce_loss"], towers_of.figures.get("training_views")
+    p1 = log.split.p1_ms
+    embedding = towers.authors(np.arange(log.num_authors), *pooled_content(content, log.num_authors, p1))
+    standing = fit_on = standing_points(towers, log.num_authors, content, p1)
     if content is not None:
-        sample = training_sample(content, p1, config.seed)
-        fit_on = np.concatenate([standing, made.moments(config, content, sample)])
-    books = made.books = residual_kmeans.fit_from_config(fit_on, c, jax.random.key(config.seed), lone_mesh(config.mesh))
-    base_codes = np.asarray(residual_kmeans.encode(books, standing))
+        fit_on = np.concatenate([standing, segment_points(towers, content, training_sample(content, p1, config.seed))])
+    books = residual_kmeans.fit(fit_on, c, jax.random.key(config.seed), mesh=process_mesh(config.mesh))
+    encoder, base_codes = Encoder(towers, books), np.asarray(residual_kmeans.encode(books, standing))
     if content is None or not c.follow_content:
-        made.ids = semantic_ids.IdTable.static(base_codes)
+        ids, lives = semantic_ids.IdTable.static(base_codes), []
     else:
-        codes = made.codes(config, content, np.arange(content.author.size))
-        made.ids = semantic_ids.IdTable.dynamic(base_codes, content.author, content.from_ms, codes)
-        made.lives = room_lives(log, made.ids)
-    made.figures = id_figures(base_codes, c.codes, residual_kmeans.residual_norms(books, fit_on)) | {
-        "moments": int(made.ids.author.size),
-        "info_nce_loss": float(np.mean(result.losses[-100:])),
-        "training_views": towers_of.figures.get("training_views") if towers_of is not None else {
-            "pairs": result.pairs, "without another author before": result.without_history},
-        "recall": recall(made, result, config, log, content, None if of_users is None else of_users.values),
+        codes = segment_codes(encoder, content, np.arange(content.author.size))
+        ids = semantic_ids.IdTable.dynamic(base_codes, content.author, content.from_ms, codes)
+        lives = room_lives(log, ids)
+    figures = id_figures(base_codes, c.codes, residual_kmeans.residual_norms(books, fit_on)) | {
+        "moments": int(ids.author.size), "info_nce_loss": loss, "training_views": training_views,
+        "recall": recall(towers, embedding, config, log, content, of_users),
         "side_features": {who: None if made_of is None else {"columns": len(made_of.names), **made_of.counts,
                                                              "left_out": made_of.left_out}
                           for who, made_of in (("users", of_users), ("authors", of_authors))},
         "seconds": time.perf_counter() - started,
     }
+    made = Tokenizer(ids, embedding, encoder, figures, lives)
     save_tokenizer(made, config, workdir, log)
     return made
 
@@ -199,10 +140,11 @@ def save_tokenizer(made: Tokenizer, config: Config, workdir: Path, log: Log) -> 
     meta = {"kind": KIND, "version": VERSION, "figures": made.figures, "settings": settings, "log": fingerprint(log),
             "lives": made.lives, "packages": {"onelive_jax": __version__, "jax": jax.__version__,
                                               "flax": flax.__version__, "numpy": np.__version__}}
-    arrays = {"towers": made.params, "centroids": made.books.centroids, "embedding": made.embedding_AxD,
-              "author_views": made.author_views, "ids": made.ids.to_arrays()}
+    towers = made.encoder.towers
+    arrays = {"towers": towers.params, "centroids": made.encoder.books.centroids, "embedding": made.embedding_AxD,
+              "author_views": towers.author_views, "ids": made.ids.to_arrays()}
     checkpoints.save_artifact(folder / "artifact", arrays | (
-        {} if made.attributes_AxS is None else {"attributes": made.attributes_AxS}), meta)
+        {} if towers.attributes_AxS is None else {"attributes": towers.attributes_AxS}), meta)
     write_json(workdir / "tokenizer.json", made.figures)
     mark_done(folder, settings)
 
@@ -226,8 +168,9 @@ def load_tokenizer(config: Config, workdir: Path, log: Log | None = None) -> Tok
     if found != c.dim or books.centroids.shape[:2] != (c.levels, c.codes):
         raise ValueError(f"{folder} holds embeddings {found} wide and {books.levels} x {books.codes} codes; config.toke"
                          f"nizer says dim={c.dim}, levels={c.levels}, codes={c.codes}: it is not of this run")
-    return Tokenizer(semantic_ids.IdTable.from_arrays(arrays["ids"]), arrays["embedding"], meta["figures"],
-                     arrays["towers"], arrays["author_views"], books, arrays.get("attributes"), meta["lives"])
+    towers = Towers(arrays["towers"], c, arrays["author_views"], arrays.get("attributes"))
+    return Tokenizer(semantic_ids.IdTable.from_arrays(arrays["ids"]), arrays["embedding"], Encoder(towers, books),
+                     meta["figures"], meta["lives"])
 
 
 def side_features_of(log: Log) -> tuple[SideFeatures | None, SideFeatures | None]:
@@ -246,34 +189,33 @@ def side_features_of(log: Log) -> tuple[SideFeatures | None, SideFeatures | None
     return tuple(result)
 
 
-def tower_log(log: Log, content: Content | None, rows: np.ndarray) -> TowerLog:
+def view_log(log: Log, content: Content | None, rows: np.ndarray, of_users: SideFeatures | None = None,
+             of_authors: SideFeatures | None = None) -> ViewLog:
     """The views `rows` int64 [V] (ascending) of a log, with the content that was known when each began."""
     user, author, time_ms = log.views.users()[rows], log.views.author[rows], log.views.start_ms[rows]
     user_ptr = np.searchsorted(user, np.arange(log.views.num_users + 1))
+    sides = [None if side is None else side.values for side in (of_authors, of_users)]
     if content is None:
-        return TowerLog(user_ptr, author, time_ms, None, None)
+        return ViewLog(user_ptr, author, log.num_authors, time_ms, None, None, *sides)
     # Only the moments that some view reads, each once.
     moments, row = np.unique(content.row_at(author, time_ms), return_inverse=True)
-    return TowerLog(user_ptr, author, time_ms, content.values(moments), np.where(moments[row] < 0, -1, row))
+    return ViewLog(user_ptr, author, log.num_authors, time_ms, content.values(moments),
+                   np.where(moments[row] < 0, -1, row), *sides)
 
 
-def fit_towers(config: Config, views: TowerLog, num_authors: int, of_users: SideFeatures | None,
-               of_authors: SideFeatures | None, **more) -> tower_training.TowersResult:
-    """`tower_training.train_towers` with a progress bar; `more` goes to it."""
+def fit_towers(config: Config, views: ViewLog, initial: dict | None = None) -> tower_training.TowersResult:
+    """`tower_training.train_towers` with a progress bar."""
     with tqdm(total=config.tokenizer.steps, desc="towers", unit="step", disable=None) as bar:
         def progress(step: int, loss: float) -> None:
             bar.update(step - bar.n)
             bar.set_postfix(loss=f"{loss:.3f}")
 
-        return tower_training.train_towers(
-            views.user_ptr, views.author, config.tokenizer, num_authors, views.content, views.content_row, config.seed,
-            progress=progress, attributes=None if of_authors is None else of_authors.values,
-            user_features=None if of_users is None else of_users.values, time_ms=views.time_ms,
-            mesh=lone_mesh(config.mesh), **more)
+        return tower_training.train_towers(views, config.tokenizer, config.seed, initial, progress,
+                                           process_mesh(config.mesh))
 
 
-def recall(made: Tokenizer, result: tower_training.TowersResult, config: Config, log: Log, content: Content | None,
-           features_UxF: np.ndarray | None) -> dict:
+def recall(towers: Towers, embedding_AxD: np.ndarray, config: Config, log: Log, content: Content | None,
+           of_users: SideFeatures | None) -> dict:
     """What the towers alone recall of the validation views, against all authors: {"recall@10": …, "views": n}.
 
     Not the first view of a person (there is nobody to describe yet); at most `RECALL_VIEWS` of the others, at random.
@@ -286,17 +228,18 @@ def recall(made: Tokenizer, result: tower_training.TowersResult, config: Config,
         return {"views": 0, "authors": log.num_authors}
     if rows.size > RECALL_VIEWS:
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, RECALL_VIEWS, replace=False))
-    history, mask = tower_training.slice_history(views.user_ptr, rows, config.tokenizer.history_items)
-    asked = np.unique(np.append(history[mask], rows))
     values = content_row = None
     if content is not None:
+        history, mask = tower_training.slice_history(views.user_ptr, rows, config.tokenizer.history_items)
+        asked = np.unique(np.append(history[mask], rows))
         moments, row = np.unique(content.row_at(views.author[asked], views.start_ms[asked]), return_inverse=True)
         values, content_row = content.values(moments), np.full(views.author.size, -1, np.int64)
         content_row[asked] = np.where(moments[row] < 0, -1, row)
     chunk = int(np.clip(2**27 // log.num_authors, 16, 4096))  # scores of all authors are held for so many views
-    found = tower_training.recall_on_log(result, config.tokenizer, views.user_ptr, views.author, rows,
-                                         made.embedding_AxD, RECALL_AT, values, content_row, made.attributes_AxS,
-                                         features_UxF, chunk)
+    found = tower_training.recall_on_log(
+        towers, ViewLog(views.user_ptr, views.author, log.num_authors, content=values, content_row=content_row,
+                        features_UxF=None if of_users is None else of_users.values), rows, embedding_AxD, RECALL_AT,
+        chunk)
     return {f"recall@{k}": share for k, share in found.items()} | {"views": int(rows.size), "authors": log.num_authors}
 
 

@@ -61,7 +61,7 @@ def run_seed(config: Config, workdir: Path, losses: list[str], requests: int, wa
         _, arms[loss], runs[loss] = train_policy(settings, workdir, log, tokenizer, workdir / "supervised",
                                                  f"policy_{loss}")
     platform = played.make_platform(config, log)
-    asker = played.make_asker(config, log, platform, tokenizer)
+    asker = played.platform_arrays(config, log, platform, tokenizer)
     final = platform.requests(requests, FINAL)
     outcomes = {name: platform.play(played.best(asker, model, values), final) for name, values in arms.items()}
     outcomes |= {name: platform.play(policy, final) for name, policy in played.heuristics(platform).items()
@@ -90,7 +90,8 @@ def strict_figures(config: Config, log: Log, tokenizer, model, arms: dict) -> di
     return result
 
 
-def watch(folder: Path, run: dict, platform: Platform, asker: played.Asker, model, requests: int) -> list[dict]:
+def watch(folder: Path, run: dict, platform: Platform, asker: played.PlatformArrays, model,
+          requests: int) -> list[dict]:
     """The judged steps of a run with the true utility of their checkpoints on requests of their own."""
     asked = platform.requests(requests, WATCHED)
     begun = folder.parent / "supervised"

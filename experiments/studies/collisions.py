@@ -102,7 +102,7 @@ def judge(config: Config, seed: int, workdir: Path) -> dict:
                "numbers_modulo_k": over, "splits": {}}
     for split, task in tasks.items():
         shared = shared_on_air(codes.tokenizer.ids, task)
-        ranks = {name: ranking_metrics.ranks_csr(scores[split][name], task.offsets, task.position) for name in WAYS}
+        ranks = {name: ranking_metrics.ranks(scores[split][name], task.offsets, task.position) for name in WAYS}
         figures["splits"][split] = {
             "targets": int(task.user.size), "targets_sharing_an_id_on_air": int(shared.sum()),
             "ways": {name: ranking_metrics.metrics(ranks[name], task.repeat, groups={SHARED: shared}) for name in WAYS},

@@ -85,7 +85,7 @@ def judge(variant: study.Variant) -> dict[str, dict]:
     task = scoring.targets(log, config, "test", "strict")
     scores = scoring.score(scoring.make_ranker(variant.model, config), variant.params, log.batch_maker(ids, config),
                            task)
-    ranks = ranking_metrics.ranks_csr(scores, task.offsets, task.position)
+    ranks = ranking_metrics.ranks(scores, task.offsets, task.position)
     after_jump = jumped(log, config, task.view)
     rows = ranking_metrics.metrics(ranks, task.repeat, groups={"after_jump": after_jump,
                                                                "after_jump_new": after_jump & ~task.repeat})

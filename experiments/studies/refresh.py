@@ -50,15 +50,19 @@ from experiments.stages.tokenizer import (
     load_tokenizer,
     pooled_content,
     save_tokenizer,
+    segment_codes,
+    segment_points,
     side_features_of,
-    tower_log,
+    standing_points,
     train_tokenizer,
     training_sample,
+    view_log,
 )
 from onelive_jax.config import Config
 from onelive_jax.files import write_json
-from onelive_jax.sharding.partitioning import lone_mesh
+from onelive_jax.sharding.partitioning import process_mesh
 from onelive_jax.tokenizer import residual_kmeans
+from onelive_jax.tokenizer.encoder import Encoder
 from onelive_jax.tokenizer.refresh import encode_sticky, refresh
 from onelive_jax.tokenizer.semantic_ids import IdTable, churn
 
@@ -89,10 +93,10 @@ def current(tokenizer: Tokenizer, config: Config, log: Log, content: Content | N
     """float32 [A, D], what is quantized of every author at a moment: its latest content, or x_pool where ids are
     static."""
     if content is None or not config.tokenizer.follow_content:
-        return tokenizer.standing(config, log, content, time_ms)
+        return standing_points(tokenizer.encoder.towers, log.num_authors, content, time_ms)
     row = content.row_at(np.arange(log.num_authors), np.full(log.num_authors, time_ms))
-    standing = tokenizer.standing(config, log, content, log.split.p1_ms)  # of authors never on air
-    standing[row >= 0] = tokenizer.moments(config, content, row[row >= 0])
+    standing = standing_points(tokenizer.encoder.towers, log.num_authors, content, log.split.p1_ms)  # never on air
+    standing[row >= 0] = segment_points(tokenizer.encoder.towers, content, row[row >= 0])
     return standing
 
 
@@ -107,20 +111,21 @@ def refresh_at(tokenizer: Tokenizer, served: IdTable, config: Config, log: Log, 
     standing = points
     if content is not None and c.follow_content:
         rows = training_sample(content, time_ms, seed, time_ms - round(WINDOW_DAYS * DAY_HOURS * HOUR_MS))
-        points = np.concatenate([points, tokenizer.moments(config, content, rows)])
+        points = np.concatenate([points, segment_points(tokenizer.encoder.towers, content, rows)])
         previous = np.concatenate([old_ids, served.codes_at(content.author[rows], content.from_ms[rows])])
-    mesh = lone_mesh(config.mesh)
-    books = refresh(tokenizer.books, points, previous, c.refresh_iterations, c.refresh_step, c.refresh_margin,
+    mesh = process_mesh(config.mesh)
+    books = refresh(tokenizer.encoder.books, points, previous, c.refresh_iterations, c.refresh_step, c.refresh_margin,
                     mesh=mesh)
     new_ids = np.asarray(encode_sticky(books, standing, old_ids, c.refresh_margin, mesh=mesh))
     kept = np.asarray(encode_sticky(books, points, previous, c.refresh_margin, mesh=mesh))
-    scratch = residual_kmeans.fit_from_config(points, c, jax.random.key(seed), mesh)
+    scratch = residual_kmeans.fit(points, c, jax.random.key(seed), mesh=mesh)
     unchanged = np.ones(log.num_authors, bool)
     if content is not None:
         unchanged = (content.row_at(everyone, np.full(log.num_authors, before_ms))
                      == content.row_at(everyone, np.full(log.num_authors, time_ms)))
-    now = dataclasses.replace(tokenizer, books=books, figures=tokenizer.figures | id_figures(
-        new_ids, c.codes, residual_kmeans.residual_norms(books, points, kept)))
+    made = id_figures(new_ids, c.codes, residual_kmeans.residual_norms(books, points, kept))
+    encoder = Encoder(dataclasses.replace(tokenizer.encoder.towers, config=c), books)
+    now = dataclasses.replace(tokenizer, encoder=encoder, figures=tokenizer.figures | made)
     figures = {"settings": refresh_settings(config), "points": len(points), "authors_unchanged": int(unchanged.sum()),
                "churn": churn(old_ids, new_ids, unchanged) if unchanged.any() else None,
                "churn_of_all": churn(old_ids, new_ids),
@@ -144,12 +149,11 @@ def with_trained_towers(tokenizer: Tokenizer, config: Config, log: Log, content:
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer,
                                                                        steps=config.tokenizer.refresh_tower_steps))
     of_users, of_authors = side_features_of(log) if config.tokenizer.side_features else (None, None)
-    views = tower_log(log, content, np.flatnonzero(log.views.stop_ms <= time_ms))
-    result = fit_towers(config, views, log.num_authors, of_users, of_authors, initial=tokenizer.params)
-    tokenizer = dataclasses.replace(tokenizer, params=result.params, author_views=result.author_views)
-    everyone = np.arange(log.num_authors, dtype=np.int32)
-    return dataclasses.replace(tokenizer, embedding_AxD=tokenizer.embeddings(
-        config, everyone, *pooled_content(content, log.num_authors, time_ms)))
+    views = view_log(log, content, np.flatnonzero(log.views.stop_ms <= time_ms), of_users, of_authors)
+    towers = fit_towers(config, views, tokenizer.encoder.towers.params).towers
+    return dataclasses.replace(
+        tokenizer, encoder=Encoder(towers, tokenizer.encoder.books),
+        embedding_AxD=towers.authors(np.arange(log.num_authors), *pooled_content(content, log.num_authors, time_ms)))
 
 
 def squared(books: residual_kmeans.Codebooks, points_PxD: np.ndarray, codes_PxL: np.ndarray | None = None) -> float:
@@ -173,13 +177,13 @@ def with_content_of(served: IdTable, tokenizer: Tokenizer, config: Config, conte
         return served, 0
     rows = np.flatnonzero((content.from_ms > after_ms) & (content.from_ms <= until_ms))
     before = served.codes_at(content.author[rows], np.full(rows.size, after_ms))
-    codes = tokenizer.codes(config, content, rows, before)
+    codes = segment_codes(tokenizer.encoder, content, rows, before)
     return extended(served, content.author[rows], content.from_ms[rows], codes)
 
 
 def next_day(log: Log, config: Config, from_ms: int, to_ms: int) -> tasks.Task:
     """The strict targets of [from_ms, to_ms)."""
-    return tasks.strict_targets(log.views, from_ms, to_ms, log.lifetimes, config.data.max_targets)
+    return tasks.strict_targets(log.views, log.presence, from_ms, to_ms, config.data.max_targets)
 
 
 def run_study(config: Config, workdir: Path, days: int) -> dict:

@@ -15,11 +15,12 @@ from data_pipelines.log.content import author_content
 from experiments.common import study
 from experiments.common.log import Log, data_settings
 from experiments.common.tables import table
-from experiments.common.workdir import differing, flat
-from experiments.stages.tokenizer import fit_towers, tower_log
-from onelive_jax.config import Config
-from onelive_jax.sharding.partitioning import lone_mesh
-from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids, towers
+from experiments.common.workdir import flat
+from experiments.stages.tokenizer import fit_towers, view_log
+from onelive_jax.config import Config, differing
+from onelive_jax.sharding.partitioning import process_mesh
+from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids
+from onelive_jax.tokenizer.encoder import Towers
 from onelive_jax.training import checkpoints
 
 PAPER_AUTHORS = 4_000_000
@@ -63,14 +64,14 @@ def embeddings(config: Config, workdir: Path, log: Log) -> tuple[np.ndarray, np.
     values, c = content.values(row[author]), config.tokenizer
     folder = workdir / "towers"
     if not folder.exists():
-        result = fit_towers(config, tower_log(log, content, log.training_views), log.num_authors, None, None)
-        checkpoints.save_artifact(folder, {"towers": result.params, "author_views": result.author_views},
+        made = fit_towers(config, view_log(log, content, log.training_views)).towers
+        checkpoints.save_artifact(folder, {"towers": made.params, "author_views": made.author_views},
                                   {"kind": "table1-towers", "version": 1, "settings": tower_settings(config)})
     arrays, meta = checkpoints.load_artifact(folder, "table1-towers", 1)
     if found := differing(meta["settings"], tower_settings(config)):
         raise ValueError(f"{folder} was trained with other settings ({found}): choose another --workdir, or delete "
                          f"{folder} and {workdir / 'rows'}")
-    return values, towers.author_embeddings(arrays["towers"], c, arrays["author_views"], author, values)
+    return values, Towers(arrays["towers"], c, arrays["author_views"]).authors(author, values)
 
 
 def quantized(points: np.ndarray, quantizer: str, codes: int, config: Config, rq_vae_steps: int) -> np.ndarray:
@@ -83,7 +84,7 @@ def quantized(points: np.ndarray, quantizer: str, codes: int, config: Config, rq
                                                                   bar.set_postfix(error=f"{error:.4f}")))
         return np.asarray(rq_vae.encode(state, points, settings))
     settings = dataclasses.replace(config.tokenizer, levels=3, codes=codes)
-    books = residual_kmeans.fit_from_config(points, settings, jax.random.key(config.seed), lone_mesh(config.mesh))
+    books = residual_kmeans.fit(points, settings, jax.random.key(config.seed), mesh=process_mesh(config.mesh))
     if settings.kmeans_balance:
         return np.asarray(residual_kmeans.encode_balanced(books, points, settings.kmeans_balance))
     return np.asarray(residual_kmeans.encode(books, points))

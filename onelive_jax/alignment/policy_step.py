@@ -2,8 +2,7 @@
 
     loss = supervised · L_supervised + weight · L_policy(candidates of the reference, their rewards)
 
-The state is a `TrainState` whose optimizer state carries the reference's parameters (`ReferenceState`): checkpoints
-and shardings treat them as any other moment of the parameters; what a checkpoint hands on as `params` is the policy.
+What a checkpoint hands on as `params` is the policy; the reference is a field of its own (`PolicyState`).
 
 How a share below one request a step is met: the policy term then runs on `policy_rows` requests at once in every so
 many steps (`is_policy_step`), evenly spread, and all other steps are plain supervised ones. At 1 % of batches of 64
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from onelive_jax.alignment import policy_losses, rollouts
 from onelive_jax.batch import Batch, Feedback, LiveRooms
@@ -28,17 +28,22 @@ from onelive_jax.decoding import live_index
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.reward.rewards import RewardFunction, logged_reward
 from onelive_jax.training.supervised import losses
-from onelive_jax.training.train_state import TrainState, learning_rate, make_optimizer
+from onelive_jax.training.train_state import TrainState, fields_of, learning_rate, make_optimizer
 
 Array = jax.Array
-PolicyStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+PolicyStep = Callable[..., tuple["PolicyState", dict[str, Array]]]
 
 
-class ReferenceState(NamedTuple):
-    """Optimizer state of the policy: `inner`, that of the optimizer proper; `reference`, parameters."""
+@struct.dataclass
+class PolicyState(TrainState):
+    """The training state of a policy, and `reference`: the parameters that propose candidates, as `params`."""
 
-    inner: Any
     reference: Any
+
+
+def with_reference(state: TrainState) -> PolicyState:
+    """The state whose reference is a copy of its parameters (a copy: a step donates both trees); pure."""
+    return PolicyState(**fields_of(state), reference=jax.tree.map(jnp.copy, state.params))
 
 
 def training_config(config: Config) -> TrainingConfig:
@@ -49,23 +54,13 @@ def training_config(config: Config) -> TrainingConfig:
 
 
 def make_policy_optimizer(config: Config) -> optax.GradientTransformation:
-    """AdamW as in the supervised phase; the reference starts as a copy of the parameters it is initialised with."""
-    inner = make_optimizer(training_config(config))
-
-    def init(params):
-        # A copy: the step donates both trees.
-        return ReferenceState(inner.init(params), jax.tree.map(jnp.copy, params))
-
-    def update(grads, state, params=None):
-        updates, inner_state = inner.update(grads, state.inner, params)
-        return updates, state._replace(inner=inner_state)
-
-    return optax.GradientTransformation(init, update)
+    """AdamW as in the supervised phase."""
+    return make_optimizer(training_config(config))
 
 
-def sync_reference(state: TrainState) -> TrainState:
-    """The state whose reference is a copy of the policy; pure. For the loop to call, jitted, where `is_sync_step`."""
-    return state.replace(opt_state=state.opt_state._replace(reference=jax.tree.map(jnp.copy, state.params)))
+def sync_reference(state: PolicyState) -> PolicyState:
+    """The state whose reference is a copy of the policy; pure. To be called, jitted, where `is_sync_step`."""
+    return state.replace(reference=jax.tree.map(jnp.copy, state.params))
 
 
 def is_sync_step(step: int, config: AlignmentConfig) -> bool:
@@ -109,14 +104,14 @@ def make_policy_step(model: OneLive, tx: optax.GradientTransformation, config: C
     a, weight = config.alignment, config.decoding.identity_weight
     schedule = learning_rate(training_config(config))
 
-    def policy_step(state: TrainState, batch: Batch, reward_params: Any = None,
-                    feedback: Feedback | None = None) -> tuple[TrainState, dict[str, Array]]:
+    def policy_step(state: PolicyState, batch: Batch, reward_params: Any = None,
+                    feedback: Feedback | None = None) -> tuple[PolicyState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         dropout_key, row_key, draw_key = jax.random.split(key, 3)
         group = None
         if with_policy:
             part, part_feedback = _draw_rows(batch, feedback, policy_rows(a, batch.weight.shape[0]), row_key)
-            group = roll_out(model, state.opt_state.reference, part, part_feedback, reward, reward_params, a, weight,
+            group = roll_out(model, state.reference, part, part_feedback, reward, reward_params, a, weight,
                              draw_key)
 
         def loss_fn(params):
@@ -173,7 +168,7 @@ def roll_out(model: OneLive, reference: Any, batch: Batch, feedback: Feedback | 
     among the rooms on air of its batch, or that has no reward, is not valid.
     """
     live = batch.live
-    opened = rollouts.open_request(model, reference, batch.request, live, identity_weight)
+    opened = model.apply({"params": reference}, batch.request, live, identity_weight, method="open")
     everyone = jnp.ones(batch.weight.shape[0], bool)
     if config.sampler == "logged":
         if feedback is None:
@@ -202,7 +197,7 @@ def roll_out(model: OneLive, reference: Any, batch: Batch, feedback: Feedback | 
 def _policy_term(model: OneLive, params: Any, batch: Batch, group: Group, config: AlignmentConfig,
                  identity_weight: float) -> tuple[Array, dict[str, Array]]:
     """The policy loss of the group under `params`, without dropout: at first, every ratio is 1."""
-    opened = rollouts.open_request(model, params, batch.request, batch.live, identity_weight)
+    opened = model.apply({"params": params}, batch.request, batch.live, identity_weight, method="open")
     if group.allowed is None:
         log_pi = rollouts.room_log_probs(model, params, opened, batch.live)
         log_prob = jnp.take_along_axis(log_pi, jnp.maximum(group.slot, 0), 1)[..., None]

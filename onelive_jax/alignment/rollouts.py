@@ -7,57 +7,24 @@ the room itself, normalised over all rooms on air: exactly the distributions tha
 sum of their log-probabilities is the score by which `decoding.recommend` ranks, less a number that is the same for all
 rooms of a request. So what alignment lifts is what serving ranks higher. A model without identity head has P = L.
 
-Each model opens a request once: context and the main decoder's step on [BOS] are computed one time and read by the
-search, by all G candidates and by every level.
+Each model opens a request once (`OneLive.open`): context and the main decoder's step on [BOS] are computed one time and
+read by the search, by all G candidates and by every level.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from onelive_jax.batch import LiveRooms, Request
+from onelive_jax.batch import LiveRooms
 from onelive_jax.decoding import beam_search
 from onelive_jax.decoding.beam_search import Ranking
 from onelive_jax.decoding.live_index import LiveIndex
-from onelive_jax.model.layers import NEG_INF, Context
-from onelive_jax.model.onelive import OneLive
+from onelive_jax.model.layers import NEG_INF
+from onelive_jax.model.onelive import OneLive, Opened, level_logits
 
 Array = jax.Array
 SAMPLERS = ("beam", "gumbel")
-
-
-@struct.dataclass
-class Opened:
-    """What one model makes of a request before any candidate.
-
-    Attributes:
-      context: shared keys and values. state: the decoder's state after level 0, arrays [B, 1, …].
-      first_logits: float32 [B, 1, K], scores of the first code.
-      room_scores: float32 [B, N], weighted identity scores, NEG_INF off air; None without identity head.
-    """
-
-    context: Context
-    state: Any
-    first_logits: Array
-    room_scores: Array | None
-
-
-def open_request(model: OneLive, params: Any, request: Request, live: LiveRooms,
-                 identity_weight: float = 1.0) -> Opened:
-    """Encodes the request, decodes [BOS] and scores the rooms on air; without dropout."""
-    batch = request.hour.shape[0]
-    variables = {"params": params}
-    context = model.apply(variables, request, method="encode")
-    no_code, no_prefix = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1, model.levels), jnp.int32)
-    logits, state = model.apply(variables, 0, model.apply(variables, request, method="begin"), no_code, no_prefix,
-                                context, method="decode")
-    scores = None
-    if model.config.identity and identity_weight:
-        scores = model.apply(variables, state["hidden"][:, 0], context, live, method="room_scores")
-        scores = jnp.where(live.mask, identity_weight * scores, NEG_INF)
-    return Opened(context, state, logits, scores)
 
 
 def propose(model: OneLive, params: Any, opened: Opened, index: LiveIndex, group_size: int, *, sampler: str = "beam",
@@ -86,15 +53,9 @@ def propose(model: OneLive, params: Any, opened: Opened, index: LiveIndex, group
         noise_BxN = temperature * jax.random.gumbel(key, index.author.shape, jnp.float32)
         score_BxN = noise_BxN if score_BxN is None else score_BxN + noise_BxN
 
-    def level_logits(level, state, previous_BxW, prefix_BxWxL):
-        if level == 0:
-            return opened.first_logits, state
-        return model.apply({"params": params}, level, state, previous_BxW, prefix_BxWxL, opened.context,
-                           method="decode")
-
-    return beam_search.decode(level_logits, opened.state, index, batch=opened.first_logits.shape[0],
-                              beams=max(beams, group_size), k=group_size, room_score_BxC=score_BxN,
-                              lookahead=score_BxN is not None)
+    return beam_search.decode(level_logits(model, params, opened), opened.state, index,
+                              batch=opened.first_logits.shape[0], beams=max(beams, group_size), k=group_size,
+                              room_score_BxC=score_BxN, lookahead=score_BxN is not None)
 
 
 def codes_on_air_behind(live: LiveRooms, codes_BxGxL: Array, num_codes: int) -> list[Array]:
@@ -117,7 +78,7 @@ def token_log_probs(model: OneLive, params: Any, opened: Opened, live: LiveRooms
     """Log-probability of every token of given rooms, teacher-forced, and the entropy of every distribution.
 
     Args:
-      opened: from `open_request` with the same parameters. live: rooms on air [B, N].
+      opened: from `OneLive.open` with the same parameters. live: rooms on air [B, N].
       slot_BxG: int32, slots of `live`; where one is negative, slot 0 stands in: mask its results.
       allowed: from `codes_on_air_behind` of these rooms' codes; computed where None.
 
@@ -138,10 +99,10 @@ def token_log_probs(model: OneLive, params: Any, opened: Opened, live: LiveRooms
             log_probs.append(jnp.take_along_axis(log_p, target_BxG[..., None], 2)[..., 0])
 
     add(opened.first_logits, allowed[0], codes_BxGxL[..., 0])
+    decode = level_logits(model, params, opened)
     state = beam_search.gather_beams(opened.state, jnp.zeros_like(slot_BxG))
     for level in range(1, model.levels):
-        logits, state = model.apply({"params": params}, level, state, codes_BxGxL[..., level - 1], codes_BxGxL,
-                                    opened.context, method="decode")
+        logits, state = decode(level, state, codes_BxGxL[..., level - 1], codes_BxGxL)
         add(logits, allowed[level], codes_BxGxL[..., level])
     if opened.room_scores is not None:
         add(opened.room_scores[:, None], live.mask[:, None], slot_BxG)

@@ -7,23 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from onelive_jax.batch import LiveRooms, Request
 from onelive_jax.config import DecodingConfig
 from onelive_jax.decoding import beam_search
 from onelive_jax.decoding.beam_search import Ranking
 from onelive_jax.decoding.live_index import LiveIndex
-from onelive_jax.model.onelive import OneLive
+from onelive_jax.model.layers import Context
+from onelive_jax.model.onelive import OneLive, level_logits
 
 Array = jax.Array
-Recommender = Callable[..., Ranking]  # (params, request, index, tie_score_BxN=None)
+Recommender = Callable[..., Ranking]  # (params, request, index, tie_score_BxN=None, context=None)
 
 
 def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = None, normalise: str = "live",
                      combine: str = "sum") -> Recommender:
-    """Compiles (params, request, index, tie_score_BxN=None) → `Ranking`: the best rooms on air for every viewer of the
-    request.
+    """Compiles (params, request, index, tie_score_BxN=None, context=None) → `Ranking`: the best rooms on air for every
+    viewer of the request.
 
     score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity head. With
     identity_weight = 0 or a model without that head, codes alone decide (`codes_alone`), and rooms of one id tie: then
@@ -40,37 +40,25 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
 
     The returned function takes `params` (float32 tree), `request` (arrays [B, …]) and `index`: one catalogue shared by
     the batch (serving), or one a request, `live_index.from_rooms(LiveRooms [B, N])` (evaluation); `tie_score_BxN`
-    float32 [B, N] in slot order, or None: a fixed order (`beam_search.rank_rooms`). It raises ValueError where the
-    index has other levels or codes than the model.
+    float32 [B, N] in slot order, or None: a fixed order (`beam_search.rank_rooms`); `context`, what `OneLive.encode`
+    makes of the request, where it is known already. It raises ValueError where the index has other levels or codes than
+    the model.
     """
     weight = 0.0 if codes_alone(model, config) else config.identity_weight
     # An upper bound of what lies below a prefix is known only where rooms have scores of their own.
     lookahead = config.lookahead and weight != 0.0
 
-    def recommend(params: Any, request: Request, index: LiveIndex, tie_score_BxN: Array | None = None) -> Ranking:
+    def recommend(params: Any, request: Request, index: LiveIndex, tie_score_BxN: Array | None = None,
+                  context: Context | None = None) -> Ranking:
         if (index.num_levels, index.num_codes) != (model.levels, model.num_codes):
             raise ValueError(f"the index holds ids of {index.num_levels} levels of {index.num_codes} codes, the model "
                              f"predicts {model.levels} levels of {model.num_codes}: both must come from one tokenizer")
-        batch = request.hour.shape[0]
-
-        def apply(method: str, *args):
-            return model.apply({"params": params}, *args, method=method)
-
-        context = apply("encode", request)
-        no_code_Bx1, no_prefix_Bx1xL = jnp.zeros((batch, 1), jnp.int32), jnp.zeros((batch, 1, model.levels), jnp.int32)
-        first_logits, first_state = apply("decode", 0, apply("begin", request), no_code_Bx1, no_prefix_Bx1xL, context)
-
-        def level_logits(level, state, previous_BxW, prefix_BxWxL):
-            if level == 0:
-                return first_logits, state
-            return apply("decode", level, state, previous_BxW, prefix_BxWxL, context)
-
-        score_BxN = None
-        if weight != 0.0:
-            score_BxN = weight * apply("room_scores", first_state["hidden"][:, 0], context, _with_batch_axis(index))
-        return beam_search.decode(level_logits, first_state, index, batch=batch, beams=config.beams,
-                                  k=config.beams if k is None else k, normalise=normalise, room_score_BxC=score_BxN,
-                                  combine=combine, lookahead=lookahead, tie_score_BxC=tie_score_BxN)
+        opened = model.apply({"params": params}, request, _with_batch_axis(index), weight, context, method="open")
+        return beam_search.decode(level_logits(model, params, opened), opened.state, index,
+                                  batch=request.hour.shape[0], beams=config.beams,
+                                  k=config.beams if k is None else k, normalise=normalise,
+                                  room_score_BxC=opened.room_scores, combine=combine, lookahead=lookahead,
+                                  tie_score_BxC=tie_score_BxN)
 
     return jax.jit(recommend)
 

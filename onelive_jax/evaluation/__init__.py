@@ -1,1 +1,4 @@
-"""What rankings and predictions are worth: figures in NumPy, from scores and labels."""
+"""What rankings and predictions are worth: figures in NumPy, each with its interval.
+
+Scores and labels come in, from any ranker; plain numbers go on to reports and to the choice of a checkpoint.
+"""

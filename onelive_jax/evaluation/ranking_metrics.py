@@ -1,6 +1,6 @@
 """HR, NDCG and MRR at the level of the author on air, with intervals.
 
-Axes: R requests, N candidates of a request (padded), C candidates of all requests (flat).
+Axes: R requests, C candidates of all requests (flat).
 
 Ties do not know the answer. A ranker that gives the target and m others the same score has said nothing about their
 order, so the target is equally likely at each of m + 1 places, and every figure here is its exact expectation over
@@ -12,6 +12,8 @@ from typing import Mapping
 
 import numpy as np
 
+from onelive_jax.evaluation.bootstrap import mean_interval
+
 HR_CUTOFFS = (1, 10, 64, 128)
 NDCG_CUTOFF = 10
 FIGURES = tuple(f"hr@{k}" for k in HR_CUTOFFS) + (f"ndcg@{NDCG_CUTOFF}", "mrr")
@@ -19,53 +21,22 @@ INTERVAL = f"ndcg@{NDCG_CUTOFF}_interval"
 GROUPS = ("all", "repeat", "new")
 
 
-def ranks(scores_RxN: np.ndarray, mask_RxN: np.ndarray, target_slot_R: np.ndarray) -> np.ndarray:
+def ranks(scores_C: np.ndarray, offsets: np.ndarray, target_position_R: np.ndarray) -> np.ndarray:
     """Places that the target may take among the candidates of its request, best score first.
 
     Args:
-      scores_RxN: float [R, N], higher is better. -inf says that the ranker did not return this candidate.
-      mask_RxN: bool [R, N], True where a slot holds a candidate; scores elsewhere are ignored, NaN included.
-      target_slot_R: int [R], slot of the target.
+      scores_C: float [C], higher is better; the candidates of request r at offsets[r] : offsets[r + 1]. -inf says that
+        the ranker did not return this candidate.
+      offsets: int [R + 1], from 0 to C.
+      target_position_R: int [R], position of the target within its request's candidates, from 0.
 
     Returns:
       float64 [R, 2], the first and the last place (1 is the best) that the target can take when candidates of equal
       score are put in any order; both inf where the target itself was not returned (a miss at every cutoff).
 
     Raises:
-      ValueError: a candidate's score is NaN, or a target is no candidate of its request; names the request.
-    """
-    scores_RxN, mask_RxN = np.asarray(scores_RxN), np.asarray(mask_RxN, bool)
-    target_slot_R = np.asarray(target_slot_R)
-    if scores_RxN.ndim != 2 or mask_RxN.shape != scores_RxN.shape or target_slot_R.shape != scores_RxN.shape[:1]:
-        raise ValueError(f"scores {scores_RxN.shape}, mask {mask_RxN.shape} and target_slot {target_slot_R.shape} must "
-                         "be [R, N], [R, N] and [R]")
-    R, N = scores_RxN.shape
-    inside = (target_slot_R >= 0) & (target_slot_R < N)
-    if R and N:
-        inside &= mask_RxN[np.arange(R), np.clip(target_slot_R, 0, N - 1)]
-    if not inside.all():
-        row = int(np.flatnonzero(~inside)[0])
-        raise ValueError(f"request {row}: target_slot={int(target_slot_R[row])} is not a candidate (slots 0 … {N - 1} "
-                         "where mask is True); leave requests out whose target is not on air, and count them")
-    nan = np.isnan(scores_RxN) & mask_RxN
-    if nan.any():
-        row, slot = map(int, np.argwhere(nan)[0])
-        raise ValueError(f"request {row}, slot {slot}: the score is NaN")
-    target_Rx1 = scores_RxN[np.arange(R), target_slot_R][:, None]
-    above_R = (mask_RxN & (scores_RxN > target_Rx1)).sum(1)
-    equal_R = (mask_RxN & (scores_RxN == target_Rx1)).sum(1)
-    return _places(above_R, equal_R, target_Rx1[:, 0])
-
-
-def ranks_csr(scores_C: np.ndarray, offsets: np.ndarray, target_position_R: np.ndarray) -> np.ndarray:
-    """`ranks` where requests have different numbers of candidates.
-
-    Args:
-      scores_C: float [C], the candidates of request r at offsets[r] : offsets[r + 1].
-      offsets: int [R + 1], from 0 to C.
-      target_position_R: int [R], position of the target within its request's candidates, from 0.
-
-    Returns and raises: as `ranks`.
+      ValueError: offsets that do not fit, a candidate's score is NaN, or a target is no candidate of its request; names
+        the request.
     """
     scores_C, offsets, target_position_R = map(np.asarray, (scores_C, offsets, target_position_R))
     if offsets.ndim != 1 or not offsets.size or offsets[0] != 0 or offsets[-1] != scores_C.size:
@@ -88,14 +59,9 @@ def ranks_csr(scores_C: np.ndarray, offsets: np.ndarray, target_position_R: np.n
     target_R = scores_C[offsets[:-1] + target_position_R]
     target_C = target_R[request_C]
     above_R = np.bincount(request_C[scores_C > target_C], minlength=sizes_R.size)
-    equal_R = np.bincount(request_C[scores_C == target_C], minlength=sizes_R.size)
-    return _places(above_R, equal_R, target_R)
-
-
-def _places(above_R: np.ndarray, equal_R: np.ndarray, target_score_R: np.ndarray) -> np.ndarray:
-    """First and last place; `equal_R` counts the target itself."""
+    equal_R = np.bincount(request_C[scores_C == target_C], minlength=sizes_R.size)  # the target itself among them
     places_Rx2 = np.stack([above_R + 1, above_R + equal_R], 1).astype(np.float64)
-    places_Rx2[np.isneginf(target_score_R)] = np.inf
+    places_Rx2[np.isneginf(target_R)] = np.inf
     return places_Rx2
 
 
@@ -136,26 +102,12 @@ def gains(ranks_R: np.ndarray) -> dict[str, np.ndarray]:
     return result
 
 
-def bootstrap_interval(values_R: np.ndarray, resamples: int = 1000, seed: int = 0) -> list[float]:
-    """95 % percentile interval of the mean of `values_R` float [R], R ≥ 1, over resampled requests.
-
-    The mean of a resample depends only on how often each distinct value is drawn, and those counts are multinomial:
-    drawing them gives the same distribution as drawing R requests, at a cost that does not grow with R.
-    """
-    values, counts = np.unique(np.asarray(values_R, np.float64), return_counts=True)
-    n = int(counts.sum())
-    rng, share = np.random.default_rng(seed), counts / n
-    means = [rng.multinomial(n, share) @ values / n for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return [float(low), float(high)]
-
-
 def metrics(ranks_R: np.ndarray, repeat_R: np.ndarray, resamples: int = 1000, seed: int = 0,
             groups: Mapping[str, np.ndarray] | None = None) -> dict[str, dict]:
     """Mean figures over all, repeat and new targets, and over any further groups.
 
     Args:
-      ranks_R: [R, 2] from `ranks` or `ranks_csr`, or [R] places without ties.
+      ranks_R: [R, 2] from `ranks`, or [R] places without ties.
       repeat_R: bool [R], True where the target's author is among the user's last views.
       resamples, seed: of the bootstrap.
       groups: name → bool [R], e.g. the targets that were liked.
@@ -175,7 +127,7 @@ def metrics(ranks_R: np.ndarray, repeat_R: np.ndarray, resamples: int = 1000, se
     for group, chosen in chosen_of.items():
         n = int(chosen.sum())
         figures: dict = {"n": n, **{name: float(by_request[name][chosen].mean()) if n else None for name in FIGURES}}
-        figures[INTERVAL] = bootstrap_interval(by_request["ndcg@10"][chosen], resamples, seed) if n else None
+        figures[INTERVAL] = mean_interval(by_request["ndcg@10"][chosen], resamples, seed) if n else None
         result[group] = figures
     return result
 
@@ -199,4 +151,4 @@ def difference(ranks_R: np.ndarray, baseline_ranks_R: np.ndarray, figure: str = 
         raise ValueError(f"the two rankers must have ranked the same requests, at least one: {ours_R.shape} and "
                          f"{theirs_R.shape}")
     return {"n": int(ours_R.size), "difference": float((ours_R - theirs_R).mean()),
-            "interval": bootstrap_interval(ours_R - theirs_R, resamples, seed)}
+            "interval": mean_interval(ours_R - theirs_R, resamples, seed)}

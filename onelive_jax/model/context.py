@@ -12,7 +12,6 @@ from onelive_jax.config import ModelConfig
 from onelive_jax.model.layers import (
     MLP,
     Context,
-    Placement,
     RMSNorm,
     TimeEmbedding,
     dropout,
@@ -20,6 +19,7 @@ from onelive_jax.model.layers import (
     rms_normalise,
     weight,
 )
+from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
 

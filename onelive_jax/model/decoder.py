@@ -15,13 +15,13 @@ from onelive_jax.config import ModelConfig
 from onelive_jax.model.layers import (
     Context,
     CrossGatedAttention,
-    Placement,
     RMSNorm,
     SelfCache,
     SelfGatedAttention,
     SwiGLU,
     make_dropouts,
 )
+from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
 LAYER_OF_CACHE = 2  # axis of the layers in a stacked cache: batch and beams come first in whatever a search carries

@@ -18,12 +18,12 @@ from onelive_jax.model.layers import (
     MLP,
     NEG_INF,
     Context,
-    Placement,
     normal,
     rms_normalise,
     weight,
     zeros,
 )
+from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
 COPY_DIM = 32

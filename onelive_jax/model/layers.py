@@ -7,7 +7,6 @@ Parameters are float32 and carry logical axis names, from which their shardings 
 (onelive_jax/sharding/partitioning.py). Activations have the dtype of the input; softmax and logits are float32.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -48,20 +47,6 @@ class SelfCache:
     values: Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where the arrays between parameters lie. The default leaves it to the compiler, which is right on one device;
-    `onelive_jax.sharding.placement` makes that of a mesh.
-
-    Attributes:
-      rows: activations [B, …] → the same, their rows split as those of the batch are.
-      take: (table [R, C], its logical axes, indices [B, …]) → table[indices], [B, …, C].
-    """
-
-    rows: Callable[[Array], Array] = lambda x: x
-    take: Callable[[Array, tuple, Array], Array] = lambda table, axes, index: table[index]
-
-
 def weight(module: nn.Module, name: str, shape, axes, init=None) -> Array:
     """A float32 parameter with logical axis names; the default start is variance-scaled by its first axis."""
     init = init or nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=-1)
@@ -93,23 +78,26 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """Two layers with SiLU between; `out_scale` is the standard deviation of the last layer's start.
 
-    With `rows_xR`, the input is rows_xR @ x without its being formed: x is a table of R rows.
+    `out_bias`: whether the last layer has a bias too. `in_axis`: name of the input's axis. With `rows_xR`, the input is
+    rows_xR @ x without its being formed: x is a table of R rows.
     """
 
     hidden: int
     out: int
     out_scale: float | None = None
+    out_bias: bool = False
+    in_axis: str = "features"
 
     @nn.compact
     def __call__(self, x: Array, rows_xR: Array | None = None) -> Array:
-        w_in = weight(self, "w_in", (x.shape[-1], self.hidden), ("features", "mlp"))
+        w_in = weight(self, "w_in", (x.shape[-1], self.hidden), (self.in_axis, "mlp"))
         b_in = weight(self, "b_in", (self.hidden,), ("mlp",), zeros)
         out_init = None if self.out_scale is None else normal(self.out_scale)
         w_out = weight(self, "w_out", (self.hidden, self.out), ("mlp", "embed"), out_init)
         first = x @ w_in.astype(x.dtype)
         first = first if rows_xR is None else rows_xR @ first
-        hidden = nn.silu(first + b_in.astype(x.dtype))
-        return hidden @ w_out.astype(x.dtype)
+        out = nn.silu(first + b_in.astype(x.dtype)) @ w_out.astype(x.dtype)
+        return out + weight(self, "b_out", (self.out,), ("embed",), zeros).astype(x.dtype) if self.out_bias else out
 
 
 class TimeEmbedding(nn.Module):

@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from onelive_jax.config import ModelConfig
 from onelive_jax.model.decoder import DecoderBlock, rematerialised
-from onelive_jax.model.layers import Context, Placement, RMSNorm, weight
+from onelive_jax.model.layers import Context, RMSNorm, weight
+from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
 

@@ -2,23 +2,57 @@
 
 Axes: B batch, W beams, S positions, L levels, K codes, N rooms, A authors, D model width, E author width.
 
-All calls are pure: `model.apply({"params": params}, …, method="encode")` and so on. Decoder input is [BOS], q0, q1 (…);
+All calls are pure: `model.apply({"params": params}, …, method="open")` and so on. Decoder input is [BOS], q0, q1 (…);
 the time of the request conditions [BOS].
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from onelive_jax.batch import Batch, LiveRooms, Request
 from onelive_jax.config import ModelConfig
 from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.decoder import Decoder, empty_caches
 from onelive_jax.model.identity import CopyScore, IdentityHead, copied_codes
-from onelive_jax.model.layers import Context, Placement, TimeEmbedding, normal, rms_normalise, weight, zeros
+from onelive_jax.model.layers import NEG_INF, Context, TimeEmbedding, normal, rms_normalise, weight, zeros
 from onelive_jax.model.mtp import MTPModule
+from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
+
+
+@struct.dataclass
+class DecoderState:
+    """What one level of the search hands on to the next, for W beams.
+
+    Attributes:
+      hidden: [B, W, D], the state that predicted the code before. caches: of the main decoder's self-attention
+        (`decoder.empty_caches`); None with multi-token prediction, whose modules read `hidden` alone.
+    """
+
+    hidden: Array
+    caches: Any = None
+
+
+@struct.dataclass
+class Opened:
+    """A request, opened: all that is computed once, before any room is searched for or scored token by token.
+
+    Attributes:
+      context: shared keys and values. state: the decoder's state after level 0, arrays [B, 1, …].
+      first_logits: float32 [B, 1, K], scores of the first code.
+      room_scores: float32 [B, N], weighted identity scores, NEG_INF off air; None where rooms have none.
+    """
+
+    context: Context
+    state: DecoderState
+    first_logits: Array
+    room_scores: Array | None
 
 
 class OneLive(nn.Module):
@@ -69,6 +103,24 @@ class OneLive(nn.Module):
         authors = self.author_table if self.config.author_items else None
         return self.context_projector(request, self.code_table, authors, train)
 
+    def open(self, request: Request, live: LiveRooms | None = None, identity_weight: float = 1.0,
+             context: Context | None = None) -> Opened:
+        """Opens a request for serving, evaluation, rollouts and the policy, without dropout: encodes it, runs the main
+        decoder on [BOS] and scores the rooms on air. Rooms are then searched for by `level_logits`.
+
+        Args:
+          live: rooms on air [B, N], or [1, N] where the batch shares one catalogue; None scores no room.
+          identity_weight: static; of the identity scores, which 0 leaves out.
+          context: `encode(request)`, where it is known already (a server keeps it while a history stays the same).
+        """
+        context = self.encode(request) if context is None else context
+        first_logits, state = self.decode_first(request, context)
+        scores_BxN = None
+        if live is not None and self.config.identity and identity_weight:
+            scores_BxN = identity_weight * self.room_scores(state.hidden[:, 0], context, live)
+            scores_BxN = jnp.where(live.mask, scores_BxN, NEG_INF)
+        return Opened(context, state, first_logits, scores_BxN)
+
     def start(self, request: Request) -> Array:
         """x_BOS + MLP(concat(hour, day, week)), [B, D]."""
         dtype = jnp.dtype(self.config.activation_dtype)
@@ -97,18 +149,14 @@ class OneLive(nn.Module):
 
     # Training: all positions at once, teacher-forced.
 
-    def training_logits(self, context: Context, request: Request, codes_BxL: Array,
-                        train: bool = False) -> tuple[list[list[Array]], Array]:
+    def _training_pass(self, context: Context, request: Request, codes_BxL: Array, train: bool):
         """Teacher-forced logits.
 
         Returns:
           modules: modules[k][l − k] is what module k (0: main decoder) says of level l, float32 [B, K].
           hidden_BxD: the main decoder's state at [BOS], which the identity head reads.
+          largest: the largest QK logit of all modules, float32 [].
         """
-        return self._training_pass(context, request, codes_BxL, train)[:2]
-
-    def _training_pass(self, context: Context, request: Request, codes_BxL: Array, train: bool):
-        """(modules, hidden_BxD) of `training_logits`, and the largest QK logit of all modules."""
         L = self.levels
         start = self.start(request)[:, None]
         inputs = [start] + [self.embed_codes(l, codes_BxL[:, None, l]) for l in range(L - 1)]
@@ -142,38 +190,32 @@ class OneLive(nn.Module):
 
     # Decoding: one code at a time for W beams.
 
-    def begin(self, request: Request):
-        """The state before level 0: arrays [B, 1, …]."""
+    def decode_first(self, request: Request, context: Context) -> tuple[Array, DecoderState]:
+        """Level 0, from [BOS]: (logits float32 [B, 1, K], state [B, 1, …])."""
         start = self.start(request)[:, None]
-        if self.config.mtp:
-            return {"hidden": start}
-        return {"hidden": start, "caches": empty_caches(self.config, start.shape[0], 1, self.levels, start.dtype)}
+        no_prefix = jnp.zeros((start.shape[0], 1, self.levels), jnp.int32)
+        caches = None if self.config.mtp else empty_caches(self.config, start.shape[0], 1, self.levels, start.dtype)
+        return self._decode_main(0, start, caches, no_prefix, context)
 
-    def decode(self, level: int, state, previous_BxW: Array, prefix_BxWxL: Array, context: Context):
-        """One level of the search: (logits float32 [B, W, K], state). `level` is static.
+    def decode_next(self, level: int, state: DecoderState, previous_BxW: Array, prefix_BxWxL: Array,
+                    context: Context) -> tuple[Array, DecoderState]:
+        """One level of the search behind the first: (logits float32 [B, W, K], state). `level` ≥ 1 is static.
 
         With multi-token prediction the main decoder runs at level 0 only and module k at level k, each on one
         position; without it the main decoder runs at every level over its cache.
         """
-        hidden = state["hidden"]
-        if self.config.mtp:
-            if level == 0:
-                hidden = self.decoder(hidden[:, :, None], context)[0][:, :, 0]
-            else:
-                embedded = self.embed_codes(level - 1, previous_BxW)
-                hidden = self.mtp[level - 1](hidden[:, :, None], embedded[:, :, None], context)[0][:, :, 0]
-            state = {"hidden": hidden}
-        else:
-            x = hidden if level == 0 else self.embed_codes(level - 1, previous_BxW)
-            hidden, caches, _ = self.decoder(x[:, :, None], context, False, state["caches"], level)
-            hidden = hidden[:, :, 0]
-            state = {"hidden": hidden, "caches": caches}
-        logits = self.logits(level, hidden[:, :, None], context, prefix_BxWxL[:, :, None])[:, :, 0]
-        return logits, state
+        embedded = self.embed_codes(level - 1, previous_BxW)
+        if not self.config.mtp:
+            return self._decode_main(level, embedded, state.caches, prefix_BxWxL, context)
+        hidden = self.mtp[level - 1](state.hidden[:, :, None], embedded[:, :, None], context)[0]
+        return self.logits(level, hidden, context, prefix_BxWxL[:, :, None])[:, :, 0], DecoderState(hidden[:, :, 0])
 
-    def first_hidden(self, request: Request, context: Context) -> Array:
-        """The main decoder's state at [BOS], [B, D] (what level 0 of `decode` computes)."""
-        return self.decoder(self.start(request)[:, None, None], context)[0][:, 0, 0]
+    def _decode_main(self, level: int, x_BxWxD: Array, caches: Any, prefix_BxWxL: Array,
+                     context: Context) -> tuple[Array, DecoderState]:
+        """One position of the main decoder."""
+        hidden, caches, _ = self.decoder(x_BxWxD[:, :, None], context, False, caches, level)
+        logits = self.logits(level, hidden, context, prefix_BxWxL[:, :, None])[:, :, 0]
+        return logits, DecoderState(hidden[:, :, 0], caches)
 
     # Identity.
 
@@ -215,3 +257,15 @@ class OneLive(nn.Module):
             return (modules, self.room_scores(hidden, context, batch.live), sampled), largest
         everyone = self.author_scores(hidden)
         return (modules, self.room_scores(hidden, context, batch.live, everyone), everyone), largest
+
+
+def level_logits(model: OneLive, params: Any, opened: Opened) -> Callable:
+    """(level, state, previous_BxW, prefix_BxWxL) → (logits_BxWxK, state) of an opened request, as
+    `decoding.beam_search` asks for it; the search starts from `opened.state`."""
+    def logits(level: int, state: DecoderState, previous_BxW: Array, prefix_BxWxL: Array):
+        if level == 0:
+            return opened.first_logits, state
+        return model.apply({"params": params}, level, state, previous_BxW, prefix_BxWxL, opened.context,
+                           method="decode_next")
+
+    return logits

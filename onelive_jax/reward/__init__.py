@@ -1,4 +1,4 @@
-"""What a room is worth to a person: the reward model (Pantheon), rewards, and its train step (paper, section c).
+"""What a room is worth to a person: the reward model (Pantheon), its train step, and rewards (paper, section c).
 
-Requests and rooms come in; one score a room goes on to alignment/.
+Requests, rooms and feedback come in; one reward a candidate goes on to alignment/.
 """

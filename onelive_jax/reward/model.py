@@ -26,7 +26,6 @@ from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.layers import (
     MLP,
     Context,
-    Placement,
     RMSNorm,
     TimeEmbedding,
     attention,
@@ -36,6 +35,7 @@ from onelive_jax.model.layers import (
     weight,
     zeros,
 )
+from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
 RATE_LOW, RATE_HIGH = 0.01, 0.99  # base rates are held in here: a single gift must not outweigh a batch of clicks

@@ -1,8 +1,5 @@
 """The reward model's phase: its train step, and the ensemble's objective weights (IPPO).
 
-The state is a `TrainState`; base rates and objective weights lie in the optimizer's state (`BalanceState`), so that
-checkpoints and shardings know of them without knowing of reward models.
-
 IPPO, iterative Pareto policy optimization. The Pantheon paper searches its ensemble's objective weights by iteration;
 of the procedure, ours is this. Every `ippo_every` steps, on validation rows, an objective *lags* by
 AUC(its own head) − AUC(ensemble score): what it pays for sharing one score. Weights move by
@@ -15,33 +12,38 @@ Axes: B batch, C candidates, O objectives.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 
 from onelive_jax.batch import Feedback
 from onelive_jax.config import Config, TrainingConfig
 from onelive_jax.reward.model import RewardModel, reward_losses
-from onelive_jax.training.train_state import TrainState, learning_rate, make_optimizer
+from onelive_jax.training.train_state import TrainState, fields_of, learning_rate, make_optimizer
 
 Array = jax.Array
 
 
-class BalanceState(NamedTuple):
-    """Optimizer state of the reward model.
+@struct.dataclass
+class RewardState(TrainState):
+    """The training state of a reward model.
 
     Attributes:
-      inner: state of the optimizer proper.
-      rate_O: float32, running mean of each objective's label (its base rate).
-      weight_O: float32, objective weights of the ensemble, mean 1.
+      base_rate_O: float32, running mean of each objective's label.
+      objective_weight_O: float32, weights of the objectives in the ensemble, mean 1.
     """
 
-    inner: Any
-    rate_O: Array
-    weight_O: Array
+    base_rate_O: Array
+    objective_weight_O: Array
+
+
+def with_objectives(state: TrainState, num_objectives: int, base_rate: float = 0.1) -> RewardState:
+    """The state with equal weights and one base rate for all objectives; pure."""
+    return RewardState(**fields_of(state), base_rate_O=jnp.full(num_objectives, base_rate),
+                       objective_weight_O=jnp.ones(num_objectives))
 
 
 def training_config(config: Config) -> TrainingConfig:
@@ -51,47 +53,37 @@ def training_config(config: Config) -> TrainingConfig:
                                warmup_steps=r.warmup_steps, weight_decay=r.weight_decay)
 
 
-def make_reward_optimizer(config: Config, num_objectives: int, base_rate: float = 0.1) -> optax.GradientTransformation:
-    """AdamW as in the supervised phase; its state also carries base rates and objective weights."""
-    inner = make_optimizer(training_config(config))
-
-    def init(params):
-        return BalanceState(inner.init(params), jnp.full(num_objectives, base_rate), jnp.ones(num_objectives))
-
-    def update(grads, state, params=None):
-        updates, inner_state = inner.update(grads, state.inner, params)
-        return updates, state._replace(inner=inner_state)
-
-    return optax.GradientTransformation(init, update)
+def make_reward_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW as in the supervised phase."""
+    return make_optimizer(training_config(config))
 
 
 def make_reward_step(model: RewardModel, tx: optax.GradientTransformation,
-                     config: Config) -> Callable[[TrainState, Feedback], tuple[TrainState, dict[str, Array]]]:
+                     config: Config) -> Callable[[RewardState, Feedback], tuple[RewardState, dict[str, Array]]]:
     """One optimizer step on a batch of feedback, pure: jit it with the state donated. `tx`: `make_reward_optimizer`."""
     schedule = learning_rate(training_config(config))
     decay = config.reward.rate_decay
 
-    def reward_step(state: TrainState, feedback: Feedback) -> tuple[TrainState, dict[str, Array]]:
+    def reward_step(state: RewardState, feedback: Feedback) -> tuple[RewardState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        balance = state.opt_state
 
         def loss_fn(params):
             logits, score = model.apply({"params": params}, feedback.request, feedback.rooms, True,
                                         rngs={"dropout": key})
-            return reward_losses(logits, score, feedback, model.objectives, balance.rate_O, balance.weight_O,
-                                 config.reward)
+            return reward_losses(logits, score, feedback, model.objectives, state.base_rate_O,
+                                 state.objective_weight_O, config.reward)
 
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, balance, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         seen_O = (feedback.known & feedback.rooms.mask[..., None]) * feedback.weight[:, None, None]
         batch_rate_O = jnp.stack([metrics[f"rate_{name}"] for name in model.objectives])
-        moved_O = decay * balance.rate_O + (1 - decay) * batch_rate_O
-        opt_state = opt_state._replace(rate_O=jnp.where(seen_O.sum((0, 1)) > 0, moved_O, balance.rate_O))
+        moved_O = decay * state.base_rate_O + (1 - decay) * batch_rate_O
+        base_rate_O = jnp.where(seen_O.sum((0, 1)) > 0, moved_O, state.base_rate_O)
         metrics |= {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params),
                     "update_norm": optax.global_norm(updates), "learning_rate": schedule(state.step)}
-        metrics |= {f"weight_{name}": balance.weight_O[i] for i, name in enumerate(model.objectives)}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        metrics |= {f"weight_{name}": state.objective_weight_O[i] for i, name in enumerate(model.objectives)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, base_rate_O=base_rate_O), metrics
 
     return reward_step
 
@@ -114,7 +106,7 @@ def ippo_weights(weight_O: np.ndarray, head_auc_O: list[float | None], score_auc
     return (moved_O / moved_O.mean()).astype(np.float32)
 
 
-def with_objective_weights(state: TrainState, weight_O: np.ndarray) -> TrainState:
+def with_objective_weights(state: RewardState, weight_O: np.ndarray) -> RewardState:
     """The state with other objective weights; nothing is recompiled."""
-    weight = jax.device_put(np.asarray(weight_O, np.float32), state.opt_state.weight_O.sharding)
-    return state.replace(opt_state=state.opt_state._replace(weight_O=weight))
+    weight = jax.device_put(np.asarray(weight_O, np.float32), state.objective_weight_O.sharding)
+    return state.replace(objective_weight_O=weight)

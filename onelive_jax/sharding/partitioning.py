@@ -32,7 +32,6 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("layers", None),             # blocks of a scanned stack
     ("head_dim", None),
     ("features", None),           # inputs of a small projection
-    ("content", None),            # width of a content embedding
 )
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
-def lone_mesh(config: MeshConfig) -> Mesh | None:
+def process_mesh(config: MeshConfig) -> Mesh | None:
     """The mesh for work that one process does by itself: all its devices, laid out by `config` or, where that is of
     another number of devices (a workdir of a larger machine), all on `data`.
 
@@ -96,7 +95,7 @@ def mesh_axes_of(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, 
     spec, used = [], set()
     for name, size in zip(names, shape, strict=True):
         if name is not None and name not in rules:
-            raise ValueError(f"{where} has the logical axis {name!r}, which RULES in onelive_jax/training/"
+            raise ValueError(f"{where} has the logical axis {name!r}, which RULES in onelive_jax/sharding/"
                              f"partitioning.py does not list; known: {', '.join(rules)}")
         wanted = () if name is None or rules[name] is None else rules[name]
         wanted = (wanted,) if isinstance(wanted, str) else wanted

@@ -8,18 +8,33 @@ read where their rows lie.
 Axes: R rows of a table, C its columns, B batch.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from onelive_jax.model.layers import Placement
 from onelive_jax.sharding.partitioning import RULES, mesh_axes_of
 
 Array = jax.Array
 BATCH_AXES: tuple[str, ...] = dict(RULES)["batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the arrays between parameters lie. The default leaves it to the compiler, which is right on one device;
+    `make_placement` makes that of a mesh.
+
+    Attributes:
+      rows: activations [B, …] → the same, their rows split as those of the batch are.
+      take: (table [R, C], its logical axes, indices [B, …]) → table[indices], [B, …, C].
+    """
+
+    rows: Callable[[Array], Array] = lambda x: x
+    take: Callable[[Array, tuple, Array], Array] = lambda table, axes, index: table[index]
 
 
 def on_mesh(model: Any, mesh: Mesh) -> Any:

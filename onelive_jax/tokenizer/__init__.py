@@ -1,5 +1,5 @@
-"""What becomes a semantic id: behaviour-aligned towers, residual k-means, codes of (author, moment).
+"""Semantic ids: towers trained on views, residual k-means on their embeddings, codes of (author, moment).
 
-Views → `tower_training.train_towers` → `towers.author_embeddings` (IA embedding) → `residual_kmeans.fit` / `encode`
-→ `semantic_ids.IdTable`, which answers for any author and moment.
+Views come in (`tower_training.ViewLog` → `train_towers`), then embeddings (`residual_kmeans.fit`). `encoder.Encoder`
+turns new content into codes, `semantic_ids.IdTable` keeps them; codes go on to batches and, through those, to model/.
 """

@@ -77,12 +77,21 @@ def make_blocks(points_NxD, codes: int, chunk: int | None = None, mesh: Mesh | N
     size = min(block_size(codes, chunk) * devices, count)
     blocks = -(-count // size)
     size = -(-count // (blocks * devices)) * devices  # blocks of equal size: at most M x devices rows of padding
-    xp = jnp if isinstance(points_NxD, jax.Array) else np
-    if blocks * size > count:
-        points_NxD = xp.pad(points_NxD, ((0, blocks * size - count), (0, 0)))
-    points = points_NxD.reshape(blocks, size, dim)
+    points = pad_rows(points_NxD, blocks * size).reshape(blocks, size, dim)
     points = jax.device_put(points, NamedSharding(mesh, spec)) if mesh else jnp.asarray(points)
     return Blocks(points, jnp.int32(count))
+
+
+def pad_rows(rows, count: int):
+    """Rows [N, …] and zeros up to `count` of them, where they were (host or device)."""
+    missing = count - rows.shape[0]
+    xp = jnp if isinstance(rows, jax.Array) else np
+    return xp.pad(rows, ((0, missing), *((0, 0),) * (rows.ndim - 1))) if missing else rows
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is not below `count`."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 # Nearest codes.

@@ -26,7 +26,7 @@ def refresh(codebooks: Codebooks, points_NxD, previous_NxL=None, iterations: int
     Level by level: points are assigned with the stickiness of `encode_sticky`, used centroids move by `step` of the way
     to the mean of their points, unused ones to badly fitted points while there are any. This continues ids only if the
     embedding space itself is continued: train the towers on from the old parameters
-    (`train_towers(..., initial=...)`), a space learned from scratch is rotated at random.
+    (`train_towers(…, initial=…)`), a space learned from scratch is rotated at random.
 
     Args:
       codebooks: the old centroids.

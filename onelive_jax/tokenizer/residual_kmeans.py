@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from onelive_jax.config import TokenizerConfig
+from onelive_jax.config import TokenizerConfig, check_ranges
 from onelive_jax.tokenizer import kmeans
 
 Array = jax.Array
@@ -47,30 +47,28 @@ class Codebooks:
         return self.centroids.shape[2]
 
 
-def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, init: str = "k-means++",
-        chunk: int | None = None, mode: str = "lloyd", batch: int = 65536, warm_iterations: int = 0,
-        balance: float = 0.0, mesh: Mesh | None = None, progress: Callable[[int], None] | None = None) -> Codebooks:
+def fit(points_NxD, config: TokenizerConfig, key: Array, chunk: int | None = None, mesh: Mesh | None = None,
+        progress: Callable[[int], None] | None = None) -> Codebooks:
     """Fits one codebook a level, each on the residuals of the levels before.
 
-    The result depends on the points and the key alone. A code that loses all its points is moved to a badly fitted
-    point, which never raises the error. Points that are all equal (or fewer distinct points than codes) are no
-    error: the surplus codes stay on copies of points and are never used.
+    The result depends on the points, the settings and the key alone. A code that loses all its points is moved to a
+    badly fitted point, which never raises the error. Points that are all equal (or fewer distinct points than codes)
+    are no error: the surplus codes stay on copies of points and are never used.
 
     Args:
       points_NxD: float [N, D], finite, N >= codes.
-      levels: L.
-      codes: K.
+      config: levels L, codes K, and of the fit
+        kmeans_iterations: passes over all points, a level. Those of Lloyd overshoot the mean, see `kmeans.lloyd`.
+        kmeans_init: "k-means++" (on a sample of max(4K, 16384) points) or "sample" (K points at random).
+        kmeans_mode: "lloyd" moves the centroids once a pass, "minibatch" once every `kmeans_batch` points.
+        kmeans_warm_iterations: Lloyd iterations on a sample of an eighth of the points before the passes over all. They
+          cost an eighth of a pass each and bring the centroids close, so that fewer passes end at the same error.
+        kmeans_balance: 0, or the most points of a code as a multiple of N / K (>= 1): every level's clusters then hold
+          at most ceil(balance * N / K) points while fitting; see `encode_balanced` for codes that keep to it. Lloyd
+          only.
       key: a `jax.random.key`.
-      iterations: passes over all points, a level. Those of Lloyd overshoot the mean, see `kmeans.lloyd`.
-      init: "k-means++" (on a sample of max(4K, 16384) points) or "sample" (K points at random).
       chunk: points whose distances to all K codes are held at once on a device; memory grows with chunk x K, never
         N x K. None takes as many as suit the device.
-      mode: "lloyd" moves the centroids once a pass, "minibatch" once every `batch` points.
-      batch: points of a mini-batch.
-      warm_iterations: Lloyd iterations on a sample of an eighth of the points before the passes over all. They cost an
-        eighth of a pass each and bring the centroids close, so that fewer `iterations` end at the same error.
-      balance: 0, or the most points of a code as a multiple of N / K (>= 1): every level's clusters then hold at most
-        ceil(balance * N / K) points while fitting; see `encode_balanced` for codes that keep to it. Lloyd only.
       mesh: splits the points over the axes `data` and `fsdp`; the result is that of one device up to rounding. The
         centroids come back to the host's default device.
       progress: called with the number of levels done.
@@ -81,35 +79,32 @@ def fit(points_NxD, levels: int, codes: int, key: Array, iterations: int = 25, i
     Raises:
       ValueError: points not finite, fewer points than codes, or a setting out of range.
     """
-    points_NxD = checked(points_NxD)
-    if min(levels, codes, iterations, batch) < 1 or warm_iterations < 0 or (chunk is not None and chunk < 1):
-        raise ValueError(f"levels={levels}, codes={codes}, iterations={iterations}, batch={batch}, chunk={chunk}: none "
-                         f"may be below 1; warm_iterations={warm_iterations} may not be below 0")
-    if init not in ("k-means++", "sample"):
-        raise ValueError(f"init={init!r} is not one of 'k-means++', 'sample'")
-    if mode not in ("lloyd", "minibatch"):
-        raise ValueError(f"mode={mode!r} is not one of 'lloyd', 'minibatch'")
+    points_NxD, c, codes = checked(points_NxD), config, config.codes
+    check_ranges(c, "config.tokenizer")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk} may not be below 1")
     if points_NxD.shape[0] < codes:
         raise ValueError(f"{points_NxD.shape[0]} points cannot fill {codes} codes a level: lower the number of codes "
                          "(config.tokenizer.codes) or give more points")
-    capacity = most_points(points_NxD.shape[0], codes, balance)
-    if capacity and mode != "lloyd":
-        raise ValueError(f"balance={balance} needs mode='lloyd': a mini-batch does not know how full a code is")
-    start = kmeans.start_plus_plus if init == "k-means++" else kmeans.start_sample
+    capacity = most_points(points_NxD.shape[0], codes, c.kmeans_balance)
+    if capacity and c.kmeans_mode != "lloyd":
+        raise ValueError(f"config.tokenizer.kmeans_balance={c.kmeans_balance} needs kmeans_mode='lloyd': a mini-batch "
+                         "does not know how full a code is")
+    start = kmeans.start_plus_plus if c.kmeans_init == "k-means++" else kmeans.start_sample
     blocks, centroids = kmeans.make_blocks(points_NxD, codes, chunk, mesh), []
-    for level in range(levels):
+    for level in range(c.levels):
         start_key, warm_key, batch_key = jax.random.split(jax.random.fold_in(key, level), 3)
         level_KxD = start(blocks, codes, start_key)
-        if warm_iterations:
+        if c.kmeans_warm_iterations:
             size = max(points_NxD.shape[0] // 8, codes)
             sample = kmeans.make_blocks(kmeans.spread_sample(blocks, size, warm_key), codes, chunk, mesh)
-            level_KxD = kmeans.lloyd(sample, level_KxD, warm_iterations)
-        if mode == "lloyd":
-            level_KxD = kmeans.lloyd(blocks, level_KxD, iterations, capacity)
+            level_KxD = kmeans.lloyd(sample, level_KxD, c.kmeans_warm_iterations)
+        if c.kmeans_mode == "lloyd":
+            level_KxD = kmeans.lloyd(blocks, level_KxD, c.kmeans_iterations, capacity)
         else:
-            level_KxD = kmeans.minibatch(blocks, level_KxD, iterations, batch, batch_key)
+            level_KxD = kmeans.minibatch(blocks, level_KxD, c.kmeans_iterations, c.kmeans_batch, batch_key)
         centroids.append(level_KxD)
-        if level + 1 < levels:
+        if level + 1 < c.levels:
             code_MxC = kmeans.bounded(blocks, level_KxD, capacity) if capacity else _nearest(blocks, level_KxD)
             blocks = blocks._replace(points=kmeans.residual(blocks, level_KxD, code_MxC))
         if progress:
@@ -122,14 +117,6 @@ def gathered(array: Array, mesh: Mesh | None) -> Array:
     if mesh is None:
         return array
     return jnp.asarray(jax.device_get(jax.device_put(array, NamedSharding(mesh, PartitionSpec()))))
-
-
-def fit_from_config(points_NxD, config: TokenizerConfig, key: Array, mesh: Mesh | None = None,
-                    progress: Callable[[int], None] | None = None) -> Codebooks:
-    """`fit` with the settings of `config.tokenizer`."""
-    c = config
-    return fit(points_NxD, c.levels, c.codes, key, c.kmeans_iterations, c.kmeans_init, None, c.kmeans_mode,
-               c.kmeans_batch, c.kmeans_warm_iterations, c.kmeans_balance, mesh, progress)
 
 
 def most_points(count: int, codes: int, balance: float) -> int:
@@ -175,22 +162,6 @@ def encode_balanced(codebooks: Codebooks, points_NxD, balance: float) -> Array:
         blocks = blocks._replace(points=kmeans.residual(blocks, level_KxD, code_MxC))
         columns.append(blocks.flat(code_MxC)[:points_NxD.shape[0]])
     return jnp.stack(columns, axis=-1)
-
-
-def decode(codebooks: Codebooks, codes_NxL) -> Array:
-    """The points that codes stand for, float32 [..., D]: the sum of the levels' centroids.
-
-    Fewer than L columns decode a prefix. Raises ValueError for more columns than levels or a code outside 0..K-1.
-    """
-    codes_NxL = np.asarray(codes_NxL)
-    if codes_NxL.shape[-1] > codebooks.levels:
-        raise ValueError(f"codes have {codes_NxL.shape[-1]} levels, the codebooks have {codebooks.levels}")
-    if codes_NxL.size and (codes_NxL.min() < 0 or codes_NxL.max() >= codebooks.codes):
-        raise ValueError(f"codes lie in {codes_NxL.min()} … {codes_NxL.max()}, allowed are 0 … {codebooks.codes - 1}")
-    total = jnp.zeros((*codes_NxL.shape[:-1], codebooks.dim), jnp.float32)
-    for level in range(codes_NxL.shape[-1]):
-        total = total + codebooks.centroids[level, codes_NxL[..., level]]
-    return total
 
 
 def residual_norms(codebooks: Codebooks, points_NxD, codes_NxL=None) -> Array:
@@ -251,12 +222,9 @@ _nearest = jax.jit(lambda blocks, centroids_KxD: kmeans.nearest(blocks.points, c
 def _padded(points_NxD, chunk: int) -> Array:
     """Points in blocks [M, C, D] of which both M and C are powers of two or `chunk`: few shapes to compile for."""
     count, dim = points_NxD.shape
-    size = chunk if count >= chunk else min(chunk, 1 << (count - 1).bit_length())
-    blocks = 1 << (-(-count // size) - 1).bit_length()
-    xp = jnp if isinstance(points_NxD, jax.Array) else np
-    if blocks * size > count:
-        points_NxD = xp.pad(points_NxD, ((0, blocks * size - count), (0, 0)))
-    return jnp.asarray(points_NxD.reshape(blocks, size, dim))
+    size = chunk if count >= chunk else min(chunk, kmeans.power_of_two(count))
+    blocks = kmeans.power_of_two(-(-count // size))
+    return jnp.asarray(kmeans.pad_rows(points_NxD, blocks * size).reshape(blocks, size, dim))
 
 
 @jax.jit

@@ -22,10 +22,10 @@ import numpy as np
 import optax
 from flax import struct
 
+from onelive_jax.model.layers import MLP
 from onelive_jax.tokenizer import kmeans
 from onelive_jax.tokenizer.residual_kmeans import Codebooks, checked
 from onelive_jax.tokenizer.residual_kmeans import encode as encode_residual
-from onelive_jax.tokenizer.towers import CONTENT, EMBED, Mlp
 
 Array = jax.Array
 
@@ -201,8 +201,9 @@ def _encoded(encoder: dict, points_NxX: Array, settings: Settings) -> Array:
     return _models(settings, points_NxX.shape[1])[0].apply({"params": encoder}, points_NxX)
 
 
-def _models(settings: Settings, width: int) -> tuple[Mlp, Mlp]:
-    return Mlp(settings.hidden, settings.latent, CONTENT), Mlp(settings.hidden, width, EMBED)
+def _models(settings: Settings, width: int) -> tuple[MLP, MLP]:
+    return (MLP(settings.hidden, settings.latent, out_bias=True),
+            MLP(settings.hidden, width, out_bias=True, in_axis="embed"))
 
 
 def _optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -4,8 +4,8 @@ Axes: B pairs, T history views, A authors, U users, V training views, S content 
 user features, C content width, D embedding width.
 
 A training view is a positive pair (user, author); what the user watched before it stands for the user. Views are arrays
-in the order of a log: all views of user 0 by time, then those of user 1, …; `user_ptr[u] : user_ptr[u + 1]` are user
-u's. Histories are sliced when a batch is made, never stored.
+in the order of a log (`ViewLog`): all views of user 0 by time, then those of user 1, … Histories are sliced when a
+batch is made, never stored.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 
 from onelive_jax.config import TokenizerConfig
 from onelive_jax.sharding import partitioning
-from onelive_jax.tokenizer.towers import TwoTowers, info_nce, tower_recall, user_embeddings
+from onelive_jax.tokenizer.encoder import Towers, check_finite
+from onelive_jax.tokenizer.towers import TwoTowers, info_nce
 
 Array = jax.Array
 
@@ -32,20 +33,79 @@ REPORT_EVERY = 100
 
 
 @dataclasses.dataclass(frozen=True)
+class ViewLog:
+    """Views and what is known of those who watch and who are watched.
+
+    Attributes:
+      user_ptr: int64 [U + 1], user u's views are rows user_ptr[u] … user_ptr[u + 1] - 1, by time.
+      author: int32 [V], the author of each view.
+      num_authors: A.
+      time_ms: int64 [V], when each view began; read where config.negatives is "same time" (`_runs` says why).
+      content: float32 [S, C], concat(x_30s, x_pool) of (author, moment) rows, or None. May be a memory map: only the
+        rows of a batch are gathered.
+      content_row: int32 [V], the row of `content` in force at each view, -1 for none.
+      attributes_AxS: float32, side features of every author (numbers, one-hot categories), or None.
+      features_UxF: float32, side features of every user, or None.
+
+    Raises: ValueError where arrays do not fit each other.
+    """
+
+    user_ptr: np.ndarray
+    author: np.ndarray
+    num_authors: int
+    time_ms: np.ndarray | None = None
+    content: np.ndarray | None = None
+    content_row: np.ndarray | None = None
+    attributes_AxS: np.ndarray | None = None
+    features_UxF: np.ndarray | None = None
+
+    def __post_init__(self):
+        user_ptr, author = np.asarray(self.user_ptr, np.int64), np.asarray(self.author, np.int32)
+        if user_ptr.ndim != 1 or not len(user_ptr) or user_ptr[0] != 0 or user_ptr[-1] != len(author):
+            raise ValueError(f"user_ptr must run from 0 to the number of views, {len(author)}")
+        if (np.diff(user_ptr) < 0).any():
+            raise ValueError(f"user_ptr falls after user {int(np.argmax(np.diff(user_ptr) < 0))}")
+        if len(author) and (author.min() < 0 or author.max() >= self.num_authors):
+            raise ValueError(f"author indices lie in {author.min()} … {author.max()}, allowed are 0 … "
+                             f"{self.num_authors - 1}")
+        content = _table("content", self.content)
+        row = np.full(len(author), -1, np.int32) if content is None else self.content_row
+        if row is None or len(row) != len(author):
+            raise ValueError(f"content needs content_row, one row of content (or -1) for each of the {len(author)} "
+                             "views")
+        if content is not None and len(author) and (np.min(row) < -1 or np.max(row) >= len(content)):
+            raise ValueError(f"content_row lies in {np.min(row)} … {np.max(row)}, allowed are -1 … {len(content) - 1}")
+        checked = {"user_ptr": user_ptr, "author": author, "content": content,
+                   "content_row": np.asarray(row, np.int32),
+                   "attributes_AxS": _table("attributes", self.attributes_AxS, self.num_authors),
+                   "features_UxF": _table("user features", self.features_UxF, len(user_ptr) - 1)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def users_of(self, rows: np.ndarray) -> np.ndarray:
+        """Who watched the views `rows`, int64 [n]."""
+        return np.searchsorted(self.user_ptr, rows, side="right") - 1
+
+    def content_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(float32 [..., C], bool [...] whether any was known) of the views `rows` int [...]; C = 0 without content."""
+        row = self.content_row[rows]
+        table = np.zeros((1, 0), np.float32) if self.content is None else self.content
+        return table[np.maximum(row, 0)], row >= 0
+
+
+@dataclasses.dataclass(frozen=True)
 class TowersResult:
     """What training leaves behind.
 
     Attributes:
-      params: nested dict of float32 arrays.
+      towers: the trained towers; parameters are whole, on the host's default device.
       losses: float32 [steps].
-      author_views: int32 [A], training views of every author: the evidence that the gate reads.
       pairs: training views that served as positives.
       without_history: training views that could not: no view of another author within the history before them.
     """
 
-    params: dict
+    towers: Towers
     losses: np.ndarray
-    author_views: np.ndarray
     pairs: int
     without_history: int
 
@@ -67,11 +127,8 @@ def slice_history(user_ptr: np.ndarray, positions: np.ndarray, length: int) -> t
     return np.where(mask, rows, 0), mask
 
 
-def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConfig, num_authors: int,
-                 content: np.ndarray | None = None, content_row: np.ndarray | None = None, seed: int = 0,
-                 initial: dict | None = None, progress: Callable[[int, float], None] | None = None,
-                 attributes: np.ndarray | None = None, user_features: np.ndarray | None = None,
-                 time_ms: np.ndarray | None = None, mesh: Mesh | None = None) -> TowersResult:
+def train_towers(log: ViewLog, config: TokenizerConfig, seed: int = 0, initial: dict | None = None,
+                 progress: Callable[[int, float], None] | None = None, mesh: Mesh | None = None) -> TowersResult:
     """Aligns the towers on the training views by InfoNCE (AdamW, cosine schedule).
 
     Views of the positive author are taken out of the history: with them the towers would learn that people return to
@@ -83,57 +140,43 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
     the whole log there too: an approximation, not the exact probability.
 
     Args:
-      user_ptr: int64 [U + 1], user u's training views are rows user_ptr[u] … user_ptr[u + 1] - 1, by time.
-      author: int32 [V], the author of each training view.
+      log: the training views.
       config: widths, steps, rates.
-      num_authors: A.
-      content: float32 [S, C], concat(x_30s, x_pool) of (author, moment) rows, or None. May be a memory map: only the
-        rows of a batch are gathered.
-      content_row: int32 [V], the row of `content` in force at each view, -1 for none.
       seed: of initial values, batches and dropout.
       initial: parameters to go on from (a refresh: the space, and with it the codes, stays in place); they may hold
         fewer authors, the new ones start at random.
       progress: called with (steps done, mean loss since the last call) every 100 steps and at the end.
-      attributes: float32 [A, S], side features of every author (numbers, one-hot categories), or None.
-      user_features: float32 [U, F], side features of every user, or None.
-      time_ms: int64 [V], when each view began; read where config.negatives is "same time" (`_runs` says why).
       mesh: devices of this process to train on; parameters and both moments lie as `partitioning.RULES` say, pairs over
         data and fsdp (a batch is rounded down to a multiple of these). None: the default device.
 
-    Returns:
-      TowersResult; its parameters are whole, on the host.
-
     Raises:
-      ValueError: arrays that do not fit each other, or a log without any pair to learn from.
+      ValueError: a log without any pair to learn from, or without time_ms where that is read.
       FloatingPointError: the loss became NaN or infinite; the message names the step.
     """
-    user_ptr, author = np.asarray(user_ptr, np.int64), np.asarray(author, np.int32)
-    content, content_row = _check_log(user_ptr, author, num_authors, content, content_row)
-    attributes = _check_side(attributes, "attributes", num_authors)
-    user_features = _check_side(user_features, "user_features", len(user_ptr) - 1)
+    user_ptr, author = log.user_ptr, log.author
     positives = _positives(user_ptr, author, config.history_items)
     if len(positives) < 2:
         raise ValueError(f"{len(positives)} of {len(author)} training views have a view of another author by the same "
                          "user before them; the towers need at least 2 such pairs")
-    if config.negatives == "same time" and (time_ms is None or len(time_ms) != len(author)):
+    if config.negatives == "same time" and (log.time_ms is None or len(log.time_ms) != len(author)):
         raise ValueError("config.tokenizer.negatives='same time' needs time_ms, one moment for each of the "
                          f"{len(author)} views")
-    views = np.bincount(author, minlength=num_authors).astype(np.int32)
-    log_q = np.log(np.maximum(np.bincount(author[positives], minlength=num_authors), 1) / len(positives))
-    log_q = log_q.astype(np.float32)
+    views = np.bincount(author, minlength=log.num_authors).astype(np.int32)
+    share = np.maximum(np.bincount(author[positives], minlength=log.num_authors), 1) / len(positives)
+    log_q = np.log(share).astype(np.float32)
 
     def described(rows):
-        row = content_row[rows]
-        side = {} if attributes is None else {"attributes": attributes[author[rows]]}
-        return dict(author=author[rows], views=views[author[rows]].astype(np.float32),
-                    content=content[np.maximum(row, 0)], has_content=row >= 0) | side
+        content, has_content = log.content_of(rows)
+        side = {} if log.attributes_AxS is None else {"attributes": log.attributes_AxS[author[rows]]}
+        return dict(author=author[rows], views=views[author[rows]].astype(np.float32), content=content,
+                    has_content=has_content) | side
 
     def who(rows):
-        return {} if user_features is None else {"features": user_features[users_of(user_ptr, rows)]}
+        return {} if log.features_UxF is None else {"features": log.features_UxF[log.users_of(rows)]}
 
-    model = TwoTowers(num_authors, config)
-    boxed = boxed_params(model, content.shape[1], seed, 0 if attributes is None else attributes.shape[1],
-                         0 if user_features is None else user_features.shape[1])
+    model = TwoTowers(log.num_authors, config)
+    widths = (0 if table is None else table.shape[1] for table in (log.content, log.attributes_AxS, log.features_UxF))
+    boxed = boxed_params(model, seed, *widths)
     params = nn.unbox(boxed)
     if initial is not None:
         params = _continue_from(initial, params)
@@ -152,7 +195,7 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
         state = params, jax.jit(optimizer.init, out_shardings=of_moments)(params)
     step, key = _train_step(model, optimizer, shardings), jax.random.key(seed)
     if config.negatives == "same time":
-        batches = _runs(positives[np.argsort(np.asarray(time_ms)[positives], kind="stable")], batch_size, rng)
+        batches = _runs(positives[np.argsort(np.asarray(log.time_ms)[positives], kind="stable")], batch_size, rng)
     else:
         batches = _batches(positives, batch_size, rng)
     losses, pending = np.zeros(config.steps, np.float32), []
@@ -170,15 +213,11 @@ def train_towers(user_ptr: np.ndarray, author: np.ndarray, config: TokenizerConf
             losses[first:index + 1], pending = recent, []
             if progress:
                 progress(index + 1, float(recent.mean()))
-    return TowersResult(jax.tree.map(np.asarray, state[0]), losses, views, len(positives), len(author) - len(positives))
+    towers = Towers(jax.tree.map(np.asarray, state[0]), config, views, log.attributes_AxS)
+    return TowersResult(towers, losses, len(positives), len(author) - len(positives))
 
 
-def init_params(model: TwoTowers, *widths_and_seed, **more) -> dict:
-    """Initial parameters, plain arrays; arguments as `boxed_params`."""
-    return nn.unbox(boxed_params(model, *widths_and_seed, **more))
-
-
-def boxed_params(model: TwoTowers, content_width: int, seed: int, attribute_width: int = 0,
+def boxed_params(model: TwoTowers, seed: int, content_width: int = 0, attribute_width: int = 0,
                  feature_width: int = 0) -> dict:
     """Initial parameters in their partitioning boxes; a width of 0 stands for inputs that are not there."""
     one = dict(author=jnp.zeros((1,), jnp.int32), views=jnp.zeros((1,)), content=jnp.zeros((1, content_width)),
@@ -191,32 +230,22 @@ def boxed_params(model: TwoTowers, content_width: int, seed: int, attribute_widt
     return model.init(jax.random.key(seed), one, history)["params"]
 
 
-def users_of(user_ptr: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Whose the rows of a log are, int64 [n]."""
-    return np.searchsorted(user_ptr, rows, side="right") - 1
-
-
-def recall_on_log(result: TowersResult, config: TokenizerConfig, user_ptr: np.ndarray, author: np.ndarray,
-                  rows: np.ndarray, author_AxD: np.ndarray, ks: tuple[int, ...] = (10, 64),
-                  content: np.ndarray | None = None, content_row: np.ndarray | None = None,
-                  attributes: np.ndarray | None = None, user_features: np.ndarray | None = None,
-                  chunk: int = 4096) -> dict[int, float]:
+def recall_on_log(towers: Towers, log: ViewLog, rows: np.ndarray, author_AxD: np.ndarray,
+                  ks: tuple[int, ...] = (10, 64), chunk: int = 4096) -> dict[int, float]:
     """What the towers alone recall: share of views whose author is among the k nearest of *all* authors to the user.
 
     The user is what was watched before the view (all of it, the author itself included) and its features. No list of
     who is on air: a figure of the embedding, not of recommendations.
 
     Args:
-      result, config: of `train_towers`.
-      user_ptr, author, content, content_row, attributes, user_features: as in `train_towers`, but of the log that is
-        asked about: it holds the views in `rows` and those before them.
+      log: holds the views in `rows` and those before them.
       rows: int64 [Q], the views to be found.
-      author_AxD: float32, unit length, what stands for each author (`author_embeddings`).
+      author_AxD: float32, unit length, what stands for each author (`Towers.authors`).
       ks: how many nearest.
       chunk: views at once.
 
     Returns:
-      {k: share of rows}.
+      {k: share of rows}; ties count against a view.
 
     Raises:
       ValueError: no rows, or inputs other than the towers were trained on.
@@ -226,49 +255,26 @@ def recall_on_log(result: TowersResult, config: TokenizerConfig, user_ptr: np.nd
     found = {k: 0.0 for k in ks}
     for first in range(0, len(rows), chunk):
         part = rows[first:first + chunk]
-        history, mask = slice_history(user_ptr, part, config.history_items)
-        row = None if content is None else content_row[history]
-        user_BxD = user_embeddings(
-            result.params, config, result.author_views, author[history], mask,
-            None if content is None else content[np.maximum(row, 0)], None if content is None else row >= 0,
-            attributes, None if user_features is None else user_features[users_of(user_ptr, part)])
-        for k, share in tower_recall(user_BxD, author_AxD, author[part], ks).items():
-            found[k] += share * len(part) / len(rows)
+        history, mask = slice_history(log.user_ptr, part, towers.config.history_items)
+        content = (None, None) if log.content is None else log.content_of(history)
+        features = None if log.features_UxF is None else log.features_UxF[log.users_of(part)]
+        scores = towers.users(log.author[history], mask, *content, features) @ author_AxD.T
+        rank = (scores >= scores[np.arange(len(part)), log.author[part]][:, None]).sum(axis=1) - 1
+        for k in ks:
+            found[k] += float((rank < k).mean()) * len(part) / len(rows)
     return found
 
 
-def _check_side(values: np.ndarray | None, name: str, count: int) -> np.ndarray | None:
+def _table(name: str, values: np.ndarray | None, count: int | None = None) -> np.ndarray | None:
+    """float32 [count, width], finite; None as it is."""
     if values is None:
         return None
     values = np.asarray(values, np.float32)
-    if values.ndim != 2 or values.shape[0] != count or not values.shape[1]:
-        raise ValueError(f"{name} must be a [{count}, width] array, not of shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} row {int(np.argmin(np.isfinite(values).all(axis=1)))} holds NaN or infinity")
+    if values.ndim != 2 or 0 in values.shape or count not in (None, len(values)):
+        raise ValueError(f"{name} must be a non-empty [{'rows' if count is None else count}, width] array, not of "
+                         f"shape {values.shape}")
+    check_finite(name, values)
     return values
-
-
-def _check_log(user_ptr, author, num_authors, content, content_row):
-    if user_ptr.ndim != 1 or not len(user_ptr) or user_ptr[0] != 0 or user_ptr[-1] != len(author):
-        raise ValueError(f"user_ptr must run from 0 to the number of views, {len(author)}")
-    if (np.diff(user_ptr) < 0).any():
-        raise ValueError(f"user_ptr falls after user {int(np.argmax(np.diff(user_ptr) < 0))}")
-    if len(author) and (author.min() < 0 or author.max() >= num_authors):
-        raise ValueError(f"author indices lie in {author.min()} … {author.max()}, allowed are 0 … {num_authors - 1}")
-    if content is None:
-        return np.zeros((1, 0), np.float32), np.full(len(author), -1, np.int32)
-    content = np.asarray(content, np.float32)
-    if content.ndim != 2 or 0 in content.shape:
-        raise ValueError(f"content must be a non-empty [S, C] array, not of shape {content.shape}")
-    if content_row is None or len(content_row) != len(author):
-        raise ValueError(f"content needs content_row, one row of content (or -1) for each of the {len(author)} views")
-    if len(author) and (np.min(content_row) < -1 or np.max(content_row) >= len(content)):
-        raise ValueError(f"content_row lies in {np.min(content_row)} … {np.max(content_row)}, allowed are -1 … "
-                         f"{len(content) - 1}")
-    finite = np.isfinite(content.sum(axis=1))
-    if not finite.all():
-        raise ValueError(f"content row {int(np.argmin(finite))} holds NaN, infinity or values without measure")
-    return content, np.asarray(content_row, np.int32)
 
 
 def _check_finite(losses: np.ndarray, first: int) -> None:

@@ -1,1 +1,4 @@
-"""What a training run needs beside its model: state, shardings, checkpoints, metrics."""
+"""Training of the model: losses and step of the supervised phase, and what every phase needs.
+
+Batches come in; checkpoints go on to decoding/, reward/ and alignment/, metrics to files.
+"""

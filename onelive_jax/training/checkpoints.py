@@ -1,9 +1,10 @@
 """Checkpoints of a run, and artifacts (a fitted tokenizer) handed from stage to stage. The only file that knows orbax.
 
-A checkpoint of step s lies in FOLDER/s and has four items: `params`, `opt_state`, `data` (where the batches were) and
-`meta` (step, random key, config, metrics; readable as JSON). It is written beside its final name and renamed when it
-is whole, so that an interrupted save leaves nothing that could be loaded. One that was damaged later is set aside as
-FOLDER/s.damaged when a run resumes, with a warning, and the one before it is used.
+A checkpoint of step s lies in FOLDER/s and has four items: `params`, `state` (the other arrays of the training state),
+`data` (where the batches were) and `meta` (step, random key, settings, metrics), the last two readable as JSON. It is
+written beside its final name and renamed when it is whole, so that an interrupted save leaves nothing that could be
+loaded. One that was damaged later is set aside as FOLDER/s.damaged when a run resumes, with a warning, and the one
+before it is used.
 
 Nothing in a checkpoint depends on the mesh or on the number of processes that wrote it.
 """
@@ -12,20 +13,22 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from onelive_jax import config as config_lib
-from onelive_jax.training import checkpoint_files
-from onelive_jax.training.train_state import TrainState
+from onelive_jax.config import differing
+from onelive_jax.files import explain_full_disk
+from onelive_jax.sharding.processes import broadcast, is_main, wait_for_all
+from onelive_jax.training.train_state import TrainState, fields_of
 
-ITEMS = ("params", "opt_state", "data", "meta")
+ARRAYS, JSON = ("params", "state"), ("data", "meta")
+ITEMS = ARRAYS + JSON
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +41,25 @@ PASSED_OVER = "%s/%d is damaged and is passed over: %s"
 logging.getLogger("orbax").setLevel(logging.WARNING)
 
 
-@dataclasses.dataclass
-class Restored:
-    """What a checkpoint held.
-
-    Attributes:
-      state: the training state, bit for bit as it was saved, under the shardings of the target.
-      data: state of the batch iterator as it was saved (bytes, JSON value, or None).
-      config: settings of the run that saved it.
-      metrics: metrics given to `save` (empty if none).
-    """
-
-    state: TrainState
-    data: Any
-    config: config_lib.Config
-    metrics: dict[str, float]
-
-
 class NoneWhole(ValueError):
     """A folder has checkpoints, and all of them are damaged."""
+
+
+@dataclasses.dataclass
+class KeepBest:
+    """Keeps the checkpoint that `Checkpoints.best_step` names. (orbax's BestN keeps the latest of equals.)"""
+
+    rank: Any
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        best = best_of({info.step: self.rank(info.metrics or {}) for info in checkpoints})
+        return [info.step == best for info in checkpoints]
+
+
+def best_of(ranks: Mapping[int, float]) -> int | None:
+    """The step of the highest rank, of equal ones the earliest; None where no rank is above −inf."""
+    step = max(ranks, key=lambda step: (ranks[step], -step), default=None)
+    return None if step is None or ranks[step] == -math.inf else step
 
 
 class Checkpoints:
@@ -65,28 +68,24 @@ class Checkpoints:
     Args:
       folder: the run's folder; made if it is missing.
       keep: newest checkpoints kept; older ones are deleted.
-      best_metric: name of a metric given to `save`; the checkpoint with its best value is kept as well.
-      higher_is_better: whether the best value is the largest.
+      best_metric: name of a metric given to `save`; the checkpoint with its best value (the largest; of
+        equal ones the earliest) is kept as well.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2, best_metric: str | None = None,
-                 higher_is_better: bool = True):
+    def __init__(self, folder: str | Path, keep: int = 2, best_metric: str | None = None):
         self.folder = Path(folder).resolve()
         self.best_metric = best_metric
-        self.higher_is_better = higher_is_better
         policies = [ocp.checkpoint_managers.LatestN(keep)]
         if best_metric is not None:
-            policies.append(ocp.checkpoint_managers.BestN(
-                get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False))
-        if jax.process_index() == 0:  # orbax reads the metrics of all steps at once, and fails of a single one
+            policies.append(KeepBest(self._rank))
+        if is_main():  # orbax reads the metrics of all steps at once, and fails of a single one
             for step in _steps(self.folder):
                 metrics = self.folder / str(step) / "metrics" / "metrics"
-                damage = checkpoint_files.json_damage(metrics) if metrics.exists() else None
+                damage = _json_damage(metrics) if metrics.exists() else None
                 if damage is not None:
                     logger.warning(PASSED_OVER, self.folder, step, f"metrics: {damage}")
-                    checkpoint_files.set_aside(self.folder, step)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"{self.folder}: damaged checkpoints are set aside")
+                    _set_aside(self.folder, step)
+        wait_for_all(f"{self.folder}: damaged checkpoints are set aside")
         # orbax writes metrics only where best_fn is set; which checkpoints stay is up to the policies.
         self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=ocp.CheckpointManagerOptions(
             create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True,
@@ -100,12 +99,9 @@ class Checkpoints:
         self.close()
 
     def _rank(self, metrics: Mapping[str, float]) -> float:
-        value = metrics.get(self.best_metric)
-        if value is None:
-            return -math.inf
-        return value if self.higher_is_better else -value
+        return metrics.get(self.best_metric, -math.inf)
 
-    def save(self, state: TrainState, data: Any, config: config_lib.Config,
+    def save(self, state: TrainState, data: Any, settings: Mapping[str, Any],
              metrics: Mapping[str, float] | None = None) -> None:
         """Saves the state of step `int(state.step)`; returns when the arrays are copied, and writes in the background.
 
@@ -113,9 +109,9 @@ class Checkpoints:
 
         Args:
           state: the training state. It may be donated to the next step as soon as this returns.
-          data: the batch iterator's state: bytes, a JSON value, or None. It must be the same on every process, i.e. say
-            where the run is in an order of examples that is common to all; that of process 0 is written.
-          config: settings of the run.
+          data: the batch iterator's state, a JSON value. It must be the same on every process, i.e. say where the run
+            is in an order of examples that is common to all; that of process 0 is written.
+          settings: JSON values that decide what the run makes; `restore` compares them.
           metrics: validation metrics of this very step; they decide which checkpoint is best.
 
         Raises:
@@ -133,15 +129,15 @@ class Checkpoints:
             "step": step,
             "key": np.asarray(jax.random.key_data(state.key)).tolist(),
             "key_impl": str(jax.random.key_impl(state.key)),
-            "config": json.loads(config_lib.to_json(config)),
+            "settings": dict(settings),
             "metrics": metrics,
         }
         ranked = metrics if self.best_metric in metrics else None
-        with checkpoint_files.told_of_a_full_disk(self.folder):
+        with explain_full_disk(self.folder, "a checkpoint"):
             saved = self._manager.save(step, metrics=ranked, args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
-                opt_state=ocp.args.StandardSave(state.opt_state),
-                data=ocp.args.JsonSave({"iterator": checkpoint_files.encode(data)}),
+                state=ocp.args.StandardSave(_other_arrays(state)),
+                data=ocp.args.JsonSave({"iterator": data}),
                 meta=ocp.args.JsonSave(meta)))
         if not saved:
             raise ValueError(f"{self.folder}: step {step} is not after the newest checkpoint, {self.latest_step()}; "
@@ -152,54 +148,49 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step with the best `best_metric` among the checkpoints there are, or None if none has that metric."""
-        scored = {step: self._rank(self._manager.metrics(step) or {}) for step in self._manager.all_steps()}
-        scored = {step: rank for step, rank in scored.items() if rank > -math.inf}
-        return max(scored, key=scored.get) if scored else None
+        """The checkpoint's step with the best `best_metric`, of equal ones the earliest; None if none has it."""
+        return best_of({step: self._rank(self._manager.metrics(step) or {}) for step in self._manager.all_steps()})
 
     def restore(self, target: TrainState, step: int | None = None,
-                check: Callable[[config_lib.Config], None] | None = None) -> Restored:
-        """Restores a whole state.
+                settings: Mapping[str, Any] | None = None) -> tuple[TrainState, Any]:
+        """(the training state bit for bit as it was saved, the state of the batch iterator).
 
         Args:
           target: shapes, dtypes and shardings to restore to (`train_state.abstract_state`, or a state); the mesh may
             be another than the one it was saved under, and so may the number of processes.
           step: which checkpoint; when None the newest that is whole. Newer ones are set aside (FOLDER/s.damaged).
-          check: called with the settings of the run that saved it, before its arrays are read; raises where they do
-            not fit. (Settings say better than shapes what is wrong.)
+          settings: those of this run, compared before arrays are read; None: not compared.
 
         Raises:
           FileNotFoundError: there is no (such) checkpoint.
-          NoneWhole: no checkpoint is whole. ValueError: its arrays have other names or shapes.
+          NoneWhole: no checkpoint is whole.
+          ValueError: it was saved with other settings (names them), or its arrays have other names or shapes.
         """
         self._manager.wait_until_finished()
         steps = self._manager.all_steps()
         if step is None and steps:
             step = self._set_damaged_aside(sorted(steps))
         step = _existing_step(self.folder, steps, step)
-        meta, data = (checkpoint_files.read_json(self.folder / str(step) / item) for item in ("meta", "data"))
-        config = config_lib.from_json(json.dumps(meta["config"]))
-        if check is not None:
-            check(config)
+        meta, data = (_read_json(self.folder / str(step) / item) for item in ("meta", "data"))
+        if settings is not None and (changed := differing(meta["settings"], settings)):
+            raise ValueError(f"{self.folder} holds an unfinished run with other settings ({changed}): choose another "
+                             f"--workdir, or delete {self.folder}")
         _check_shapes(target.params, self.folder / str(step) / "params")
         arrays = self._manager.restore(step, args=ocp.args.Composite(
             params=ocp.args.StandardRestore(_abstract(target.params)),
-            opt_state=ocp.args.StandardRestore(_abstract(target.opt_state))))
+            state=ocp.args.StandardRestore(_abstract(_other_arrays(target)))))
         key = jax.random.wrap_key_data(_placed(np.asarray(meta["key"], np.uint32), target.key), impl=meta["key_impl"])
-        state = TrainState(step=_placed(np.asarray(meta["step"], np.int32), target.step), params=arrays.params,
-                           opt_state=arrays.opt_state, key=key)
-        return Restored(state=state, data=checkpoint_files.decode(data["iterator"]),
-                        config=config, metrics=meta["metrics"])
+        return target.replace(step=_placed(np.asarray(meta["step"], np.int32), target.step), params=arrays.params,
+                              key=key, **arrays.state), data["iterator"]
 
     def _set_damaged_aside(self, steps: list[int]) -> int:
         """The newest step that process 0 can read in full; what is newer gets another name."""
         whole = -1
-        if jax.process_index() == 0:
+        if is_main():
             whole = _newest_whole(self.folder, steps, ITEMS)
             for step in steps[steps.index(whole) + 1:] if whole >= 0 else ():
-                checkpoint_files.set_aside(self.folder, step)
-        if jax.process_count() > 1:
-            whole = int(multihost_utils.broadcast_one_to_all(np.asarray(whole, np.int32)))
+                _set_aside(self.folder, step)
+        whole = int(broadcast(np.asarray(whole, np.int32)))
         if whole < 0:
             raise NoneWhole(f"no checkpoint in {self.folder} is whole: {', '.join(map(str, steps))} are all damaged. "
                             f"Restore one from a backup, or delete {self.folder} to start anew")
@@ -209,18 +200,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until the last save is on disk; raises what went wrong while it was written (a full disk: OSError)."""
-        with checkpoint_files.told_of_a_full_disk(self.folder):
+        with explain_full_disk(self.folder, "a checkpoint"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finishes the last save and ends the background threads; raises as `wait`."""
-        with checkpoint_files.told_of_a_full_disk(self.folder):
+        with explain_full_disk(self.folder, "a checkpoint"):
             self._manager.close()
-
-
-def read_config(folder: str | Path, step: int | None = None) -> config_lib.Config:
-    """The settings of the run that saved a checkpoint (the newest when `step` is None). Raises FileNotFoundError."""
-    return config_lib.from_json(json.dumps(_read_meta(Path(folder).resolve(), step)["config"]))
 
 
 def restore_params(folder: str | Path, target: Any = None, step: int | None = None) -> Any:
@@ -250,13 +236,12 @@ def restore_params(folder: str | Path, target: Any = None, step: int | None = No
 
 
 def read(folder: str | Path, step: int) -> dict[str, Any]:
-    """All that the checkpoint of a step holds, on the host: "params", "opt_state" (trees of NumPy arrays), "data",
+    """All that the checkpoint of a step holds, on the host: "params", "state" (trees of NumPy arrays), "data" and
     "meta". For looking at; a run resumes by `Checkpoints.restore`. Raises FileNotFoundError.
     """
     folder = Path(folder).resolve()
     path = folder / str(_existing_step(folder, _steps(folder), step))
-    readers = dict.fromkeys(("params", "opt_state"), _read_arrays)
-    return {item: readers.get(item, checkpoint_files.read_json)(path / item) for item in ITEMS}
+    return {item: (_read_arrays if item in ARRAYS else _read_json)(path / item) for item in ITEMS}
 
 
 def save_artifact(folder: str | Path, arrays: Any, meta: Mapping[str, Any]) -> None:
@@ -295,16 +280,12 @@ def load_artifact(folder: str | Path, kind: str, version: int) -> tuple[Any, dic
     folder = Path(folder).resolve()
     if not (folder / "arrays").is_dir() or not (folder / "meta").is_dir():
         raise FileNotFoundError(f"{folder} holds no saved {kind}; run the stage that writes it first")
-    meta = checkpoint_files.read_json(folder / "meta")
+    meta = _read_json(folder / "meta")
     found = (meta["kind"], meta["version"])
     if found != (kind, version):
         raise ValueError(f"{folder} holds {found[0]!r} version {found[1]}, but {kind!r} version {version} is needed; "
                          "run the stage that writes it again")
     return _read_arrays(folder / "arrays"), meta
-
-
-def _read_meta(folder: Path, step: int | None) -> dict[str, Any]:
-    return checkpoint_files.read_json(folder / str(_existing_step(folder, _steps(folder), step)) / "meta")
 
 
 def _steps(folder: Path) -> list[int]:
@@ -333,17 +314,47 @@ def _newest_whole(folder: Path, steps: list[int], items: tuple[str, ...]) -> int
 def _damage(path: Path, items: tuple[str, ...]) -> str | None:
     """What keeps a checkpoint from being read, or None. Reads all of it, one item at a time, onto the host."""
     for item in items:
-        arrays = item in ("params", "opt_state")
+        arrays = item in ARRAYS
         files = (path / item / "array_metadatas").glob("*") if arrays else [path / item / "metadata"]
-        damage = next(filter(None, map(checkpoint_files.json_damage, files)), None)
+        damage = next(filter(None, map(_json_damage, files)), None)
         if damage is None and arrays:
             try:
                 _read_arrays(path / item)
             except UNREADABLE as error:
-                damage = checkpoint_files.first_line(error)
+                damage = _first_line(error)
         if damage is not None:
             return f"{item}: {damage}"
     return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON item of a checkpoint that lies in the folder `path`."""
+    return json.loads((path / "metadata").read_text("utf-8"))
+
+
+def _json_damage(file: Path) -> str | None:
+    """What keeps a file from being read as JSON, or None."""
+    try:
+        json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{file.name}: {_first_line(error)}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _set_aside(folder: Path, step: int) -> None:
+    """Gives a step a name under which it is no checkpoint any more, nor in the way of the next one of that step."""
+    aside = folder / f"{step}.damaged"
+    shutil.rmtree(aside, ignore_errors=True)
+    (folder / str(step)).rename(aside)
+
+
+def _other_arrays(state: TrainState) -> dict[str, Any]:
+    """All fields of a state (or of a subclass) but those that lie elsewhere in a checkpoint."""
+    return {name: value for name, value in fields_of(state).items() if name not in ("step", "params", "key")}
 
 
 def _saved_tree(path: Path) -> Any:

@@ -1,38 +1,29 @@
-"""Floating-point operations of the model from its equations, for model FLOPs utilisation.
+"""Floating-point operations of the model, counted on its own program, for model FLOPs utilisation.
 
-Two operations a multiply-add, matrix products alone: look-ups, norms, exponentials and the optimizer are not counted,
-nor is what rematerialisation computes again. Products with a one-hot matrix are, since the model does them: the mass of
-copied codes, and the picking of hours, days and weeks. With D width, F feed-forward width, T history items, d head
-width, G groups, S positions, L levels, K codes, A authors, E author width, C = 32 copy width, F_h habit features, and
-P = L (L + 1) / 2 hidden states that predict a code (L of them without multi-token prediction):
-
-    block, a position:   2 · [2 D² + 2 D² + gate · 2 D² + 2 D G d + 3 D F + 2 T D + 2 S D]
-                              cross and self q, out; gates; self k, v; SwiGLU; logits and mix of cross and of self
-    main decoder:        N blocks x L positions;  module k: (L − k) x (one block + merge 2 · 2 D²)
-    heads:               2 · P D K
-    copying codes:       2 · [P (D C + T C) + T D C + T F_h C + T C]  queries and their scores; keys; habits
-                         2 · P T K                                    the mass of the items of each code (one-hot)
-    identity:            2 · (D E + E A), or 2 · (D E + E (S + 1)) where only S authors are drawn; its copy score:
-                         2 · [D C + T C + T D C + T F_h C + T C]
-    context, an item:    2 · (habits (F_h D + D²) + time (47 D + D²) + author E D + L_kv S_kv D G d)
-    request:             2 · (47 D + D²)                              time of [BOS] (47: one-hot hours, days, weeks)
-
-Left out, as less than a hundredth: E and a net of 48 weights for each of some hundred rooms on air, and what is done
-once a batch (the first layer of the time embeddings, 47 · 3 D² each).
-
-A training step costs three forward passes, for the gradient of a product is two products; of those with data on one
-side (one-hot, habit features) it is one. tests/onelive_jax/training/test_flops.py compares the sums with what XLA
-counts on an unscanned model, at a small size and at that of a preset. (`largest_logit`, a diagnosis, is not counted:
-where attention is no einsum, it costs 2 · T D a block and position once more.)
+Two operations a multiply-add, matrix products alone: the products of the traced program are added up (a product in a
+scan as often as the scan runs), and what no result needs is left out. Look-ups, norms, exponentials and the optimizer
+are not counted, nor is what rematerialisation computes again: the program is traced without it. The products that the
+einsum attention does are counted whatever kernel runs. tests/onelive_jax/training/test_flops.py compares with what XLA
+counts.
 
 MFU = examples/s · FLOPs an example / (devices · peak FLOP/s of one).
 """
 
-from onelive_jax.batch import HABIT_FEATURES
-from onelive_jax.config import ModelConfig
-from onelive_jax.model.identity import COPY_DIM
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
-CLOCK = 24 + 7 + 16  # hours, days and weeks of a time embedding
+import jax
+from jax.interpreters import partial_eval
+
+from onelive_jax.batch import Batch, Request
+from onelive_jax.config import DecodingConfig
+from onelive_jax.decoding.live_index import LiveIndex
+from onelive_jax.decoding.recommend import make_recommender
+from onelive_jax.model.onelive import OneLive
+from onelive_jax.sharding.placement import Placement
+from onelive_jax.training.supervised import losses
 
 # Dense bfloat16 peak, FLOP/s of one device, by what `jax.Device.device_kind` contains (lower case), from the vendors'
 # data sheets. The first name that fits counts, so the longer comes first. H100 and H200 alone mean SXM.
@@ -43,94 +34,64 @@ PEAK_BF16: dict[str, float | None] = {
     "tpu v5": 459e12, "v4 lite": 138e12, "v4i": 138e12, "tpu v4": 275e12}
 
 
-def _products(c: ModelConfig, history: int, levels: int, codes: int, authors: int,
-              author_dim: int) -> tuple[dict[str, int], int]:
-    """(multiply-adds of the forward pass by part, those among them with data on one side)."""
-    D, T, L, features = c.dim, history, levels, len(HABIT_FEATURES)
-    modules = range(1, L) if c.mtp else range(0)
-    states = sum(L - k for k in (0, *modules))
-    parts = {
-        "decoder": _blocks(c, c.num_layers, L, T),
-        "modules": sum(_blocks(c, 1, L - k, T) + (L - k) * 2 * D * D for k in modules),
-        "heads": states * D * codes,
-        "context": _context(c, T, author_dim),
-    }
-    data = T * (c.habits * features * D + c.item_time * CLOCK * D)
-    if c.request_time:
-        parts["request"] = CLOCK * D + D * D
-        data += CLOCK * D
-    if c.copy:
-        parts["copy"] = _copy_keys(c, T) + states * (_copy_scores(c, T) + T * codes)
-        data += states * T * codes + (1 + c.identity) * c.habits * T * features * COPY_DIM
-    if c.identity:
-        drawn = c.author_negatives
-        parts["identity"] = D * author_dim + author_dim * (drawn + 1 if 0 < drawn < authors else authors)
-        if c.copy:
-            parts["identity"] += _copy_keys(c, T) + _copy_scores(c, T)
-    return parts, data
+def count(function: Callable, *args: Any) -> int:
+    """FLOPs of the matrix products of function(*args); nothing is compiled or run.
 
-
-def _blocks(c: ModelConfig, count: int, positions: int, history: int, attended: int | None = None) -> int:
-    """Multiply-adds of `count` blocks over `positions`, each of which attends to `attended` (all of them when None)."""
-    D, attended = c.dim, positions if attended is None else attended
-    weights = 4 * D * D + (2 * D * D if c.gate else 0) + 2 * D * _group_width(c) + 3 * D * c.mlp_dim
-    # A single position attends to itself with weight one: no logits, no mix.
-    return count * positions * (weights + 2 * history * D + (2 * attended * D if attended > 1 else 0))
-
-
-def _group_width(c: ModelConfig) -> int:
-    return c.num_groups * (c.dim // c.num_heads)
-
-
-def _context(c: ModelConfig, history: int, author_dim: int) -> int:
-    D = c.dim
-    return history * (c.habits * (len(HABIT_FEATURES) * D + D * D) + c.item_time * (CLOCK * D + D * D)
-                      + c.author_items * author_dim * D + c.context_sets * c.context_split * D * _group_width(c))
-
-
-def _copy_keys(c: ModelConfig, history: int) -> int:
-    """Of one copy score, whatever the number of hidden states that ask: keys and habits of the items."""
-    return history * COPY_DIM * (c.dim + c.habits * (len(HABIT_FEATURES) + 1))
-
-
-def _copy_scores(c: ModelConfig, history: int) -> int:
-    """Of one hidden state that asks: its query and its score of every item."""
-    return (c.dim + history) * COPY_DIM
-
-
-def forward_flops(config: ModelConfig, *, history: int, levels: int, codes: int, authors: int,
-                  author_dim: int) -> dict[str, int]:
-    """FLOPs of one example's teacher-forced forward pass, by part.
-
-    Args: history, T of all sequences together; levels, L; codes, K; authors, A; author_dim, E.
+    Args may be `jax.ShapeDtypeStruct`s. Of a conditional the costliest branch counts, and a while loop, the length of
+    which no program tells, as if it ran once.
     """
-    return {name: 2 * products
-            for name, products in _products(config, history, levels, codes, authors, author_dim)[0].items()}
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
-def training_flops(config: ModelConfig, *, history: int, levels: int, codes: int, authors: int, author_dim: int) -> int:
-    """FLOPs of one example's training step. Arguments as in `forward_flops`."""
-    parts, data = _products(config, history, levels, codes, authors, author_dim)
-    return 2 * (3 * sum(parts.values()) - data)
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            terms = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * terms * math.prod(eqn.outvars[0].aval.shape)
+            continue
+        values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
+        inner = [_count(getattr(x, "jaxpr", x)) for x in values if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+        if eqn.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+    return total
 
 
-def decoding_flops(config: ModelConfig, *, history: int, levels: int, codes: int, author_dim: int, beams: int,
-                   rooms: int) -> int:
-    """FLOPs of one request's ranking (`decoding.recommend`), the catalogue shared by the batch.
+def training_flops(model: OneLive, params: Any, example: Batch, rows: int) -> float:
+    """FLOPs of one example's training step: those of the gradient of a batch of `rows`, over its rows.
 
-    Context and the main decoder's first position once; then, a level and beam, a module's block (without multi-token
-    prediction: all blocks, over their cache). Arguments as in `forward_flops`; rooms, N of the live index.
+    Args: params, arrays or shapes; example, a batch of any size, of which only shapes are read.
     """
-    c, D, T = config, config.dim, history
-    scores = D * codes + (c.copy and _copy_scores(c, T) + T * codes)  # of one hidden state
-    products = _context(c, T, author_dim) + _blocks(c, c.num_layers, 1, T) + scores + (c.copy and _copy_keys(c, T))
-    products += c.request_time and CLOCK * D + D * D
-    for level in range(1, levels):
-        blocks = _blocks(c, 1, 1, T) + 2 * D * D if c.mtp else _blocks(c, c.num_layers, 1, T, level + 1)
-        products += beams * (blocks + scores)
-    if c.identity:
-        products += D * author_dim + rooms * author_dim + (c.copy and _copy_keys(c, T) + _copy_scores(c, T))
-    return 2 * products
+    model = _countable(model)
+
+    def loss(params: Any, batch: Batch) -> jax.Array:
+        return losses(*model.apply({"params": params}, batch), batch, model.config)[0]
+
+    return count(jax.grad(loss), params, with_rows(example, rows)) / rows
+
+
+def decoding_flops(model: OneLive, config: DecodingConfig, params: Any, request: Request, index: LiveIndex,
+                   rows: int) -> float:
+    """FLOPs of one request's ranking (`decoding.recommend`), of `rows` requests that share the catalogue `index`.
+
+    Arguments as in `training_flops`.
+    """
+    return count(make_recommender(_countable(model), config), params, with_rows(request, rows), index) / rows
+
+
+def _countable(model: OneLive) -> OneLive:
+    """The model with every product in sight: once, whole (not a device's part), and in no kernel."""
+    config = dataclasses.replace(model.config, remat="none", attention="einsum", dropout=0.0)
+    return model.clone(config=config, placement=Placement())
+
+
+def with_rows(tree: Any, rows: int) -> Any:
+    """The shapes of arrays [B, …] with `rows` in the place of B."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), tree)
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -138,7 +99,7 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAK_BF16.items() if name in device_kind.lower()), None)
 
 
-def utilisation(examples_per_second: float, flops_per_example: int, devices: int, device_kind: str) -> float | None:
+def utilisation(examples_per_second: float, flops_per_example: float, devices: int, device_kind: str) -> float | None:
     """Model FLOPs utilisation 0 … 1, or None where the device's peak is not known."""
     peak = peak_flops(device_kind)
     return None if peak is None else examples_per_second * flops_per_example / (devices * peak)

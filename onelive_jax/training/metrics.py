@@ -9,8 +9,7 @@ from typing import Any
 
 import jax
 
-from onelive_jax.files import write_whole
-from onelive_jax.training.checkpoint_files import told_of_a_full_disk
+from onelive_jax.files import explain_full_disk, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class MetricWriter:
         check_finite(step, values)
         if self._file is None:
             return
-        with told_of_a_full_disk(self.folder, FILE):
+        with explain_full_disk(self.folder, FILE):
             self._file.write(json.dumps({"step": int(step), **values}) + "\n")
             self._file.flush()
         if self._tensorboard is not None:
@@ -171,15 +170,15 @@ def _truncate(path: Path, resume_step: int) -> None:
         write_whole(path, "".join(line + "\n" for line in kept))
 
 
-_told_missing: list[str] = []
+_reported_missing: list[str] = []
 
 
 def _tensorboard(folder: Path, resume_step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        if not _told_missing:
-            _told_missing.append("tensorboardX")
+        if not _reported_missing:
+            _reported_missing.append("tensorboardX")
             logger.warning("tensorboardX is not installed: metrics go to %s only (pip install tensorboardX)", FILE)
         return None
     return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)

@@ -85,7 +85,7 @@ class Profiler:
             logger.info("profile of steps %d … %d: %s", self._first, self._last - 1, self._folder)
 
 
-def pace(clock: Stopwatch, batch_size: int, per_example: int | None = None) -> dict[str, float | None]:
+def pace(clock: Stopwatch, batch_size: int, per_example: float | None = None) -> dict[str, float | None]:
     """`CLOCKED` (without "train/") since the last call; no rates where no step was timed since.
 
     per_example: FLOPs of an example's step, where they are known.

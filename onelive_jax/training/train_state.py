@@ -1,5 +1,6 @@
 """The state of a training run, its optimizer, and how both are made on a mesh. Everything here is pure."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from onelive_jax.config import TrainingConfig
 from onelive_jax.sharding import partitioning
 
 Array = jax.Array
+Extend = Callable[["TrainState"], "TrainState"]
 
 # Parameters that are never decayed whatever their rank, by words in their own name. Decay would pull a row of a table
 # towards zero at every step in which its author, code or hour was not seen; a norm's scale has no reason to be small.
@@ -25,7 +27,7 @@ TABLES = ("hour", "day", "week", "sequence")
 
 @struct.dataclass
 class TrainState:
-    """All that a step reads and writes.
+    """All that a step reads and writes. A phase that carries more has a subclass with further fields.
 
     Attributes:
       step: int32 [], optimizer steps taken.
@@ -73,13 +75,21 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     )
 
 
-def _build(init_params: Callable[[Array], Any], tx: optax.GradientTransformation, key: Array) -> TrainState:
+def _build(init_params: Callable[[Array], Any], tx: optax.GradientTransformation, extend: Extend | None,
+           key: Array) -> TrainState:
     init_key, run_key = jax.random.split(key)
     params = meta.unbox(init_params(init_key))
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), key=run_key)
+    state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params), key=run_key)
+    return state if extend is None else extend(state)
 
 
-def abstract_state(init_params: Callable[[Array], Any], tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def fields_of(state: TrainState) -> dict[str, Any]:
+    """The fields by name, to make a subclass of: `PolicyState(**fields_of(state), reference=…)`."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def abstract_state(init_params: Callable[[Array], Any], tx: optax.GradientTransformation, mesh: Mesh,
+                   extend: Extend | None = None) -> TrainState:
     """Shapes, dtypes and shardings of a run's state; allocates nothing.
 
     Args:
@@ -87,6 +97,8 @@ def abstract_state(init_params: Callable[[Array], Any], tx: optax.GradientTransf
         e.g. `lambda key: model.init(key, batch)["params"]`.
       tx: the optimizer.
       mesh: the mesh of the run.
+      extend: adds the fields of a subclass. Those that have the parameters' tree lie as the parameters do, all others
+        whole on every device.
 
     Returns:
       A `TrainState` of `jax.ShapeDtypeStruct` with shardings: the target of a restore. `shardings(...)` of it pins
@@ -94,11 +106,16 @@ def abstract_state(init_params: Callable[[Array], Any], tx: optax.GradientTransf
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(init_params, key)
-    shapes = jax.eval_shape(lambda k: _build(init_params, tx, k), key)
+    shapes = jax.eval_shape(lambda k: _build(init_params, tx, extend, k), key)
     params = partitioning.logical_to_sharding(boxed, mesh)
-    everywhere = partitioning.replicated(mesh)
-    placed = TrainState(step=everywhere, params=params, key=everywhere,
-                        opt_state=partitioning.optimizer_sharding(tx, shapes.params, params, mesh))
+    like_params = jax.tree.structure(shapes.params)
+
+    def place(value):
+        same = jax.tree.structure(value) == like_params
+        return params if same else jax.tree.map(lambda _: partitioning.replicated(mesh), value)
+
+    placed = shapes.replace(**{name: place(value) for name, value in fields_of(shapes).items()} | {
+        "opt_state": partitioning.optimizer_sharding(tx, shapes.params, params, mesh)})
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, placed)
 
 
@@ -108,14 +125,14 @@ def shardings(abstract: Any) -> Any:
 
 
 def init_state(init_params: Callable[[Array], Any], tx: optax.GradientTransformation, mesh: Mesh,
-               key: Array) -> TrainState:
+               key: Array, extend: Extend | None = None) -> TrainState:
     """A fresh state, made in place on the mesh: no device ever holds more than its part.
 
     The values depend on `key` alone; another mesh changes them by no more than rounding. Arguments as in
     `abstract_state`; `key` is a typed key.
     """
-    placed = shardings(abstract_state(init_params, tx, mesh))
-    return jax.jit(lambda k: _build(init_params, tx, k), out_shardings=placed)(key)
+    placed = shardings(abstract_state(init_params, tx, mesh, extend))
+    return jax.jit(lambda k: _build(init_params, tx, extend, k), out_shardings=placed)(key)
 
 
 def with_author_table(state: TrainState, table_AxE: np.ndarray) -> TrainState:

@@ -13,8 +13,9 @@ import time
 import jax
 from absl import flags as absl_flags
 
+from experiments import train_policy, train_reward, train_supervised
 from experiments.common import flags
-from experiments.stages import policy, reward, supervised
+from experiments.stages import reward
 from onelive_jax.sharding import partitioning
 
 SIGNALLED = 2
@@ -36,12 +37,12 @@ def stop_soon(put_batch):
 
 def main(config, workdir):
     config.mesh.data, config.mesh.fsdp = 1, 2  # parameters and moments are split over the processes
-    supervised.main(config, workdir)
+    train_supervised.main(config, workdir)
     config.mesh.data, config.mesh.fsdp = 2, 1  # the batch alone is
     reward.LEAST_POSITIVES = 2  # as for the run in one process: there are few rows to balance objectives on
-    reward.main(config, workdir)
+    train_reward.main(config, workdir)
     partitioning.put_batch = stop_soon(partitioning.put_batch)
-    policy.main(config, workdir)
+    train_policy.main(config, workdir)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from pathlib import Path
 import jax
 from absl import flags as absl_flags
 
-from experiments.common import distributed, flags, scoring
-from experiments.stages import run, supervised
+from experiments import train_supervised
+from experiments.common import flags, scoring
+from experiments.stages import run
 from onelive_jax.sharding import partitioning
+from onelive_jax.training import stopping
 
 
 def stop_at(put_batch, step):
@@ -49,13 +51,13 @@ def main(config, workdir):
     put_batch, half = partitioning.put_batch, config.training.steps // 2
     partitioning.put_batch = stop_at(put_batch, half)
     try:
-        supervised.main(config, workdir)
-    except distributed.Stopped:
+        train_supervised.main(config, workdir)
+    except stopping.Stopped:
         print("stopped")
     partitioning.put_batch = put_batch
     straight = Path(absl_flags.FLAGS.straight)
     for folder in (workdir, straight):
-        supervised.main(config, folder)
+        train_supervised.main(config, folder)
     scoring.on_all_devices = checked(scoring.on_all_devices)
     run.run(config, straight)  # all that is left to do is to judge it
 

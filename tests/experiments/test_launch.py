@@ -1,6 +1,7 @@
 """Launchers: the shell and the YAML parse, and the commands, flags and XLA flags in them exist."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from absl import flags as absl_flags
 
 from experiments.common import flags
+from onelive_jax.training import stopping
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -52,12 +54,11 @@ def test_the_pods_of_the_job_find_each_other(job):
 
 
 def test_a_stopped_pod_is_no_failure(job):
-    from experiments.common.distributed import STOPPED
-
+    code = stopping.EXIT_CODES[signal.SIGTERM]
     rule = job[0]["spec"]["podFailurePolicy"]["rules"][0]
     assert rule["action"] == "Ignore"
-    assert rule["onExitCodes"]["values"] == [STOPPED]
-    assert f'"$code" -eq {STOPPED} ]' in (LAUNCH / "slurm.sbatch").read_text()
+    assert rule["onExitCodes"]["values"] == [code]
+    assert f'"$code" -eq {code} ]' in (LAUNCH / "slurm.sbatch").read_text()
 
 
 def test_the_commands_take_the_flags_they_are_given(job):

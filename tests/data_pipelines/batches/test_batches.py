@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 
 from data_pipelines.batches.training import BatchMaker
-from data_pipelines.log.presence import HOUR_MS, NOBODY, Presence
+from data_pipelines.log.presence import NOBODY, Lifetimes, Presence
 from data_pipelines.log.timelines import Timelines
+from data_pipelines.tables import HOUR_MS
 from onelive_jax.config import DataConfig
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
 USERS, AUTHORS, VIEWS = 8, 12, 150
-
-
-def watching(views: Timelines) -> Presence:
-    return Presence(views.start_ms, views.stop_ms, views.author, views.room, views.users())
 
 
 def random_views(seed: int) -> Timelines:
@@ -37,13 +34,12 @@ def id_table() -> IdTable:
 
 def make(seed: int = 0, slots: int = 32, lifetimes: bool = False) -> BatchMaker:
     views = random_views(seed)
-    presence = watching(views)
+    rooms = None
     if lifetimes:  # every author except the last is on air all the time in hours 5 … 25
-        start = np.full(AUTHORS - 1, 5 * HOUR_MS)
-        author = np.arange(AUTHORS - 1)
-        presence = Presence(start, start + 20 * HOUR_MS, author, 100 + author, NOBODY, presence)
+        start, author = np.full(AUTHORS - 1, 5 * HOUR_MS), np.arange(AUTHORS - 1)
+        rooms = Lifetimes(author, start, start + 20 * HOUR_MS, 100 + author)
     config = DataConfig(history_items=6, history_window=40, live_slots=slots)
-    return BatchMaker(views, presence, id_table(), config)
+    return BatchMaker(views, Presence.of(views, rooms, AUTHORS), id_table(), config)
 
 
 def shown(views: Timelines, time: int, user: int) -> dict[int, list[int]]:
@@ -160,7 +156,7 @@ def test_own_rows_put_a_room_on_air_and_say_nothing_else():
         assert own.author[part].tolist() == sorted(everybody)
         for author, viewers, since in zip(own.author[part], own.viewers[part], own.since_ms[part], strict=True):
             # The same pair of numbers for every room that only the asking person was seen in.
-            assert (viewers, since) == by_others.get(int(author), (1, times[r] - HOUR_MS))
+            assert (viewers, since) == by_others.get(int(author), (0, times[r] - HOUR_MS))
             more += int(author) not in by_others
     assert more > 20
 
@@ -168,10 +164,10 @@ def test_own_rows_put_a_room_on_air_and_say_nothing_else():
 def test_own_rows_where_nobody_else_watches_anything():
     views = Timelines(np.array([0, 2]), np.array([3, 4], np.int32), np.array([1, 2], np.int32), np.array([0, 50]),
                       np.array([100, 100]))
-    maker = BatchMaker(views, watching(views), id_table(), DataConfig(live_slots=4))
+    maker = BatchMaker(views, Presence.of(views), id_table(), DataConfig(live_slots=4))
     on_air = maker.on_air(np.array([0, 0]), np.array([60, 200]), own_rows=True)
     assert on_air.author.tolist() == [3, 4]
-    assert on_air.viewers.tolist() == [1, 1]
+    assert on_air.viewers.tolist() == [0, 0]
     assert on_air.since_ms.tolist() == [60 - HOUR_MS] * 2
     assert maker.on_air(np.array([0]), np.array([60])).author.size == 0
     assert maker.shown_by_others(np.arange(2)).tolist() == [False, False]

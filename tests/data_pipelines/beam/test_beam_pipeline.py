@@ -16,7 +16,7 @@ from tests.data_pipelines.logs_in_form import CLICKS, ROOMS, simulated, write
 from tests.data_pipelines.readers.test_kuailive_m3 import SEGMENTS
 from tests.data_pipelines.readers.test_kuailive_m3 import write as write_m3
 
-pytest.importorskip("apache_beam", reason="apache-beam is not installed (pip install -r requirements-beam.txt)")
+pytest.importorskip("apache_beam", reason="apache-beam is not installed (pip install -r requirements/beam.txt)")
 
 from data_pipelines.beam import pipeline, steps
 from data_pipelines.beam.files import Part, StoredFile, lines_of, parts_of

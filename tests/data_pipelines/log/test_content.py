@@ -80,6 +80,18 @@ def test_segments_one_by_one_are_read_as_all_at_once():
     np.testing.assert_array_equal(pools.count, np.diff(whole.author_ptr))
 
 
+def test_a_segment_that_is_delivered_twice_counts_once(caplog):
+    columns = {"room_id": [1, 1, 1], "end_ms": [230, 260, 260]}
+    content = author_content(log(segments=vectors("room_id", columns, [[0.0], [4.0], [4.0]])), 1000)
+    np.testing.assert_allclose(content.values(np.arange(2)), [[0, 0], [4, 2]])  # with the third, x_pool was 2.667
+    assert content.author_ptr.tolist() == [0, 2, 2, 2]
+    assert "1 of 3 segments repeat a moment" in caplog.text
+    pools = Pools.of(content, 230)
+    assert pools.add([0, 0], [260, 260], [[4.0], [4.0]])[1].tolist() == [[4, 2]]
+    assert pools.add([0], [260], [[4.0]])[0].size == 0
+    assert pools.add([0], [290], [[8.0]])[1].tolist() == [[8, 4]]
+
+
 def test_late_segments_are_left_out_and_wrong_ones_are_named():
     content = author_content(log(segments=SEGMENTS), 1000)
     pools = Pools.of(content, 1000)
@@ -91,7 +103,7 @@ def test_late_segments_are_left_out_and_wrong_ones_are_named():
         with pytest.raises(ValueError, match=match):
             pools.add(*changes)
     np.testing.assert_array_equal(pools.mean, before)
-    taken, values = pools.add([0, 0, 2, 1], [529, 530, 131, 1], [[7.0], [7.0], [3.0], [8.0]])
+    taken, values = pools.add([0, 0, 2, 1], [530, 531, 131, 1], [[7.0], [7.0], [3.0], [8.0]])
     assert taken.tolist() == [1, 3, 2]  # author 0 was known at 530 already
     np.testing.assert_allclose(values, [[7, (15 + 7) / 4], [8, 8], [3, 2]])
     with pytest.raises(ValueError, match="content of titles"):

@@ -1,11 +1,13 @@
 """Who is on air, against a search over all intervals. Axes: I intervals, R moments."""
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.log.presence import BUCKET_MS, NOBODY, Presence, expand
+from data_pipelines.log.presence import BUCKET_MS, NOBODY, Presence, expand, room_ends
+from data_pipelines.tables import AUTHORS, INTERACTIONS, ROOMS, USERS, ReadReport, Tables
 
 # Times around the edges of buckets are as frequent as times within them.
 EDGES = [bucket * BUCKET_MS + beside for bucket in range(6) for beside in (-1, 0, 1)]
@@ -105,6 +107,13 @@ def test_a_view_that_begins_at_the_moment_does_not_tell_on_itself():
         assert rooms_of(on_air, 0) == [(5, 50, 1, 20), (6, 60, 1, 5)]
 
 
+def test_a_room_that_was_watched_before_its_listed_start_is_as_old_as_its_first_view():
+    rooms = make([(100, 50, 2, 20, NOBODY)], viewers=make([(40, 80, 2, 20, 4), (60, 80, 2, 20, 5)]))
+    assert rooms_of(rooms.at(np.array([110]), np.array([7])), 0) == [(2, 20, 2, 40)]
+    times = np.array([90, 30])  # what was shown, in a log of slates, may not be on air by its lifetime
+    assert rooms.describe(np.array([2, 2]), np.array([20, 20]), times, np.array([7, 7]))[1].tolist() == [40, 30]
+
+
 def test_a_lifetime_is_nobodys_view_and_is_never_left_out():
     rooms = make([(0, 100, 2, 20, NOBODY)], viewers=make([(0, 50, 2, 20, 4)]))
     on_air = rooms.at(np.full(2, 40), np.array([4, NOBODY]))
@@ -136,6 +145,20 @@ def test_no_moment_at_all_is_an_empty_answer():
     on_air = make([(0, 100, 2, 20, 0)]).at(np.zeros(0, np.int64), np.zeros(0, np.int32))
     assert on_air.offsets.tolist() == [0]
     assert on_air.author.size == 0
+
+
+def test_a_lost_end_is_bounded_by_a_plausible_life_and_the_last_view():
+    def ends(*rooms, views=()):
+        rows = [(room, 0, start, end, -1, -1) for room, (start, end) in enumerate(rooms)]
+        seen = [(0, room, 0, start, watch, True, 0, 0, 0, 0, 0.0, False) for room, start, watch in views]
+        made = room_ends(Tables(*(pl.DataFrame(part, schema=schema, orient="row") for part, schema in (
+            (seen, INTERACTIONS), (rows, ROOMS), ([], AUTHORS), ([], USERS))), ReadReport("test", 0, 0)), 1000)
+        return made[0].tolist(), made[1]
+
+    assert ends((0, 50), (100, None), (960, None)) == ([50, 200, 1000], 1)
+    assert ends((0, 50), (100, None), views=[(1, 300, 25), (1, 120, 5)]) == ([50, 325], 1)
+    assert ends((0, 50), (100, 170)) == ([50, 170], 0)
+    assert ends((0, None), (100, None)) == ([1000, 1000], 0)  # nothing is known of how long rooms live
 
 
 def test_expand():

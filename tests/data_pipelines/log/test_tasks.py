@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from data_pipelines.log.tasks import Lifetimes, is_repeat, liverec_targets, strict_targets
+from data_pipelines.log import tasks
+from data_pipelines.log.presence import Lifetimes, Presence
+from data_pipelines.log.tasks import is_repeat
 from data_pipelines.log.timelines import Timelines
 
 
@@ -11,6 +13,14 @@ def timelines(*users):
     author, start, stop = (np.array([row[i] for row in rows], np.int64) for i in range(3))
     return Timelines(user_ptr=np.cumsum([0, *map(len, users)]), author=author.astype(np.int32),
                      room=author.astype(np.int32), start_ms=start, stop_ms=stop)
+
+
+def strict_targets(log, *period, lifetimes=None, **draw):
+    return tasks.strict_targets(log, Presence.of(log, lifetimes), *period, **draw)
+
+
+def liverec_targets(log, *period, lifetimes=None, **draw):
+    return tasks.liverec_targets(log, Presence.of(log, lifetimes), *period, **draw)
 
 
 def candidates(task):

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from data_pipelines.log.presence import HOUR_MS
-from data_pipelines.log.slicing import DAY_MS, MAX_WEEKS, WEEK_MS
-from data_pipelines.log.timelines import Timelines, clock, histories
+from data_pipelines.batches import features
+from data_pipelines.log.slicing import DAY_MS, MAX_WEEKS, WEEK_MS, HistorySettings, Views
+from data_pipelines.log.timelines import Timelines, clock
+from data_pipelines.tables import HOUR_MS
 from onelive_jax.batch import HABIT_FEATURES
 
 MONDAY_MS = 4 * DAY_MS  # 1970-01-05, 00:00 UTC
 FIELDS = ("author", "codes", "hour", "day", "week", "habits", "mask")
-SETTINGS = dict(items=6, window=100, unit="authors", utc_offset_hours=0.0)
+SETTINGS = HistorySettings(items=6, window=100, distinct=True, effective_ms=0, utc_offset_ms=0)
 
 
 def timelines(*views, users: int) -> Timelines:
@@ -31,8 +32,9 @@ def history(views, user, time_ms, **changes):
 
 
 def many(views, users, times_ms, **changes):
-    codes = codes_at(views.author, views.start_ms)
-    return histories(views, codes, users, times_ms, **(SETTINGS | changes))
+    author, stop_ms = views.by_start
+    arrays = Views(author, views.start_ms, stop_ms, codes_at(author, views.start_ms))
+    return features.histories(arrays, *views.rows_of(users), times_ms, SETTINGS._replace(**changes))
 
 
 def habit(made, slot, name):
@@ -67,7 +69,7 @@ def test_items_are_distinct_authors_by_last_view_the_newest_rightmost():
 
 
 def test_views_unit_keeps_every_view():
-    made = history(VIEWS, 0, at(30), unit="views")
+    made = history(VIEWS, 0, at(30), distinct=False)
     assert made.mask[0].tolist() == [False] + [True] * 5
     assert made.author[0, 1:].tolist() == [7, 5, 7, 9, 5]
     assert made.hour[0, 1:].tolist() == [0, 2, 20, 0, 2]
@@ -83,7 +85,7 @@ def test_items_cut_the_oldest_authors_and_leave_the_habits_whole():
     assert cut.author[0].tolist() == [9, 5]
     np.testing.assert_array_equal(cut.habits[0], whole.habits[0, -2:])
     assert history(VIEWS, 0, at(30), items=1).author.tolist() == [[5]]
-    assert history(VIEWS, 0, at(30), items=2, unit="views").author.tolist() == [[9, 5]]
+    assert history(VIEWS, 0, at(30), items=2, distinct=False).author.tolist() == [[9, 5]]
 
 
 def test_window_forgets_the_views_before_it():
@@ -142,8 +144,8 @@ def test_of_views_that_began_together_the_order_does_not_tell_which_will_last():
         views = timelines(*hours((0, 2, 5, first), (0, 1, 5, second), (0, 3, 6, 7)), users=1)
         return history(views, 0, at(8), **changes).author[0, 3:].tolist()
 
-    for unit in ("authors", "views"):
-        assert authors(10, 9, unit=unit) == authors(9, 10, unit=unit) == [1, 2, 3]
+    for distinct in (True, False):
+        assert authors(10, 9, distinct=distinct) == authors(9, 10, distinct=distinct) == [1, 2, 3]
     # The window cuts between moments, never between views that began together.
     assert authors(10, 9, window=2) == authors(9, 10, window=2) == [1, 2, 3]
     assert authors(10, 9, window=1) == [0, 0, 3]
@@ -184,7 +186,8 @@ def test_weeks_are_whole_and_clipped():
 def test_clock_is_local(offset, hour, day):
     sunday_23h_15 = MONDAY_MS - 45 * 60_000
     assert [value.tolist() for value in clock(np.array([sunday_23h_15]), offset)] == [[hour], [day]]
-    made = history(timelines((0, 1, sunday_23h_15, sunday_23h_15 + 1), users=1), 0, at(9), utc_offset_hours=offset)
+    views = timelines((0, 1, sunday_23h_15, sunday_23h_15 + 1), users=1)
+    made = history(views, 0, at(9), utc_offset_ms=round(offset * HOUR_MS))
     assert (made.hour[0, -1], made.day[0, -1]) == (hour, day)
 
 
@@ -193,9 +196,9 @@ def test_clock_knows_a_real_date():
     assert [int(value) for value in clock(np.int64(1_746_363_600_000), 0.0)] == [13, 6]
 
 
-@pytest.mark.parametrize("unit", ["authors", "views"])
+@pytest.mark.parametrize("distinct", [True, False])
 @pytest.mark.parametrize("seed", range(5))
-def test_nothing_comes_from_the_future(unit, seed):
+def test_nothing_comes_from_the_future(distinct, seed):
     """What begins at or after the request, and how long a view goes on after it, changes no history."""
     rng = np.random.default_rng(seed)
     views = [(int(user), int(author), int(start), int(start + watch)) for user, author, start, watch in zip(
@@ -203,7 +206,7 @@ def test_nothing_comes_from_the_future(unit, seed):
         rng.integers(1, 9, size=120) * HOUR_MS, strict=True)]
     now = 20 * HOUR_MS
     ask = lambda log: many(timelines(*log, users=4), np.arange(4), np.full(4, now), items=5,  # noqa: E731
-                           window=12, unit=unit)
+                           window=12, distinct=distinct)
     before = [view for view in views if view[2] < now]
     changed = [(user, author, start, stop if stop <= now else now + int(rng.integers(1, 10**9)))
                for user, author, start, stop in before]
@@ -229,13 +232,20 @@ def test_where_keeps_some_views_and_every_user():
     assert (kept.start_ms.tolist(), kept.stop_ms.tolist()) == ([20], [21])
 
 
-@pytest.mark.parametrize("unit", ["authors", "views"])
-def test_a_view_counts_once_it_had_been_watched_long_enough(unit):
+@pytest.mark.parametrize("distinct", [True, False])
+def test_a_view_counts_once_it_had_been_watched_long_enough(distinct):
     views = timelines(*hours((0, 1, 0, 0.1), (0, 2, 1, 9), (0, 3, 2, 2.5)), users=1)
-    short = dict(effective_ms=HOUR_MS // 2, unit=unit)
+    short = dict(effective_ms=HOUR_MS // 2, distinct=distinct)
     assert history(views, 0, at(5), **short).author[0, -2:].tolist() == [2, 3]
     assert history(views, 0, at(1.4), **short).mask.sum() == 0  # nobody knows yet that it will go on
     assert history(views, 0, at(1.5), **short).author[0, -1] == 2
+
+
+def test_a_share_is_of_the_views_that_count():
+    views = timelines(*hours((0, 1, 0, 1), (0, 2, 1, 2), (0, 3, 2, 2.1), (0, 3, 3, 3.1), (0, 3, 4, 4.1)), users=1)
+    made = history(views, 0, at(9), effective_ms=HOUR_MS // 2)
+    assert made.author[0, -2:].tolist() == [1, 2]
+    assert [habit(made, slot, "share") for slot in (-2, -1)] == [0.5, 0.5]
 
 
 def test_until_and_sorted_by():

@@ -49,7 +49,7 @@ def test_observed_outcomes_average_to_the_expected_ones(outcomes):
 
 def test_values_after_a_click_are_the_means_of_the_draws(platform):
     world, behaviour, rng, n = platform.world, platform.behaviour, np.random.default_rng(0), 40_000
-    batch = platform.batch(platform.requests(6, seed=3))
+    batch = platform.rooms_for(platform.requests(6, seed=3))
     for i in range(6):
         user = np.full(n, batch.user[i])
         room = np.full(n, batch.room[batch.offsets[i] + 1])
@@ -108,7 +108,7 @@ def test_requests_lie_in_the_played_period_and_follow_activity(platform):
 
 
 def test_a_batch_lists_rooms_on_air_and_other_peoples_views(platform, requests):
-    batch = platform.batch(requests)
+    batch = platform.rooms_for(requests)
     owner = np.repeat(np.arange(batch.user.size), np.diff(batch.offsets))
     time = batch.time_ms[owner]
     assert (platform.world.room_start_ms[batch.room] <= time).all()

@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from data_pipelines.log.tasks import Lifetimes, strict_targets
+from data_pipelines.log import tasks
+from data_pipelines.log.presence import Lifetimes, Presence
 from data_pipelines.log.timelines import Timelines
 from experiments.baselines import heuristics
 from onelive_jax.evaluation import ranking_metrics
@@ -22,6 +23,10 @@ def timelines(*users):
                      room=author.astype(np.int32), start_ms=start, stop_ms=start + HOUR)
 
 
+def strict_targets(log, start_ms, lifetimes=None):
+    return tasks.strict_targets(log, Presence.of(log, lifetimes), start_ms)
+
+
 LOG = timelines(
     # The one who asks: author 0 at noon and at 14:00, author 1 at 11:00 after training ended.
     [(0, 12 * HOUR), (0, DAY + 14 * HOUR), (1, 6 * DAY + 11 * HOUR), (2, NOW)],
@@ -34,7 +39,7 @@ TASK = strict_targets(LOG, NOW)
 
 
 def figures_of(task):
-    return {name: ranking_metrics.metrics(ranking_metrics.ranks_csr(score_C, task.offsets, task.position), task.repeat)
+    return {name: ranking_metrics.metrics(ranking_metrics.ranks(score_C, task.offsets, task.position), task.repeat)
             for name, score_C in heuristics.scores(LOG, task, P1).items()}
 
 
@@ -173,7 +178,7 @@ def test_tune_finds_the_weights_that_rank_the_targets_first():
 
     def ndcg(weights):
         score = heuristics.scores(log, task, 30 * DAY, weights)["own_counts_time"]
-        return ranking_metrics.gains(ranking_metrics.ranks_csr(score, task.offsets, task.position))["ndcg@10"].mean()
+        return ranking_metrics.gains(ranking_metrics.ranks(score, task.offsets, task.position))["ndcg@10"].mean()
 
     assert ndcg(start) < ndcg(tuned) == 1
 

@@ -9,11 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from flax.core import meta
 
 from experiments.benchmarks import report as report_of
 from experiments.benchmarks import train
+from experiments.benchmarks.problem import make_model, random_batch
 from experiments.benchmarks.train import Setting
+from onelive_jax.config import DecodingConfig
+from onelive_jax.decoding import live_index
 from onelive_jax.training import flops
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +34,15 @@ def as_text(report: dict) -> str:
     return report_of.as_text(report, train.preset_lines(report))
 
 
-def check_figures(report: dict, per_example: int) -> None:
+def tiny():
+    """(model, shapes of its parameters, an example with six rooms on air)."""
+    config = train.config_of(TINY)
+    sizes = train.sizes_of(TINY, config)
+    model, example = make_model(sizes, config.model), random_batch(np.random.default_rng(0), sizes)
+    return model, jax.eval_shape(lambda: meta.unbox(model.init(jax.random.key(0), example)["params"])), example
+
+
+def check_figures(report: dict, per_example: float) -> None:
     assert json.loads(json.dumps(report)).keys() == report.keys()
     for figures in report["figures"]:
         assert figures["step_seconds"] == statistics.median(figures["seconds"])
@@ -47,8 +60,8 @@ def check_figures(report: dict, per_example: int) -> None:
 def test_a_train_step_of_a_preset():
     report = make_report("train", TINY)
     figures, = report["figures"]
-    check_figures(report, flops.training_flops(train.config_of(TINY).model, history=5, levels=3, codes=64,
-                                               authors=40, author_dim=64))
+    model, params, example = tiny()
+    check_figures(report, flops.training_flops(model, params, example, 4))
     assert len(figures["seconds"]) == TINY.repeats
     assert figures["program_bytes"] > 12 * report["all_parameters"]  # parameters and two moments, float32
     assert 0 < figures["loss"] < 1000
@@ -59,8 +72,9 @@ def test_a_train_step_of_a_preset():
 
 def test_rankings_of_a_preset():
     report = make_report("decode", replace(TINY, dtype="bfloat16"))
-    check_figures(report, flops.decoding_flops(train.config_of(TINY).model, history=5, levels=3, codes=64,
-                                               author_dim=64, beams=4, rooms=24))
+    model, params, example = tiny()
+    index = live_index.from_rooms(jax.tree.map(lambda x: np.repeat(x[0], 4, axis=0), example.live), 64)
+    check_figures(report, flops.decoding_flops(model, DecodingConfig(beams=4), params, example.request, index, 4))
     assert report["model"]["activation_dtype"] == "bfloat16"
     assert report["devices"] == 1
 

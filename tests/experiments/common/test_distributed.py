@@ -1,19 +1,11 @@
-"""Several processes: how they find each other, and how a run is stopped. (That two of them train what one trains:
+"""Several processes: how they find each other. (That two of them train what one trains:
 tests/experiments/test_alignment_commands.py, where there is a run of all phases to compare with.)"""
 
-import json
-import os
-import shutil
-import signal
 
-import jax
-import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments.common import distributed, flags
-from experiments.stages import supervised
-from onelive_jax.training.checkpoints import read
+from experiments.common import flags
 
 SLURM = {"SLURM_JOB_ID": "9", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "16", "SLURM_PROCID": "3",
          "SLURM_LOCALID": "3"}
@@ -56,35 +48,3 @@ def test_flags_and_environment_say_how_processes_meet(environment, argv, wanted)
 def test_what_is_missing_is_named(environment, argv, words):
     with pytest.raises(ValueError, match=words):
         arguments_of(environment, *argv)
-
-
-def test_sigterm_outside_training_ends_the_process_as_ever():
-    before = signal.getsignal(signal.SIGTERM)
-    with distributed.stopping() as wanted:
-        assert not wanted(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert wanted(2)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_sigterm_finishes_the_step_saves_and_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished.workdir, workdir, ignore=shutil.ignore_patterns("supervised*"))
-    original, calls = supervised.partitioning.put_batch, []
-
-    def put_batch(batch, mesh):
-        calls.append(1)
-        if len(calls) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(batch, mesh)
-
-    log, tokenizer = finished.trained.log, finished.trained.tokenizer
-    monkeypatch.setattr(supervised.partitioning, "put_batch", put_batch)
-    with pytest.raises(SystemExit) as stopped:
-        supervised.train_supervised(finished.config, workdir, log, tokenizer)
-    assert stopped.value.code == 75
-    assert len(calls) == 8
-    assert json.loads((workdir / "supervised" / "8" / "meta" / "metadata").read_text())["step"] == 8
-    supervised.train_supervised(finished.config, workdir, log, tokenizer)
-    one, two = (read(folder / "supervised", 12) for folder in (finished.workdir, workdir))
-    jax.tree.map(np.testing.assert_array_equal, one, two)

@@ -257,3 +257,9 @@ def test_a_mistyped_folder_is_told_before_anything_is_loaded(tmp_path):
 
 def test_presets_on_the_command_line_are_those_of_the_library():
     assert flags.PRESETS == tuple(presets.PRESETS)
+
+
+def test_ctrl_c_outside_training_is_one_line():
+    done = subprocess.run([sys.executable, "-c", "import experiments; raise KeyboardInterrupt"], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

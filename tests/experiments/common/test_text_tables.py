@@ -1,9 +1,8 @@
 """Text tables: aligned, and "-" where a figure is not defined."""
 
-import jax
 import numpy as np
 
-from experiments.common.tables import interval, number, parameter_table, table
+from experiments.common.tables import interval, number, table
 from experiments.stages.evaluate import format_ranking
 from experiments.stages.reward import format_report
 from onelive_jax.evaluation import objective_metrics, ranking_metrics
@@ -14,13 +13,6 @@ def test_names_stand_left_and_numbers_right():
         "name      value", "------  -------", "a          1.50", "longer", "7         10.25"]
     assert (number(None), number(12345), number(0.12345), number(0.5, "+.1%")) == ("-", "12,345", "0.123", "+50.0%")
     assert (interval(None), interval((0.1, 0.25))) == ("-", "0.100 … 0.250")
-
-
-def test_parameters_by_module_with_shares():
-    params = {"decoder": {"block_0": {"w": np.zeros((3, 5)), "b": np.zeros(5)}}, "head": np.zeros(20)}
-    lines = parameter_table(jax.tree.map(np.asarray, params)).splitlines()
-    assert [line.split() for line in lines[2:]] == [["decoder/block_0", "2", "20", "50.0%"],
-                                                    ["head", "1", "20", "50.0%"], ["all", "3", "40", "100.0%"]]
 
 
 def test_rankers_in_a_table_with_empty_groups():

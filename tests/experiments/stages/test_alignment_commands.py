@@ -1,6 +1,5 @@
 """Reward model, policy and A/B test as stages, on the shared tiny run."""
 
-import contextlib
 import copy
 import dataclasses
 import json
@@ -18,15 +17,16 @@ import numpy as np
 import pytest
 
 from data_pipelines.simulator.platform import compare
-from experiments.common import distributed, played, scoring
+from experiments.common import played, scoring
 from experiments.common.workdir import save_config
-from experiments.stages import ab_test, evaluate, online, policy, reward
+from experiments.stages import ab_test, evaluate, online, policy, reward, supervised
 from experiments.stages.supervised import load_supervised
 from onelive_jax.config import AlignmentConfig, RewardConfig
-from onelive_jax.sharding import partitioning
-from onelive_jax.training import checkpoints
+from onelive_jax.training import checkpoints, pace, stopping
 from onelive_jax.training.metrics import read
 from tests.experiments import all_phases
+
+PLAN = online.Plan(rounds=2, requests=80, steps=2, judged_hours=6.0)
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +65,54 @@ def test_the_reward_report_has_every_objective_of_the_log(aligned):
     assert np.std(list(report["weights"].values())) > 0
 
 
-def test_a_reward_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(aligned, tmp_path, monkeypatch):
-    config, workdir, log, tokenizer, report, _ = aligned
-    shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("reward*", "policy*"))
-    original, calls = partitioning.put_batch, []
+def clocked_out(folder: Path) -> list[dict]:
+    return [{name: value for name, value in line.items() if name not in pace.CLOCKED} for line in read(folder)]
 
-    def put_batch(batch, mesh):
-        calls.append(1)
-        if len(calls) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(batch, mesh)
 
-    monkeypatch.setattr(partitioning, "put_batch", put_batch)
+@pytest.fixture(scope="module")
+def rounds(aligned) -> dict:
+    """The report of two online rounds, in the workdir of `aligned`."""
+    config, workdir, *_ = aligned
+    return online.online(config, workdir, workdir / "supervised", PLAN)
+
+
+@pytest.mark.parametrize(("phase", "step"), [
+    ("supervised", 8), ("supervised", 12), ("reward", 8), ("reward", 12), ("policy", 2), ("policy", 6), ("online", 1),
+    ("online", 4)])
+def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, rounds, tmp_path, monkeypatch, phase, step):
+    """SIGTERM within a phase and at its last step: the step is saved, and the exit code is 75."""
+    config, workdir, log, tokenizer, *_ = aligned
+    copied, begin = tmp_path / "w", workdir / "supervised"
+    shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns(f"{phase}*"))
     monkeypatch.setattr(reward, "LEAST_POSITIVES", 2)
-    with pytest.raises(distributed.Stopped) as stopped:
-        reward.train_reward(config, tmp_path / "w", log, tokenizer)
-    assert (stopped.value.code, len(calls)) == (75, 8)
-    assert (tmp_path / "w" / "reward" / "8").is_dir()
-    _, _, again = reward.train_reward(config, tmp_path / "w", log, tokenizer)
-    assert again["objectives"] == report["objectives"]
-    config = copy.deepcopy(config)
-    config.reward.steps = 14
-    with pytest.raises(ValueError, match="other settings.*reward.steps"):
-        reward.train_reward(config, tmp_path / "w", log, tokenizer)
+    run = {"supervised": lambda: supervised.train_supervised(config, copied, log, tokenizer),
+           "reward": lambda: reward.train_reward(config, copied, log, tokenizer),
+           "policy": lambda: policy.train_policy(config, copied, log, tokenizer, begin),
+           "online": lambda: online.online(config, copied, begin, PLAN)}[phase]
+    tick, ticks = pace.Stopwatch.tick, []
+
+    def tick_and_signal(clock, state):
+        tick(clock, state)
+        ticks.append(1)
+        if len(ticks) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(pace.Stopwatch, "tick", tick_and_signal)
+    with pytest.raises(stopping.Stopped) as stopped:
+        run()
+    assert (stopped.value.code, len(ticks)) == (75, step)
+    result = run()
+    assert clocked_out(copied / phase) == clocked_out(workdir / phase)
+    last = max(int(entry.name) for entry in (workdir / phase).iterdir() if entry.name.isdigit())
+    one, two = (checkpoints.read(folder / phase, last) for folder in (workdir, copied))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    if phase == "online":
+        assert result == rounds
+    else:
+        before, now = (json.loads((folder / f"{phase}.json").read_text()) for folder in (workdir, copied))
+        assert now["chosen_step"] == before["chosen_step"]
+        jax.tree.map(np.testing.assert_array_equal, result[1],
+                     checkpoints.restore_params(workdir / phase, step=before["chosen_step"]))
 
 
 def test_a_policy_run_judges_syncs_resumes_and_hands_on(aligned, tmp_path):
@@ -138,10 +163,10 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     finally:
         for process in processes:
             process.kill()  # one that waits for another for ever must not outlive the test
-    assert [process.returncode for process in processes] == [distributed.STOPPED] * 2, said
+    assert [process.returncode for process in processes] == [75] * 2, said
     stopped = max(int(entry.name) for entry in (copied / "policy").iterdir() if entry.name.isdigit())
     assert all_phases.SIGNALLED <= stopped < config.alignment.steps
-    assert f"stopped after step {stopped}, which is saved" in said[0][1]
+    assert f"saved at step {stopped}; run the same command to resume" in said[0][1]
     assert "2 processes, 2 devices" in said[0][1]
     assert f"resuming {folder} from step {half}" in said[0][1]
     # The other process says nothing, whatever libraries do.
@@ -183,20 +208,20 @@ def test_the_predicted_reward_is_that_of_the_best_rooms():
 def stage(aligned):
     config, _, log, tokenizer, *_ = aligned
     platform = played.make_platform(config, log)
-    return platform, played.make_asker(config, log, platform, tokenizer)
+    return platform, played.platform_arrays(config, log, platform, tokenizer)
 
 
 def test_a_played_model_sees_what_evaluation_sees(aligned, stage):
     """At a moment of the log, features, codes and order are those that the model is evaluated with."""
     config, workdir, log, tokenizer, _, _ = aligned
-    platform, asker = stage
+    platform, arrays = stage
     maker = log.batch_maker(tokenizer.ids, config)
     task = scoring.targets(log, config, "test", "strict")
     r = np.arange(min(8, task.user.size))
-    batch = platform.batch(platform.requests(0, 0)._replace(
+    told = platform.rooms_for(platform.requests(0, 0)._replace(
         user=task.user[r].astype(np.int32), time_ms=task.time_ms[r], key=r.astype(np.uint64)))
-    ours, theirs = asker.rooms(batch, r), maker.live_rooms(maker.on_air(task.user[r], task.time_ms[r]),
-                                                           task.time_ms[r], asker.slots)[0]
+    ours, theirs = arrays.rooms(told, r), maker.live_rooms(maker.on_air(task.user[r], task.time_ms[r]),
+                                                           task.time_ms[r], arrays.slots)[0]
     for i in r:
         ours_at, theirs_at = np.argsort(ours.author[i][ours.mask[i]]), np.argsort(theirs.author[i][theirs.mask[i]])
         for name in ("author", "codes"):
@@ -204,20 +229,20 @@ def test_a_played_model_sees_what_evaluation_sees(aligned, stage):
                                           getattr(theirs, name)[i][theirs.mask[i]][theirs_at])
         np.testing.assert_allclose(ours.features[i][ours.mask[i]][ours_at][:, 1],
                                    theirs.features[i][theirs.mask[i]][theirs_at][:, 1], rtol=1e-5)
-    asked = asker.maker(batch.log).request(batch.user, batch.time_ms)
-    jax.tree.map(np.testing.assert_array_equal, asked, maker.request(task.user[r], task.time_ms[r]))
+    request = arrays.requests(told.log).request(told.user, told.time_ms)
+    jax.tree.map(np.testing.assert_array_equal, request, maker.request(task.user[r], task.time_ms[r]))
 
 
 def test_codes_move_on_in_the_played_period(aligned, stage):
     _, _, log, tokenizer, _, _ = aligned
-    platform, asker = stage
+    platform, arrays = stage
     world = platform.world
     everyone = np.arange(log.num_authors)
-    np.testing.assert_array_equal(asker.ids.codes_at(everyone, world.end_ms - 1),
+    np.testing.assert_array_equal(arrays.ids.codes_at(everyone, world.end_ms - 1),
                                   tokenizer.ids.codes_at(everyone, world.end_ms - 1))
-    late = asker.ids.from_ms > world.end_ms
+    late = arrays.ids.from_ms > world.end_ms
     assert late.any()
-    moved = asker.ids.codes[late] != tokenizer.ids.codes_at(asker.ids.author[late], world.play_end_ms)
+    moved = arrays.ids.codes[late] != tokenizer.ids.codes_at(arrays.ids.author[late], world.play_end_ms)
     assert moved.any()
 
 
@@ -249,9 +274,9 @@ def test_a_lift_over_nothing_is_not_available():
 
 
 def test_draws_log_the_policys_own_probabilities(stage, finished):
-    platform, asker = stage
+    platform, arrays = stage
     requests = platform.requests(80, seed=3)
-    policy = played.drawer(asker, finished.trained.model)(finished.trained.params)
+    policy = played.drawer(arrays, finished.trained.model)(finished.trained.params)
     first, again = platform.play(policy, requests), platform.play(policy, requests)
     np.testing.assert_array_equal(first.room, again.room)
     there = first.room >= 0
@@ -277,12 +302,9 @@ def test_logged_feedback_can_be_the_reward(aligned, tmp_path):
     assert "predicted_reward" not in report["validation"][0]
 
 
-PLAN = online.Plan(rounds=2, requests=80, steps=2, judged_hours=6.0)
-
-
-def test_rounds_are_learned_from_and_logged(aligned):
+def test_rounds_are_learned_from_and_logged(aligned, rounds):
     config, workdir, *_ = aligned
-    report = online.online(config, workdir, workdir / "supervised", PLAN)
+    report = rounds
     first, second = report["rounds"]
     assert first["lift"] == 0  # nothing has been learned yet: both arms draw the same rooms
     assert second["learning"] > 0
@@ -309,28 +331,24 @@ def test_a_mistyped_online_command_leaves_nothing_behind(aligned, tmp_path):
     assert not (tmp_path / "w" / "online").exists()
 
 
-def test_rounds_go_on_after_a_kill(aligned, tmp_path, monkeypatch):
+def test_rounds_go_on_after_a_kill(aligned, rounds, tmp_path, monkeypatch):
     config, workdir, *_ = aligned
     shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
-    whole = online.online(config, workdir, workdir / "supervised", PLAN)
-    folder = tmp_path / "w" / "online"
-    monkeypatch.setattr(online.distributed, "stopping", lambda: contextlib.nullcontext(lambda step: True))
-    with pytest.raises(distributed.Stopped) as stop:  # asked to at the first step: when the round is over
-        online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
-    assert stop.value.code == distributed.STOPPED
-    assert [line["step"] for line in read(folder)] == [1, 2]
-    monkeypatch.undo()
+    folder, training_batches, made = tmp_path / "w" / "online", online.training_batches, []
 
     def killed(*arguments):
-        raise InterruptedError
+        made.append(1)
+        if len(made) == 2:
+            raise InterruptedError
+        return training_batches(*arguments)
 
     monkeypatch.setattr(online, "training_batches", killed)
     with pytest.raises(InterruptedError):  # when the second round has been shown, before its first step
         online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
     assert (folder / "shown_2.npz").is_file()
-    monkeypatch.undo()
-    again = online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
-    assert again == whole
+    with pytest.raises(ValueError, match=r"requests: 80 then, 81 now"):
+        online.online(config, tmp_path / "w", workdir / "supervised", dataclasses.replace(PLAN, requests=81))
+    assert online.online(config, tmp_path / "w", workdir / "supervised", PLAN) == rounds
     assert [line["step"] for line in read(folder)] == [1, 2, 3, 4]
 
 

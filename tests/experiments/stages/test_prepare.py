@@ -125,17 +125,17 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
     config, workdir, log = request.getfixturevalue(kind)
     seen = {}
 
-    def train_towers(user_ptr, author, c, num_authors, content, row, seed, **kwargs):
-        seen.update(user_ptr=user_ptr, author=author, content=content, row=row)
-        return original(user_ptr, author, c, num_authors, content, row, seed, **kwargs)
+    def train_towers(views, *args):
+        seen.update(user_ptr=views.user_ptr, author=views.author, content=views.content, row=views.content_row)
+        return original(views, *args)
 
-    def fit(values, *args):
+    def fit(values, *args, **kwargs):
         seen["fit"] = len(values)
         raise Stop
 
     original = tower_training.train_towers
     monkeypatch.setattr(tower_training, "train_towers", train_towers)
-    monkeypatch.setattr(residual_kmeans, "fit_from_config", fit)
+    monkeypatch.setattr(residual_kmeans, "fit", fit)
     with pytest.raises(Stop):
         tokenizer_stage.train_tokenizer(config, workdir / "elsewhere", log)
     training = log.views.stop_ms <= log.split.p1_ms
@@ -145,7 +145,7 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
     content = author_content(log.tables, log.split.p1_ms)
     if kind == "views_only":
         assert content is None
-        assert seen["row"] is None
+        assert seen["content"] is None
         assert seen["fit"] == log.num_authors
         return
     starts = log.views.start_ms[training]
@@ -213,11 +213,15 @@ def test_views_are_the_watched_rows_of_the_log(with_content, source):
     np.testing.assert_array_equal(log.views.stop_ms - log.views.start_ms, rows["watch_ms"].to_numpy())
 
 
-def test_a_room_still_on_air_lives_to_the_end_of_the_log(prepared, source):
-    rooms = source.rooms.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(None).otherwise(pl.col("end_ms"))
-                                      .alias("end_ms"))
+def test_a_room_without_an_end_lives_no_longer_than_is_plausible(prepared, source, caplog):
+    first, last = (pl.int_range(pl.len()) == row for row in (0, len(source.rooms) - 1))
+    rooms = source.rooms.with_columns(pl.when(first | last).then(None).otherwise(pl.col("end_ms")).alias("end_ms"))
     _, _, log = prepared(dataclasses.replace(source, rooms=rooms))
-    assert log.lifetimes.end_ms[0] == log.split.end_ms
+    assert log.lifetimes.end_ms[-1] == log.split.end_ms  # still on air
+    known = source.rooms[1:-1]
+    longest = 2 * int(np.quantile((known["end_ms"] - known["start_ms"]).to_numpy(), 0.999))
+    assert log.lifetimes.end_ms[0] == source.rooms["start_ms"][0] + longest < log.split.end_ms
+    assert f"1 of {len(source.rooms)} rooms have no end and began too long ago" in caplog.text
 
 
 def test_a_stage_is_done_with_one_set_of_settings(tmp_path):

@@ -179,7 +179,7 @@ def test_evaluate_prints_the_table(answer, finished, split, protocol):
 
 def test_a_period_without_targets_is_told(finished):
     t = finished.trained
-    log = SimpleNamespace(views=t.log.views, lifetimes=t.log.lifetimes,
+    log = SimpleNamespace(views=t.log.views, presence=t.log.presence,
                           split=t.log.split._replace(p2_ms=t.log.split.end_ms + 1))
     with pytest.raises(ValueError, match=r"the test period has no target .*config.data.test_hours longer"):
         evaluate.evaluate(finished.config, log, None, None, None, "test", "strict", None)

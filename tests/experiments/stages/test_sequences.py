@@ -102,7 +102,8 @@ def test_the_kuailive_m3_config_trains_on_a_folder_in_its_form(tmp_path, make_co
     strict = trained.report["protocols"]["strict"]
     assert {"long_view", "like", "comment", "gift"} <= set(strict)
     assert strict["all"]["n"] > 10
-    assert list(trained.log.batch_maker(trained.tokenizer.ids, config).codes) == ["live", "gift", "video"]
+    maker = trained.log.batch_maker(trained.tokenizer.ids, config)
+    assert list(maker.requests.history_views) == ["live", "gift", "video"]
 
 
 def test_the_kuailive_config_makes_ids_of_titles_and_batches_of_gifts(tmp_path, make_config):

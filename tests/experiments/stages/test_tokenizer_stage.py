@@ -14,7 +14,7 @@ from experiments.reports import run_page
 from experiments.reports.figures import code_colours, lives_plot
 from experiments.stages import tokenizer
 from experiments.studies.refresh import until
-from onelive_jax.tokenizer import residual_kmeans, semantic_ids, towers
+from onelive_jax.tokenizer import semantic_ids
 from onelive_jax.training import checkpoints
 
 
@@ -89,7 +89,7 @@ def test_titles_are_content_where_there_are_no_segments(finished):
 
 def test_segments_as_they_come_get_the_ids_that_the_whole_log_gives_them(finished):
     """Pools, towers, codes, table: hour by hour from a moment on, against all at once."""
-    config, log, made = finished.config, finished.trained.log, finished.trained.tokenizer
+    log, made = finished.trained.log, finished.trained.tokenizer
     content, start = author_content(log.tables, log.split.p1_ms), log.split.p1_ms
     pools, ids = Pools.of(content, start), until(made.ids, start + 1)
     hour, late, came = 3_600_000, 0, 0
@@ -99,35 +99,11 @@ def test_segments_as_they_come_get_the_ids_that_the_whole_log_gives_them(finishe
         taken, values = pools.add(content.author[rows], content.from_ms[rows], content.vectors[content.vector[rows]])
         rows = rows[taken]
         more = ids.extend(content.author[rows], content.from_ms[rows],
-                          made.codes_of(config, content.author[rows], values))
+                          made.encoder.codes(content.author[rows], values))
         ids, late = more.table, late + more.late
     everyone, moments = np.arange(log.num_authors)[:, None], start + hour // 2 * np.arange(48)
     np.testing.assert_array_equal(ids.codes_at(everyone, moments), made.ids.codes_at(everyone, moments))
     assert late == 0 < came
-
-
-def test_an_author_never_seen_is_called_by_its_content_alone(finished):
-    config, made, log = finished.config, finished.trained.tokenizer, finished.trained.log
-    content = author_content(log.tables, log.split.p1_ms)
-    rows = np.linspace(0, content.author.size - 1, 12).astype(int)
-    values = content.values(rows)
-    new = np.arange(log.num_authors, log.num_authors + 12)
-    points = made.embeddings(config, new, values)
-    np.testing.assert_array_equal(points, made.embeddings(config, np.full(12, log.num_authors + 7), values))
-    assert np.abs(points - made.embeddings(config, content.author[rows], values)).max() > 1e-3
-    # The same as what the content's own layers say, and no author's row of the table has a part in it.
-    table = dict(made.params["author_tower"], author_id=100 + made.params["author_tower"]["author_id"])
-    changed = dataclasses.replace(made, params=made.params | {"author_tower": table})
-    np.testing.assert_array_equal(points, changed.embeddings(config, new, values))
-    codes = residual_kmeans.encode(made.books, points)
-    assert len(np.unique(codes, axis=0)) > 1
-    # Both kinds in one call, each as alone.
-    mixed = made.embeddings(config, np.array([new[0], 3]), values[:2])
-    np.testing.assert_allclose(mixed, [points[0], made.embeddings(config, np.array([3]), values[1:2])[0]], atol=1e-6)
-    with pytest.raises(ValueError, match="none of the 20 that the towers were trained with"):
-        made.embeddings(config, new[:1], values[:1], np.array([False]))
-    with pytest.raises(ValueError, match="content is 9 wide, the towers were trained on width"):
-        made.embeddings(config, new[:1], values[:1, :9])
 
 
 def test_recall_of_the_towers_alone_is_what_a_loop_finds(finished):
@@ -145,8 +121,8 @@ def test_recall_of_the_towers_alone_is_what_a_loop_finds(finished):
         seen = before >= views.user_ptr[views.users()[row]]
         before = np.maximum(before, 0)
         at = content.row_at(views.author[before], views.start_ms[before])
-        user = towers.user_embeddings(made.params, c, made.author_views, views.author[before][None], seen[None],
-                                      content.values(at)[None], (at >= 0)[None], made.attributes_AxS)
+        user = made.encoder.towers.users(views.author[before][None], seen[None], content.values(at)[None],
+                                         (at >= 0)[None])
         scores = (user @ made.embedding_AxD.T)[0]
         hits += (scores >= scores[views.author[row]]).sum() <= 10
     assert found["recall@10"] == pytest.approx(hits / len(rows), abs=1.5 / len(rows))
@@ -157,8 +133,8 @@ def test_side_features_are_read_and_can_be_switched_off(finished, make_config, t
     figures, log = finished.trained.tokenizer.figures, finished.trained.log
     assert figures["side_features"]["users"] is None  # the simulator tells nothing of people
     assert figures["side_features"]["authors"]["columns"] == 1
-    assert finished.trained.tokenizer.attributes_AxS.shape == (20, 1)
-    assert "attributes" in finished.trained.tokenizer.params["author_tower"]
+    assert finished.trained.tokenizer.encoder.towers.attributes_AxS.shape == (20, 1)
+    assert "attributes" in finished.trained.tokenizer.encoder.towers.params["author_tower"]
     of_users, of_authors = tokenizer.side_features_of(dataclasses.replace(log, tables=dataclasses.replace(
         log.tables, users=log.tables.users.with_columns(age=pl.col("user_id") % 3))))
     assert of_users.names == ["age=0", "age=1", "age=2"]

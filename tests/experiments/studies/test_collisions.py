@@ -15,7 +15,6 @@ from experiments.stages.run import run
 from experiments.stages.supervised import load_supervised
 from experiments.studies import collisions
 from onelive_jax.decoding.recommend import make_recommender
-from onelive_jax.tokenizer import towers
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
 
@@ -93,13 +92,12 @@ def test_tower_scores_are_those_of_user_and_author_at_the_moment(finished):
     assert np.abs(scores).max() <= 1 + 1e-5  # cosines
     for i, authors, row_scores in zip(r, on_air, scores, strict=True):
         row = content.row_at(authors, np.full(len(authors), task.time_ms[i]))
-        author_NxD = made.embeddings(config, authors, content.values(row), row >= 0)
+        author_NxD = made.encoder.towers.authors(authors, content.values(row), row >= 0)
         end = log.views.seen_before(task.user[i:i + 1], task.time_ms[i:i + 1])[0]
         before = np.arange(max(end - config.tokenizer.history_items, log.views.user_ptr[task.user[i]]), end)
         at = content.row_at(log.views.author[before], log.views.start_ms[before])
-        user_1xD = towers.user_embeddings(
-            made.params, config.tokenizer, made.author_views, log.views.author[before][None],
-            np.ones((1, len(before)), bool), content.values(at)[None], (at >= 0)[None], made.attributes_AxS)
+        user_1xD = made.encoder.towers.users(log.views.author[before][None], np.ones((1, len(before)), bool),
+                                             content.values(at)[None], (at >= 0)[None])
         np.testing.assert_allclose(row_scores[:len(authors)], author_NxD @ user_1xD[0], atol=1e-5)
 
 

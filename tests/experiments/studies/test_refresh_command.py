@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.log.content import author_content
-from experiments.stages.tokenizer import load_tokenizer
+from experiments.stages.tokenizer import load_tokenizer, segment_codes
 from experiments.studies import refresh
 from onelive_jax.tokenizer import semantic_ids
 from onelive_jax.tokenizer.residual_kmeans import Codebooks
@@ -76,7 +76,8 @@ def test_codes_served_before_a_refresh_stay_and_nothing_later_is_read(finished):
     other.vectors = np.where(content.from_ms[:, None] > time, 9.0, content.vectors).astype(np.float32)
     other.pools = np.where(content.from_ms[:, None] > time, 9.0, content.pools).astype(np.float32)
     again = refresh.refresh_at(made, served, config, log, other, log.split.p1_ms, time, seed=1)
-    np.testing.assert_array_equal(again.tokenizer.books.centroids, done.tokenizer.books.centroids)
+    np.testing.assert_array_equal(again.tokenizer.encoder.books.centroids,
+                                  done.tokenizer.encoder.books.centroids)
     assert again.figures == done.figures
     # After it, new segments are encoded with the new codebooks.
     later, late = refresh.with_content_of(done.served, done.tokenizer, config, content, time, time + 4 * HOUR_MS)
@@ -84,7 +85,7 @@ def test_codes_served_before_a_refresh_stay_and_nothing_later_is_read(finished):
     row = np.flatnonzero((content.from_ms > time) & (content.from_ms <= time + 4 * HOUR_MS))[-1:]
     before = done.served.codes_at(content.author[row], time)
     np.testing.assert_array_equal(later.codes_at(content.author[row], content.from_ms[row]),
-                                  done.tokenizer.codes(config, content, row, before))
+                                  segment_codes(done.tokenizer.encoder, content, row, before))
 
 
 def test_content_that_comes_again_after_a_refresh_keeps_its_name(finished):
@@ -100,16 +101,18 @@ def test_content_that_comes_again_after_a_refresh_keeps_its_name(finished):
     again = copy.copy(content)  # one segment an author, an hour later, with the content of the refresh
     again.author, again.from_ms = everyone[row >= 0], np.full((row >= 0).sum(), time + HOUR_MS)
     again.vector, again.pool = content.vector[row[row >= 0]], content.pool[row[row >= 0]]
-    turned = dataclasses.replace(done.tokenizer, books=Codebooks(done.tokenizer.books.centroids[:, ::-1]))
+    encoder = done.tokenizer.encoder
+    encoder = dataclasses.replace(encoder, books=Codebooks(encoder.books.centroids[:, ::-1]))
+    turned = dataclasses.replace(done.tokenizer, encoder=encoder)
     later, _ = refresh.with_content_of(done.served, turned, config, again, time, time + 2 * HOUR_MS)
     np.testing.assert_array_equal(later.codes_at(everyone, time + HOUR_MS), done.served.codes_at(everyone, time))
-    nearest = turned.codes(config, again, np.arange(again.author.size))
+    nearest = segment_codes(encoder, again, np.arange(again.author.size))
     assert (nearest != done.served.codes_at(again.author, time)).any()
 
 
 def test_a_refreshed_tokenizer_can_be_served(study, finished):
     config, log, made = finished.config, finished.trained.log, finished.trained.tokenizer
-    everyone, books = np.arange(log.num_authors), made.books.centroids
+    everyone, books = np.arange(log.num_authors), made.encoder.books.centroids
     for row in study["days"]:
         assert Path(row["folder"]).parts[-2:] == ("refresh", str(row["day"]))
         now = load_tokenizer(config, Path(row["folder"]), log)
@@ -118,12 +121,12 @@ def test_a_refreshed_tokenizer_can_be_served(study, finished):
         assert now.figures["utilization"] == semantic_ids.utilization(now.ids.codes_at(everyone, row["time_ms"]), 4)
         assert now.figures["residual_norms"] != made.figures["residual_norms"]
         assert now.ids.from_ms.max() <= row["time_ms"]  # nothing later than the refresh
-        assert np.abs(now.books.centroids - books).max() > 1e-6  # moved since the refresh before
+        assert np.abs(now.encoder.books.centroids - books).max() > 1e-6  # moved since the refresh before
         before, after = (now.ids.codes_at(everyone, row["time_ms"] - early) for early in (1, 0))
         assert semantic_ids.churn(before, after) == pytest.approx(row["churn_of_all"])
         np.testing.assert_array_equal(now.ids.codes_at(everyone, log.split.p1_ms),
                                       made.ids.codes_at(everyone, log.split.p1_ms))
-        books = now.books.centroids
+        books = now.encoder.books.centroids
 
 
 def test_codes_that_come_too_late_are_counted_and_warned_of(caplog):
@@ -145,13 +148,13 @@ def test_the_settings_of_a_refresh_are_heeded(finished):
     served = refresh.until(made.ids, time)
     config.tokenizer.refresh_iterations = 0
     still = refresh.refresh_at(made, served, config, log, content, log.split.p1_ms, time, seed=1)
-    np.testing.assert_array_equal(still.tokenizer.books.centroids, made.books.centroids)
-    jax.tree.map(np.testing.assert_array_equal, still.tokenizer.params, made.params)
+    np.testing.assert_array_equal(still.tokenizer.encoder.books.centroids, made.encoder.books.centroids)
+    jax.tree.map(np.testing.assert_array_equal, still.tokenizer.encoder.towers.params, made.encoder.towers.params)
     assert max(still.figures["churn_of_all"].values()) == 0  # neither codebooks nor content changed
     config.tokenizer.refresh_tower_steps = 3
     moved = refresh.refresh_at(made, served, config, log, content, log.split.p1_ms, time, seed=1)
-    assert moved.tokenizer.author_views.sum() > made.author_views.sum()
-    old, new = (each.params["author_tower"]["author_id"] for each in (made, moved.tokenizer))
+    assert moved.tokenizer.encoder.towers.author_views.sum() > made.encoder.towers.author_views.sum()
+    old, new = (each.encoder.towers.params["author_tower"]["author_id"] for each in (made, moved.tokenizer))
     assert np.abs(new - old).max() > 0
     # What is handed on goes with the towers as they are now.
     assert np.abs(moved.tokenizer.embedding_AxD - made.embedding_AxD).max() > 0

@@ -28,7 +28,7 @@ def opened(**changes):
     """(model, parameters, the batch's requests opened)."""
     model = small_model(**changes)
     params = random_params(model, BATCH_OF_4)
-    opened = jax.jit(lambda p: rollouts.open_request(model, p, BATCH_OF_4.request, LIVE, 0.5))(params)
+    opened = jax.jit(lambda p: model.apply({"params": p}, BATCH_OF_4.request, LIVE, 0.5, method="open"))(params)
     return model, params, opened
 
 

@@ -2,6 +2,7 @@
 
 import logging
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,9 @@ import numpy as np
 from onelive_jax.batch import LiveRooms
 from onelive_jax.config import TokenizerConfig
 from onelive_jax.decoding import beam_search, live_index
-from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training, towers
+from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training
+from onelive_jax.tokenizer.encoder import Encoder, Towers
+from onelive_jax.tokenizer.towers import TwoTowers
 
 AUTHORS, LEVELS, CODES, DIM = 12, 3, 4, 6
 CONFIG = TokenizerConfig(levels=LEVELS, codes=CODES, dim=DIM, hidden=8)
@@ -17,12 +20,10 @@ CONFIG = TokenizerConfig(levels=LEVELS, codes=CODES, dim=DIM, hidden=8)
 
 def test_a_search_sees_the_codes_of_new_segments_and_nothing_is_compiled_again(caplog):
     rng = np.random.default_rng(0)
-    params = tower_training.init_params(towers.TwoTowers(AUTHORS, CONFIG), 10, seed=0)
+    params = nn.unbox(tower_training.boxed_params(TwoTowers(AUTHORS, CONFIG), 0, 10))
     books = residual_kmeans.Codebooks(jnp.asarray(0.4 * rng.normal(size=(LEVELS, CODES, DIM)), jnp.float32))
 
-    def encode(author, content):
-        points = towers.author_embeddings(params, CONFIG, np.arange(AUTHORS), author, content.astype(np.float32))
-        return np.asarray(residual_kmeans.encode(books, points))
+    encode = Encoder(Towers(params, CONFIG, np.arange(AUTHORS)), books).codes
 
     def level_logits(level, state, previous, prefix):
         return 20.0 * jax.nn.one_hot(state["wanted"][..., level], CODES), state

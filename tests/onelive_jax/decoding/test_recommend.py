@@ -10,7 +10,7 @@ from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, Liv
 from onelive_jax.config import DecodingConfig, ModelConfig
 from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
-from onelive_jax.model.onelive import OneLive
+from onelive_jax.model.onelive import OneLive, level_logits
 
 B, T, L, K, N, A = 2, 4, 3, 3, 9, 7
 ALL = DecodingConfig(beams=N, capacity=N)
@@ -37,18 +37,15 @@ def model_and_arrays(**settings):
 
 def brute_force(model, params, request, rooms, weight):
     """float64 [B, N]: Σ log p over the codes on air behind each prefix, + weight · identity; -inf off air."""
-    def apply(method, *args):
-        return model.apply({"params": params}, *args, method=method)
-
-    context = apply("encode", request)
-    hidden = apply("first_hidden", request, context)
+    opened = model.apply({"params": params}, request, rooms, method="open")
+    decode = level_logits(model, params, opened)
     score = np.where(rooms.mask, 0.0, -np.inf)
     if weight:
-        score = score + weight * np.asarray(apply("room_scores", hidden, context, rooms), np.float64)
+        score = score + weight * np.asarray(opened.room_scores, np.float64)
     for n in range(N):
-        state, prefix = apply("begin", request), jnp.zeros((B, 1, L), jnp.int32)
+        state, prefix = opened.state, jnp.zeros((B, 1, L), jnp.int32)
         for level in range(L):
-            logits, state = apply("decode", level, state, prefix[..., max(level - 1, 0)], prefix, context)
+            logits, state = decode(level, state, prefix[..., max(level - 1, 0)], prefix)
             for b in range(B):
                 alike = rooms.mask[b] & (rooms.codes[b, :, :level] == rooms.codes[b, n, :level]).all(-1)
                 live = np.unique(rooms.codes[b, alike, level])
@@ -128,6 +125,15 @@ def test_rooms_and_their_tie_scores_come_and_go_without_tracing_again():
         np.testing.assert_array_equal(first.slot[b], order[:2])
         np.testing.assert_array_equal(second.slot[b], order[1:3])
         np.testing.assert_array_equal(other.slot[b], order[:-3:-1])
+
+
+def test_a_context_that_is_kept_gives_the_same_rooms():
+    model, params, request, rooms = model_and_arrays()
+    recommend, index = make_recommender(model, ALL), live_index.from_rooms(rooms, K)
+    context = jax.jit(lambda: model.apply({"params": params}, request, method="encode"))()
+    want, got = recommend(params, request, index), recommend(params, request, index, None, context)
+    np.testing.assert_array_equal(got.slot, want.slot)
+    np.testing.assert_allclose(got.score, want.score, rtol=1e-6)
 
 
 def test_an_index_of_another_tokenizer_is_refused():

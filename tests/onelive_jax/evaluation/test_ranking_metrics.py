@@ -4,27 +4,29 @@ import math
 import numpy as np
 import pytest
 
-from onelive_jax.evaluation import ranking_metrics
+from onelive_jax.evaluation import bootstrap, ranking_metrics
 
 BEST = 1 / math.log2(2)
 SECOND = 1 / math.log2(3)
 THIRD = 1 / math.log2(4)
 
 
-def test_ranks_counts_better_candidates_and_ignores_masked_slots():
-    scores = np.array([[3.0, 1.0, 2.0, 9.0], [0.5, 0.1, np.nan, np.nan]], np.float32)
-    mask = np.array([[True, True, True, False], [True, True, False, False]])
-    assert ranking_metrics.ranks(scores, mask, np.array([2, 0])).tolist() == [[2, 2], [1, 1]]
+def ranks(*scores, target=0):
+    """Of requests whose candidates have these scores; the target stands at `target` in each."""
+    offsets = np.append(0, np.cumsum([len(each) for each in scores]))
+    return ranking_metrics.ranks(np.concatenate(scores), offsets, np.broadcast_to(target, len(scores)))
 
 
-def test_ties_span_every_place_and_do_not_depend_on_the_slot():
-    scores = np.array([[5.0, 2.0, 2.0, 2.0, 1.0]] * 3)
-    mask = np.ones_like(scores, bool)
-    assert ranking_metrics.ranks(scores, mask, np.array([1, 2, 3])).tolist() == [[2, 4]] * 3
+def test_ranks_counts_better_candidates_of_the_same_request():
+    assert ranks([3.0, 1.0, 2.0], [0.5, 0.1], target=[2, 0]).tolist() == [[2, 2], [1, 1]]
+
+
+def test_ties_span_every_place_and_do_not_depend_on_the_position():
+    assert ranks(*[[5.0, 2.0, 2.0, 2.0, 1.0]] * 3, target=[1, 2, 3]).tolist() == [[2, 4]] * 3
 
 
 def test_a_ranker_that_scores_everything_alike_gets_what_chance_gets():
-    places = ranking_metrics.ranks(np.zeros((1, 20)), np.ones((1, 20), bool), np.array([0]))
+    places = ranks(np.zeros(20))
     gains = ranking_metrics.gains(places)
     assert gains["hr@1"][0] == pytest.approx(1 / 20)
     assert gains["hr@10"][0] == pytest.approx(10 / 20)
@@ -36,55 +38,33 @@ def test_a_ranker_that_scores_everything_alike_gets_what_chance_gets():
 def test_ties_are_the_mean_over_all_orders():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 3, size=(1, 6)).astype(float)
-    exact = ranking_metrics.gains(ranking_metrics.ranks(scores, np.ones((1, 6), bool), np.array([2])))
+    exact = ranking_metrics.gains(ranks(*scores, target=2))
     shuffled = scores + 0.5 * rng.random((20_000, 6))
-    drawn = ranking_metrics.gains(ranking_metrics.ranks(shuffled, np.ones_like(shuffled, bool), np.full(20_000, 2)))
+    drawn = ranking_metrics.gains(ranks(*shuffled, target=2))
     for name, value in exact.items():
         assert value[0] == pytest.approx(drawn[name].mean(), abs=0.01), name
 
 
 def test_a_target_that_was_not_returned_is_a_miss_at_every_cutoff():
-    places = ranking_metrics.ranks(np.array([[1.0, -np.inf, -np.inf]]), np.ones((1, 3), bool), np.array([1]))
+    places = ranks([1.0, -np.inf, -np.inf], target=1)
     assert np.isinf(places).all()
     assert all(value[0] == 0 for value in ranking_metrics.gains(places).values())
 
 
-@pytest.mark.parametrize("slot", [-1, 2, 3])
-def test_ranks_names_the_request_whose_target_is_no_candidate(slot):
-    mask = np.array([[True, True, False], [True, True, False]])
-    with pytest.raises(ValueError, match=f"request 1: target_slot={slot} is not a candidate"):
-        ranking_metrics.ranks(np.zeros((2, 3)), mask, np.array([0, slot]))
-
-
 def test_nan_scores_raise_with_their_place():
-    with pytest.raises(ValueError, match="request 0, slot 1: the score is NaN"):
-        ranking_metrics.ranks(np.array([[0.0, np.nan]]), np.ones((1, 2), bool), np.array([0]))
     with pytest.raises(ValueError, match="request 1, candidate 1: the score is NaN"):
-        ranking_metrics.ranks_csr(np.array([0.0, 1.0, np.nan]), np.array([0, 1, 3]), np.array([0, 0]))
-
-
-def test_ragged_and_padded_candidates_agree():
-    rng = np.random.default_rng(1)
-    sizes = np.array([1, 4, 7, 2, 5])
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    flat = rng.integers(0, 4, offsets[-1]).astype(float)
-    position = np.array([0, 3, 2, 1, 0])
-    padded, mask = np.full((5, 7), np.nan), np.arange(7) < sizes[:, None]
-    padded[mask] = flat
-    ragged = ranking_metrics.ranks_csr(flat, offsets, position)
-    assert ragged.shape == (5, 2)
-    np.testing.assert_array_equal(ragged, ranking_metrics.ranks(padded, mask, position))
+        ranking_metrics.ranks(np.array([0.0, 1.0, np.nan]), np.array([0, 1, 3]), np.array([0, 0]))
 
 
 @pytest.mark.parametrize("position", [-1, 1])
 def test_ragged_targets_must_be_candidates(position):
     with pytest.raises(ValueError, match=f"request 0: target_position={position} is outside its 1 candidates"):
-        ranking_metrics.ranks_csr(np.zeros(3), np.array([0, 1, 3]), np.array([position, 0]))
+        ranking_metrics.ranks(np.zeros(3), np.array([0, 1, 3]), np.array([position, 0]))
 
 
 def test_ragged_offsets_must_cover_the_scores():
     with pytest.raises(ValueError, match="from 0 to 3"):
-        ranking_metrics.ranks_csr(np.zeros(3), np.array([0, 2]), np.array([0]))
+        ranking_metrics.ranks(np.zeros(3), np.array([0, 2]), np.array([0]))
 
 
 def test_metrics_by_hand():
@@ -134,7 +114,7 @@ def test_repeat_must_be_bool_of_the_same_length():
 
 def test_interval_agrees_with_the_normal_approximation():
     values = np.random.default_rng(2).integers(0, 2, 2000).astype(float)
-    low, high = ranking_metrics.bootstrap_interval(values)
+    low, high = bootstrap.mean_interval(values)
     half = 1.96 * values.std() / math.sqrt(len(values))
     assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
@@ -143,12 +123,28 @@ def test_interval_agrees_with_the_normal_approximation():
 def test_interval_is_seeded_holds_the_mean_and_narrows():
     rng = np.random.default_rng(3)
     few, many = rng.random(50), rng.random(5000)
-    assert ranking_metrics.bootstrap_interval(few, seed=1) == ranking_metrics.bootstrap_interval(few, seed=1)
-    assert ranking_metrics.bootstrap_interval(few, seed=1) != ranking_metrics.bootstrap_interval(few, seed=2)
-    (low, high), (lower, upper) = ranking_metrics.bootstrap_interval(few), ranking_metrics.bootstrap_interval(many)
+    assert bootstrap.mean_interval(few, seed=1) == bootstrap.mean_interval(few, seed=1)
+    assert bootstrap.mean_interval(few, seed=1) != bootstrap.mean_interval(few, seed=2)
+    (low, high), (lower, upper) = bootstrap.mean_interval(few), bootstrap.mean_interval(many)
     assert low < few.mean() < high
     assert (upper - lower) < (high - low) / 5
-    assert ranking_metrics.bootstrap_interval(np.full(9, 0.25)) == [0.25, 0.25]
+    assert bootstrap.mean_interval(np.full(9, 0.25)) == [0.25, 0.25]
+
+
+def test_lifts_are_paired_and_of_sums():
+    rng = np.random.default_rng(4)
+    shared = rng.random((400, 1))
+    control, treatment = np.hstack([shared, 1 + shared]), np.hstack([1.1 * shared, 1 + shared])
+    found = bootstrap.lifts(control, treatment, lambda sums: np.column_stack([sums, sums[:, 0] / sums[:, 1]]))
+    np.testing.assert_allclose(found.control[:2], control.sum(0))
+    np.testing.assert_allclose(found.control[2], control[:, 0].sum() / control[:, 1].sum())
+    # Whoever is drawn, a tenth more is a tenth more.
+    for each in (found.lift, found.low, found.high):
+        np.testing.assert_allclose(each, [0.1, 0.0, 0.1], atol=1e-12)
+    # Unrelated arms: the interval of a difference of two means.
+    other = bootstrap.lifts(shared, rng.random((400, 1)))
+    assert 0.1 < other.high[0] - other.low[0] < 0.25
+    assert np.isnan(bootstrap.lifts(0 * shared, shared).lift[0])
 
 
 def test_difference_is_paired():

@@ -11,6 +11,7 @@ from onelive_jax.config import ModelConfig
 from onelive_jax.decoding.beam_search import decode
 from onelive_jax.decoding.live_index import from_rooms
 from onelive_jax.model.context import ContextProjector
+from onelive_jax.model.onelive import level_logits
 from onelive_jax.training.supervised import losses
 from tests.onelive_jax.random_batches import (
     AUTHORS,
@@ -43,19 +44,17 @@ class Setup:
         return self.model.apply({"params": self.params if params is None else params}, *args, method=method)
 
     def logits(self, context, codes_BxL, params=None):
-        return self.apply("training_logits", context, self.batch.request, codes_BxL, params=params)[0]
+        return self.apply("_training_pass", context, self.batch.request, codes_BxL, False, params=params)[0]
 
     def _levels_alone(self, codes_BxWxL):
-        """Logits of `decode`, level by level, behind W given prefixes: [B, W, L, K]."""
-        context, state = self.apply("encode", self.batch.request), self.apply("begin", self.batch.request)
-        width, out = codes_BxWxL.shape[1], []
-        for level in range(LEVELS):
+        """Logits of decoding, level by level, behind W given prefixes: [B, W, L, K]."""
+        opened = self.apply("open", self.batch.request)
+        logits, state = jax.tree.map(lambda x: jnp.repeat(x, codes_BxWxL.shape[1], 1),
+                                     (opened.first_logits, opened.state))
+        decode, out = level_logits(self.model, self.params, opened), [logits]
+        for level in range(1, LEVELS):
             prefix = jnp.where(jnp.arange(LEVELS) < level, codes_BxWxL, 0)
-            if level == 0:
-                prefix = prefix[:, :1]
-            logits, state = self.apply("decode", level, state, prefix[..., max(level - 1, 0)], prefix, context)
-            if level == 0:
-                logits, state = jax.tree.map(lambda x: jnp.repeat(x, width, 1), (logits, state))
+            logits, state = decode(level, state, prefix[..., level - 1], prefix)
             out.append(logits)
         return jnp.stack(out, 2)
 
@@ -223,18 +222,25 @@ def test_decoding_step_by_step_equals_the_teacher_forced_pass(setup):
     assert np.abs(want[:, 0, 1] - want[:, 2, 1]).max() > 1e-2
 
 
-def test_the_first_hidden_state_is_the_one_that_training_reads(setup):
+def test_an_opened_request_reads_the_hidden_state_of_training(setup):
     @jax.jit
     def states():
-        context = setup.apply("encode", setup.batch.request)
-        _, trained = setup.apply("training_logits", context, setup.batch.request, setup.batch.target_codes)
-        first = jnp.zeros((BATCH, 1, LEVELS), jnp.int32)
-        _, state = setup.apply("decode", 0, setup.apply("begin", setup.batch.request), first[..., 0], first, context)
-        return trained, setup.apply("first_hidden", setup.batch.request, context), state["hidden"][:, 0]
+        opened = setup.apply("open", setup.batch.request)
+        trained = setup.apply("_training_pass", opened.context, setup.batch.request, setup.batch.target_codes, False)[1]
+        return trained, opened.state.hidden[:, 0]
 
-    trained, first, decoded = states()
-    np.testing.assert_allclose(first, trained, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(decoded, trained, rtol=1e-4, atol=1e-5)
+    trained, opened = states()
+    np.testing.assert_allclose(opened, trained, rtol=1e-4, atol=1e-5)
+
+
+def test_a_context_that_is_kept_opens_a_request_as_encoding_it_does(setup):
+    def opened(context=None):
+        return setup.apply("open", setup.batch.request, setup.batch.live, 0.5, context)
+
+    encoded = setup.apply("encode", setup.batch.request)
+    chex.assert_trees_all_equal(opened(encoded), opened())
+    other = setup.apply("encode", jax.tree.map(lambda x: x[::-1], setup.batch.request))
+    assert np.abs(opened(other).first_logits - opened().first_logits).max() > 1e-3
 
 
 def log_softmax(x, allowed):
@@ -260,15 +266,9 @@ def test_beam_search_equals_scoring_every_room_on_air(setup):
 
     @jax.jit
     def search():
-        context = setup.apply("encode", setup.batch.request)
-        hidden = setup.apply("first_hidden", setup.batch.request, context)
-        room_score = setup.apply("room_scores", hidden, context, live)
-
-        def level_logits(level, state, previous, prefix):
-            return setup.apply("decode", level, state, previous, prefix, context)
-
-        return {combine: decode(level_logits, setup.apply("begin", setup.batch.request), from_rooms(live, CODES),
-                                batch=BATCH, beams=ROOMS, k=ROOMS, room_score_BxC=room_score, combine=combine)
+        opened = setup.apply("open", setup.batch.request, live)
+        return {combine: decode(level_logits(setup.model, setup.params, opened), opened.state, from_rooms(live, CODES),
+                                batch=BATCH, beams=ROOMS, k=ROOMS, room_score_BxC=opened.room_scores, combine=combine)
                 for combine in ("sum", "within")}
 
     found, log_p = search(), brute_force(setup)

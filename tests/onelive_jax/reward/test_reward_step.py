@@ -44,10 +44,11 @@ def feedback_of() -> Feedback:
 
 
 def test_it_learns_what_is_known_and_keeps_base_rates():
-    tx = reward_step.make_reward_optimizer(CONFIG, len(OBJECTIVES))
+    tx = reward_step.make_reward_optimizer(CONFIG)
     feedback = feedback_of()
     params = random_params(MODEL, feedback.request, feedback.rooms)
     state = train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0))
+    state = reward_step.with_objectives(state, len(OBJECTIVES))
     step = jax.jit(reward_step.make_reward_step(MODEL, tx, CONFIG))
     state = reward_step.with_objective_weights(state, np.array([1.5, 0.5]))
     for i in range(60):
@@ -60,18 +61,18 @@ def test_it_learns_what_is_known_and_keeps_base_rates():
     assert float(metrics["weight_click"]) == 1.5
     observed = feedback.outcomes[..., 0].sum() / feedback.rooms.mask.sum()
     kept = 0.99**60
-    np.testing.assert_allclose(state.opt_state.rate_O, [kept * 0.1 + (1 - kept) * observed, 0.1], rtol=1e-4)
+    np.testing.assert_allclose(state.base_rate_O, [kept * 0.1 + (1 - kept) * observed, 0.1], rtol=1e-4)
     assert int(state.step) == 60
 
 
 def test_the_state_is_placed_like_any_other():
     """Base rates are no parameters: they lie on every device, and checkpoints find their shape."""
     mesh = partitioning.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    tx = reward_step.make_reward_optimizer(CONFIG, len(OBJECTIVES))
+    tx = reward_step.make_reward_optimizer(CONFIG)
     init = lambda key: MODEL.init(key, BATCH_OF_4.request, BATCH_OF_4.live)["params"]  # noqa: E731
-    state = train_state.abstract_state(init, tx, mesh)
-    assert state.opt_state.rate_O.shape == state.opt_state.weight_O.shape == (2,)
-    assert state.opt_state.rate_O.sharding.is_fully_replicated
+    state = train_state.abstract_state(init, tx, mesh, lambda state: reward_step.with_objectives(state, 2))
+    assert state.base_rate_O.shape == state.objective_weight_O.shape == (2,)
+    assert state.base_rate_O.sharding.is_fully_replicated
 
 
 def test_ippo_by_hand():

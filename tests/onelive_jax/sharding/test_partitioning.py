@@ -184,16 +184,16 @@ else:
 
 def test_a_process_by_itself_takes_all_its_devices(monkeypatch, caplog):
     caplog.set_level("INFO")
-    assert partitioning.lone_mesh(MeshConfig()) is None  # one device
+    assert partitioning.process_mesh(MeshConfig()) is None  # one device
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    assert dict(partitioning.lone_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(partitioning.process_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     assert not caplog.text
     # Settings of a larger machine.
-    assert dict(partitioning.lone_mesh(MeshConfig(-1, 4, 2)).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(partitioning.process_mesh(MeshConfig(-1, 4, 2)).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     assert "asks for a multiple of 8 devices, but there are 1" in caplog.text
     assert "all devices are on data for this" in caplog.text
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert partitioning.lone_mesh(MeshConfig()) is None
+    assert partitioning.process_mesh(MeshConfig()) is None
 
 
 def test_eight_devices_learn_what_one_learns_and_the_step_compiles_once():
@@ -235,13 +235,13 @@ folder = sys.argv[1]
 mesh, abstract, state = start(MeshConfig(data=2, fsdp=2, tensor=2))
 state, _ = make_step(train_state.shardings(abstract), mesh)(state, partitioning.put_batch(X, mesh))
 with checkpoints.Checkpoints(folder) as saver:
-    saver.save(state, b"here", Config(data=DataConfig(source="simulated")))
+    saver.save(state, "here", {})
 saved = jax.device_get((state.params, state.opt_state))
 for config, devices in ((MeshConfig(data=2, fsdp=2, tensor=2), None), (MeshConfig(data=1, fsdp=4, tensor=2), None),
                         (MeshConfig(data=1), jax.devices()[:1])):
     target = train_state.abstract_state(init_params, TX, partitioning.make_mesh(config, devices))
     with checkpoints.Checkpoints(folder) as saver:
-        restored = saver.restore(target).state
+        restored, _ = saver.restore(target)
     jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get((restored.params, restored.opt_state)))
     assert int(restored.step) == 1
     np.testing.assert_array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))

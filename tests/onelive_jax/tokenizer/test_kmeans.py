@@ -1,5 +1,6 @@
 """One level: sums, starts, mini-batches, bounded sizes, eight devices against one."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from onelive_jax.config import TokenizerConfig
 from onelive_jax.tokenizer import kmeans, residual_kmeans
+from tests.onelive_jax.kmeans_fit import fit
 
 ROOT = Path(__file__).resolve().parents[3]
 KEY = jax.random.key(0)
@@ -92,16 +94,16 @@ def test_a_spread_sample_is_distinct_points(size):
 def test_minibatches_end_near_lloyd_and_follow_the_key():
     points = cloud(2000)
     error = {mode: float(residual_kmeans.residual_norms(
-        residual_kmeans.fit(points, 1, 16, KEY, iterations=10, mode=mode, batch=256), points)[-1])
+        fit(points, 1, 16, KEY, iterations=10, mode=mode, batch=256), points)[-1])
         for mode in ("lloyd", "minibatch")}
     assert error["minibatch"] < 1.03 * error["lloyd"]
-    runs = [residual_kmeans.fit(points, 1, 16, KEY, iterations=2, mode="minibatch", batch=256) for _ in range(2)]
+    runs = [fit(points, 1, 16, KEY, iterations=2, mode="minibatch", batch=256) for _ in range(2)]
     chex.assert_trees_all_equal(*runs)
 
 
 def test_a_warm_start_replaces_passes():
     points = cloud(4000)
-    fits = {name: residual_kmeans.fit(points, 1, 16, KEY, init="sample", **settings) for name, settings in {
+    fits = {name: fit(points, 1, 16, KEY, init="sample", **settings) for name, settings in {
         "cold": {"iterations": 1}, "warm": {"iterations": 1, "warm_iterations": 15}}.items()}
     cold, warm = (float(residual_kmeans.residual_norms(fits[name], points)[-1]) for name in ("cold", "warm"))
     assert warm < 0.98 * cold
@@ -110,12 +112,12 @@ def test_a_warm_start_replaces_passes():
 @pytest.mark.parametrize("balance, most", [(1.0, 25), (1.2, 30)])
 def test_no_code_holds_more_than_its_bound(balance, most):
     points = np.concatenate([0.1 * cloud(180), 5 + cloud(20, seed=1)])  # most of them in one place
-    books = residual_kmeans.fit(points, 2, 8, KEY, iterations=3, balance=balance)
+    books = fit(points, 2, 8, KEY, iterations=3, balance=balance)
     codes = np.asarray(residual_kmeans.encode_balanced(books, points, balance))
     sizes = np.array([np.bincount(codes[:, level], minlength=8) for level in range(2)])
     assert sizes.max() <= most
     assert sizes.sum() == 400
-    free = np.bincount(np.asarray(residual_kmeans.encode(residual_kmeans.fit(points, 1, 8, KEY), points))[:, 0])
+    free = np.bincount(np.asarray(residual_kmeans.encode(fit(points, 1, 8, KEY), points))[:, 0])
     assert free.max() > most  # without the bound they are not even
 
 
@@ -128,14 +130,16 @@ def test_bounded_codes_are_the_nearest_where_there_is_room():
 
 def test_settings_reach_the_fit_and_wrong_ones_are_named():
     config = TokenizerConfig(levels=2, codes=4, kmeans_iterations=2, kmeans_init="sample", kmeans_warm_iterations=1)
-    books = residual_kmeans.fit_from_config(cloud(), config, KEY)
-    chex.assert_trees_all_equal(books, residual_kmeans.fit(cloud(), 2, 4, KEY, 2, "sample", warm_iterations=1))
+    books = residual_kmeans.fit(cloud(), config, KEY)
+    for other in ({"kmeans_iterations": 3}, {"kmeans_init": "k-means++"}, {"kmeans_warm_iterations": 0}):
+        moved = residual_kmeans.fit(cloud(), dataclasses.replace(config, **other), KEY)
+        assert np.abs(np.asarray(moved.centroids) - books.centroids).max() > 1e-3, other
     with pytest.raises(ValueError, match="balance=0.5 must be 0"):
-        residual_kmeans.fit(cloud(), 1, 4, KEY, balance=0.5)
-    with pytest.raises(ValueError, match="needs mode='lloyd'"):
-        residual_kmeans.fit(cloud(), 1, 4, KEY, balance=1.5, mode="minibatch")
-    with pytest.raises(ValueError, match="mode='fast'"):
-        residual_kmeans.fit(cloud(), 1, 4, KEY, mode="fast")
+        fit(cloud(), 1, 4, KEY, balance=0.5)
+    with pytest.raises(ValueError, match="needs kmeans_mode='lloyd'"):
+        fit(cloud(), 1, 4, KEY, balance=1.5, mode="minibatch")
+    with pytest.raises(ValueError, match="config.tokenizer.kmeans_mode='fast'"):
+        fit(cloud(), 1, 4, KEY, mode="fast")
     with pytest.raises(ValueError, match="codes have shape"):
         residual_kmeans.residual_norms(books, cloud(), np.zeros((300, 1), int))
 
@@ -151,19 +155,20 @@ def test_eight_devices_fit_what_one_fits():
     on_eight_devices("""
 import jax, numpy as np
 from onelive_jax.config import MeshConfig
-from onelive_jax.tokenizer import kmeans, residual_kmeans
-from onelive_jax.training import partitioning
+from onelive_jax.sharding import partitioning
+from onelive_jax.tokenizer import kmeans
+from tests.onelive_jax.kmeans_fit import fit
 points = np.random.default_rng(0).normal(size=(501, 4)).astype(np.float32)
 mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
 blocks = kmeans.make_blocks(points, 8, 16, mesh)
 assert len(blocks.points.addressable_shards) == 8
 assert blocks.points.addressable_shards[0].data.shape[1] * 8 == blocks.points.shape[1]
 settings = dict(levels=2, codes=8, key=jax.random.key(0), iterations=4, chunk=16)
-one, eight = residual_kmeans.fit(points, **settings), residual_kmeans.fit(points, **settings, mesh=mesh)
+one, eight = fit(points, **settings), fit(points, **settings, mesh=mesh)
 np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
 assert len(eight.centroids.devices()) == 1, "encode would run on all devices, each for all points"
 for more in (dict(mode="minibatch", batch=100), dict(balance=1.2), dict(warm_iterations=2, init="sample")):
-    one_of, eight_of = (residual_kmeans.fit(points, **settings, **more, mesh=m) for m in (None, mesh))
+    one_of, eight_of = (fit(points, **settings, **more, mesh=m) for m in (None, mesh))
     np.testing.assert_allclose(one_of.centroids, eight_of.centroids, atol=1e-5, err_msg=str(more))
     assert np.abs(np.asarray(one_of.centroids) - one.centroids).max() > 1e-3, more
 """)
@@ -174,8 +179,8 @@ def test_points_do_not_travel_between_devices():
 import math, re
 import jax, jax.numpy as jnp, numpy as np
 from onelive_jax.config import MeshConfig
+from onelive_jax.sharding import partitioning
 from onelive_jax.tokenizer import kmeans
-from onelive_jax.training import partitioning
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
 
 def most_elements(compiled):

@@ -9,6 +9,7 @@ import pytest
 from onelive_jax.tokenizer import kmeans, residual_kmeans
 from onelive_jax.tokenizer.refresh import refresh
 from onelive_jax.tokenizer.residual_kmeans import Codebooks
+from tests.onelive_jax.kmeans_fit import fit
 
 KEY = jax.random.key(0)
 
@@ -27,14 +28,14 @@ def planted():
 
 def test_planted_clusters_are_found():
     points, label = planted()
-    codes = np.asarray(residual_kmeans.encode(residual_kmeans.fit(points, 1, 8, KEY), points))[:, 0]
+    codes = np.asarray(residual_kmeans.encode(fit(points, 1, 8, KEY), points))[:, 0]
     assert len({(a, b) for a, b in zip(label, codes, strict=True)}) == 8  # one code a corner and one corner a code
     assert len(set(codes)) == 8
 
 
 def test_centroids_are_the_means_of_their_points():
     points, label = planted()
-    codebooks = residual_kmeans.fit(points, 1, 8, KEY)
+    codebooks = fit(points, 1, 8, KEY)
     means = np.stack([points[label == k].mean(axis=0) for k in range(8)])
     order = np.lexsort(np.asarray(codebooks.centroids[0]).round().T)
     chex.assert_trees_all_close(codebooks.centroids[0][order], means[np.lexsort(means.round().T)], atol=1e-4)
@@ -43,28 +44,28 @@ def test_centroids_are_the_means_of_their_points():
 @pytest.mark.parametrize("init", ["k-means++", "sample"])
 def test_residual_falls_level_by_level(init):
     points = cloud()
-    codebooks = residual_kmeans.fit(points, 3, 16, KEY, init=init)
+    codebooks = fit(points, 3, 16, KEY, init=init)
     norms = residual_kmeans.residual_norms(codebooks, points)
     chex.assert_shape(norms, (4,))
     assert np.all(np.diff(norms) < -0.05)
     chex.assert_trees_all_close(norms[0], np.sqrt((points**2).sum(axis=1).mean()), rtol=1e-5)
 
 
-def test_what_decode_leaves_is_the_last_residual():
+def test_what_the_centroids_of_the_codes_leave_is_the_last_residual():
     points = cloud()
-    codebooks = residual_kmeans.fit(points, 3, 16, KEY)
+    codebooks = fit(points, 3, 16, KEY)
     codes = residual_kmeans.encode(codebooks, points)
     chex.assert_shape(codes, (400, 3))
     assert codes.dtype == jnp.int32
-    left = points - residual_kmeans.decode(codebooks, codes)
+    left = points - sum(codebooks.centroids[level, codes[:, level]] for level in range(3))
     norms = residual_kmeans.residual_norms(codebooks, points)
     chex.assert_trees_all_close(np.sqrt((left**2).sum(axis=1).mean()), norms[3], rtol=1e-5)
-    first = points - residual_kmeans.decode(codebooks, codes[:, :1])
+    first = points - codebooks.centroids[0, codes[:, 0]]
     chex.assert_trees_all_close(np.sqrt((first**2).sum(axis=1).mean()), norms[1], rtol=1e-5)
 
 
 def test_encode_takes_the_nearest_centroid_of_each_level():
-    points, codebooks = cloud(50), residual_kmeans.fit(cloud(), 2, 8, KEY)
+    points, codebooks = cloud(50), fit(cloud(), 2, 8, KEY)
     residual, expected = points, []
     for level in np.asarray(codebooks.centroids):
         code = ((residual[:, None] - level) ** 2).sum(axis=-1).argmin(axis=1)
@@ -74,14 +75,14 @@ def test_encode_takes_the_nearest_centroid_of_each_level():
 
 
 def test_a_centroid_encodes_to_itself():
-    codebooks = residual_kmeans.fit(cloud(), 1, 16, KEY)
+    codebooks = fit(cloud(), 1, 16, KEY)
     np.testing.assert_array_equal(residual_kmeans.encode(codebooks, codebooks.centroids[0])[:, 0], np.arange(16))
 
 
 def test_chunks_change_nothing():
     points = cloud(103)  # no multiple of the chunk: the padding must not become points
-    whole = residual_kmeans.fit(points, 2, 8, KEY, chunk=1000)
-    parts = residual_kmeans.fit(points, 2, 8, KEY, chunk=10)
+    whole = fit(points, 2, 8, KEY, chunk=1000)
+    parts = fit(points, 2, 8, KEY, chunk=10)
     chex.assert_trees_all_close(whole, parts, atol=1e-5)
     np.testing.assert_array_equal(residual_kmeans.encode(whole, points, chunk=1000),
                                   residual_kmeans.encode(whole, points, chunk=7))
@@ -96,13 +97,13 @@ def test_distances_are_never_held_for_all_points_and_codes_at_once():
 
 def test_the_key_decides():
     points = cloud()
-    chex.assert_trees_all_equal(residual_kmeans.fit(points, 2, 8, KEY), residual_kmeans.fit(points, 2, 8, KEY))
-    other = residual_kmeans.fit(points, 2, 8, jax.random.key(1))
-    assert not np.allclose(other.centroids, residual_kmeans.fit(points, 2, 8, KEY).centroids)
+    chex.assert_trees_all_equal(fit(points, 2, 8, KEY), fit(points, 2, 8, KEY))
+    other = fit(points, 2, 8, jax.random.key(1))
+    assert not np.allclose(other.centroids, fit(points, 2, 8, KEY).centroids)
 
 
 def test_order_of_points_does_not_change_a_refresh():
-    points, old = cloud(), residual_kmeans.fit(cloud(), 2, 8, KEY)
+    points, old = cloud(), fit(cloud(), 2, 8, KEY)
     order = np.random.default_rng(2).permutation(len(points))
     chex.assert_trees_all_close(refresh(old, points), refresh(old, points[order]),
                                 atol=1e-4)
@@ -127,7 +128,7 @@ def test_lloyd_revives_dead_codes():
 
 def test_refresh_keeps_codes_where_points_hardly_move():
     points, label = planted()
-    old = residual_kmeans.fit(points, 1, 8, KEY)
+    old = fit(points, 1, 8, KEY)
     moved = points + np.float32(0.5)
     new = refresh(old, moved, step=1.0)
     np.testing.assert_array_equal(residual_kmeans.encode(old, points), residual_kmeans.encode(new, moved))
@@ -136,14 +137,14 @@ def test_refresh_keeps_codes_where_points_hardly_move():
 
 
 def test_refresh_takes_fewer_points_than_codes():
-    old = residual_kmeans.fit(cloud(), 2, 16, KEY)
+    old = fit(cloud(), 2, 16, KEY)
     chex.assert_tree_all_finite(refresh(old, cloud(3)))
 
 
 @pytest.mark.parametrize("init", ["k-means++", "sample"])
 def test_equal_points_share_one_code_and_leave_nothing(init):
     points = np.full((20, 3), 2.5, np.float32)
-    codebooks = residual_kmeans.fit(points, 2, 4, KEY, init=init)
+    codebooks = fit(points, 2, 4, KEY, init=init)
     chex.assert_tree_all_finite(codebooks)
     assert len(np.unique(residual_kmeans.encode(codebooks, points), axis=0)) == 1
     chex.assert_trees_all_close(residual_kmeans.residual_norms(codebooks, points)[1:], np.zeros(2), atol=1e-5)
@@ -153,10 +154,10 @@ def test_equal_points_share_one_code_and_leave_nothing(init):
 @pytest.mark.parametrize("values", [np.nan, np.inf, -np.inf, [np.inf, -np.inf, 0], 1e15])
 def test_points_that_are_no_numbers_are_named(values, device):
     points = cloud(20, 3)
-    codebooks = residual_kmeans.fit(points, 2, 2, KEY, iterations=1)
+    codebooks = fit(points, 2, 2, KEY, iterations=1)
     points[13], points[17] = values, np.nan
     points = jnp.asarray(points) if device else points
-    for use in (lambda: residual_kmeans.fit(points, 1, 2, KEY), lambda: residual_kmeans.encode(codebooks, points),
+    for use in (lambda: fit(points, 1, 2, KEY), lambda: residual_kmeans.encode(codebooks, points),
                 lambda: residual_kmeans.encode_balanced(codebooks, points, 1.0),
                 lambda: residual_kmeans.residual_norms(codebooks, points), lambda: refresh(codebooks, points)):
         with pytest.raises(ValueError, match="2 of 20 points hold NaN or infinity or .*the first is point 13"):
@@ -165,14 +166,14 @@ def test_points_that_are_no_numbers_are_named(values, device):
 
 def test_the_longest_points_are_encoded_and_bounded():
     points = np.concatenate([cloud(20, 3), np.full((4, 3), 0.5 * residual_kmeans.LONGEST, np.float32)])
-    codebooks = residual_kmeans.fit(points, 1, 2, KEY, iterations=2, balance=1.0)
+    codebooks = fit(points, 1, 2, KEY, iterations=2, balance=1.0)
     chex.assert_tree_all_finite(codebooks)
     codes = np.asarray(residual_kmeans.encode_balanced(codebooks, points, 1.0))
     np.testing.assert_array_equal(np.bincount(codes[:, 0]), [12, 12])
 
 
 def test_no_points_have_no_codes():
-    codebooks = residual_kmeans.fit(cloud(20, 3), 2, 4, KEY, iterations=1)
+    codebooks = fit(cloud(20, 3), 2, 4, KEY, iterations=1)
     for none in (np.zeros((0, 3)), jnp.zeros((0, 3))):
         codes = residual_kmeans.encode(codebooks, none)
         chex.assert_shape(codes, (0, 2))
@@ -181,24 +182,20 @@ def test_no_points_have_no_codes():
         with pytest.raises(ValueError, match="non-empty"):
             residual_kmeans.encode(codebooks, wrong)
     with pytest.raises(ValueError, match="non-empty"):
-        residual_kmeans.fit(np.zeros((0, 3)), 1, 1, KEY)
+        fit(np.zeros((0, 3)), 1, 2, KEY)
 
 
 def test_bad_input_is_named():
     points = cloud(10, 3)
     with pytest.raises(ValueError, match=r"10 points cannot fill 11 codes.*config\.tokenizer\.codes"):
-        residual_kmeans.fit(points, 1, 11, KEY)
+        fit(points, 1, 11, KEY)
     with pytest.raises(ValueError, match="1 of 10 points hold NaN.*point 4"):
-        residual_kmeans.fit(np.where(np.arange(10)[:, None] == 4, np.nan, points), 1, 2, KEY)
-    with pytest.raises(ValueError, match="init='best'"):
-        residual_kmeans.fit(points, 1, 2, KEY, init="best")
-    with pytest.raises(ValueError, match="iterations=0"):
-        residual_kmeans.fit(points, 1, 2, KEY, iterations=0)
-    codebooks = residual_kmeans.fit(points, 2, 2, KEY)
+        fit(np.where(np.arange(10)[:, None] == 4, np.nan, points), 1, 2, KEY)
+    with pytest.raises(ValueError, match="config.tokenizer.kmeans_init='best'"):
+        fit(points, 1, 2, KEY, init="best")
+    with pytest.raises(ValueError, match="config.tokenizer.kmeans_iterations=0"):
+        fit(points, 1, 2, KEY, iterations=0)
+    codebooks = fit(points, 2, 2, KEY)
     for use in (residual_kmeans.encode, refresh, residual_kmeans.residual_norms):
         with pytest.raises(ValueError, match="5 wide, the codebooks were fitted to width 3"):
             use(codebooks, cloud(10, 5))
-    with pytest.raises(ValueError, match=r"0 … 2, allowed are 0 … 1"):
-        residual_kmeans.decode(codebooks, [[0, 2]])
-    with pytest.raises(ValueError, match="3 levels, the codebooks have 2"):
-        residual_kmeans.decode(codebooks, [[0, 0, 0]])

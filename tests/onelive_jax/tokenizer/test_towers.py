@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 
 from onelive_jax.config import TokenizerConfig
+from onelive_jax.model.layers import MLP
 from onelive_jax.tokenizer import towers
-from onelive_jax.tokenizer.tower_training import init_params
+from onelive_jax.tokenizer.encoder import Towers
+from onelive_jax.tokenizer.tower_training import boxed_params
 from onelive_jax.tokenizer.towers import AuthorTower, TwoTowers, UserTower, gate_value, info_nce
 
 CONFIG = TokenizerConfig(dim=8, hidden=16, history_items=4)
 ONES = jnp.ones(2)
+
+
+def init_params(authors, content_width=0, config=CONFIG):
+    return nn.unbox(boxed_params(TwoTowers(authors, config), 0, content_width))
 
 
 def author_tower(content, has_content, views, author=(0, 1), seed=0):
@@ -27,7 +33,7 @@ def author_tower(content, has_content, views, author=(0, 1), seed=0):
     params = nn.unbox(tower.init(jax.random.key(seed), author, views, content, has_content))["params"]
     x_mllm = None
     if content.shape[-1]:
-        x_mllm = towers.Mlp(16, 8, "content").apply({"params": params["content"]}, content)
+        x_mllm = MLP(16, 8, out_bias=True).apply({"params": params["content"]}, content)
     return tower.apply({"params": params}, author, views, content, has_content), params["author_id"][author], x_mllm
 
 
@@ -72,11 +78,11 @@ def test_a_limit_keeps_the_content_of_busy_authors():
     chex.assert_trees_all_equal(gate_value(jnp.array([1.0, -2.0]), views, jnp.zeros(4, bool), 0.4), jnp.ones(4))
     # With a limit of 0 an author is its content alone, in training and in what the ids are made of.
     config = TokenizerConfig(dim=8, hidden=16, history_items=2, gate_limit=0.0)
-    params = init_params(TwoTowers(2, config), 6, 0)
-    own = towers.author_embeddings(params, config, np.array([500, 0]), np.array([0, 1]), CONTENT[[0, 0]])
+    params = init_params(2, 6, config=config)
+    own = Towers(params, config, np.array([500, 0])).authors(np.array([0, 1]), CONTENT[[0, 0]])
     np.testing.assert_allclose(own[0], own[1], rtol=1e-6)
     free = dataclasses.replace(config, gate_limit=1.0)
-    own = towers.author_embeddings(params, free, np.array([500, 0]), np.array([0, 1]), CONTENT[[0, 0]])
+    own = Towers(params, free, np.array([500, 0])).authors(np.array([0, 1]), CONTENT[[0, 0]])
     assert np.abs(own[0] - own[1]).max() > 0.05
 
 
@@ -117,11 +123,9 @@ def test_a_user_without_views_and_too_long_a_history():
 
 
 def test_embeddings_have_unit_length_and_zero_has_a_gradient():
-    model = TwoTowers(5, CONFIG)
-    params = init_params(model, 0, seed=0)
-    chex.assert_trees_all_close(jnp.linalg.norm(towers.author_embeddings(params, CONFIG, np.zeros(5)), axis=1),
-                                jnp.ones(5), rtol=1e-5)
-    chex.assert_tree_all_finite(jax.grad(lambda x: towers._normalise(x).sum())(jnp.zeros(3)))
+    made = Towers(init_params(5), CONFIG, np.zeros(5))
+    chex.assert_trees_all_close(jnp.linalg.norm(made.authors(), axis=1), jnp.ones(5), rtol=1e-5)
+    chex.assert_tree_all_finite(jax.grad(lambda x: towers.normalise(x).sum())(jnp.zeros(3)))
 
 
 def one_pair(content_width):
@@ -141,9 +145,8 @@ def test_every_parameter_names_its_axes():
     assert boxed["author_tower"]["author_id"].names == ("authors", "embed")
 
 
-def test_temperature_starts_where_it_is_told_and_keeps_its_floor():
-    model = TwoTowers(5, CONFIG)
-    params = init_params(model, 0, seed=0)
+def test_temperature_starts_at_its_setting_and_keeps_its_floor():
+    model, params = TwoTowers(5, CONFIG), init_params(5)
     pair, history = one_pair(content_width=0)
     assert float(model.apply({"params": params}, pair, history)[2]) == pytest.approx(CONFIG.temperature)
     low = params | {"log_excess_temperature": jnp.array(-50.0)}
@@ -184,7 +187,7 @@ def test_a_duplicate_of_the_positive_is_no_negative():
 
 def test_info_nce_ignores_the_order_of_the_batch_and_pairs_without_weight():
     rng = np.random.default_rng(0)
-    user, author = (towers._normalise(jnp.asarray(rng.normal(size=(6, 4)))) for _ in range(2))
+    user, author = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 6, 4)))
     ids, log_q, weight = jnp.array([0, 1, 2, 1, 3, 0]), jnp.log(rng.random(6)), jnp.array([1.0, 1, 0, 1, 1, 1])
     order = rng.permutation(6)
     plain = info_nce(user, author, 0.1, ids, log_q, weight)
@@ -198,67 +201,3 @@ def test_info_nce_ignores_the_order_of_the_batch_and_pairs_without_weight():
 def test_info_nce_gradient_is_finite_with_duplicates():
     grads = jax.grad(lambda u, a: info_nce(u, a, 0.1, jnp.array([3, 3]), jnp.zeros(2), ONES), argnums=(0, 1))
     chex.assert_tree_all_finite(grads(USER, AUTHOR))
-
-
-def test_recall_counts_ties_against_the_target():
-    authors = np.eye(4, dtype=np.float32)
-    users = np.array([[0.9, 0.3, 0.1, 0.0], [0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.9]], np.float32)
-    # Ranks from 0: the best; tied with author 0, hence second; last.
-    assert towers.tower_recall(users, authors, np.array([0, 1, 0]), ks=(1, 2, 4), chunk=2) == {
-        1: 1 / 3, 2: 2 / 3, 4: 1.0}
-
-
-def test_content_is_given_when_trained_with_it_and_only_then():
-    with_content, without = (init_params(TwoTowers(5, CONFIG), width, seed=0) for width in (6, 0))
-    with pytest.raises(ValueError, match="trained with content"):
-        towers.author_embeddings(with_content, CONFIG, np.ones(5))
-    with pytest.raises(ValueError, match="trained without content"):
-        towers.author_embeddings(without, CONFIG, np.ones(5), content=np.zeros((5, 6)))
-
-
-def test_attributes_and_features_are_checked_where_they_are_read():
-    params = init_params(TwoTowers(5, CONFIG), 0, seed=0, attribute_width=3, feature_width=2)
-    attributes, features = np.ones((5, 3), np.float32), np.ones((2, 2), np.float32)
-    history, mask = np.array([[0, 1], [2, 3]]), np.ones((2, 2), bool)
-
-    def users(attributes, features):
-        return towers.user_embeddings(params, CONFIG, np.ones(5), history, mask, attributes_AxS=attributes,
-                                      features_BxF=features)
-
-    chex.assert_tree_all_finite(users(attributes, features))
-    for value in (np.nan, np.inf):
-        holed = np.where(np.arange(5)[:, None] == 3, value, attributes)
-        with pytest.raises(ValueError, match=r"attributes of 1 authors hold NaN or infinity, the first is author 3"):
-            towers.author_embeddings(params, CONFIG, np.ones(5), attributes=holed)
-        with pytest.raises(ValueError, match=r"the first is author 3: give 0"):
-            users(holed, features)
-        # Nobody asks for author 3.
-        chex.assert_tree_all_finite(towers.author_embeddings(params, CONFIG, np.ones(5), [0, 4], attributes=holed))
-        with pytest.raises(ValueError, match=r"features of 1 users hold NaN or infinity, the first is row 1"):
-            users(attributes, np.where(np.arange(2)[:, None] == 1, value, features))
-    with pytest.raises(ValueError, match=r"user features have shape \(2, 3\).*trained on width 2 need \(2, 2\)"):
-        users(attributes, np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"user features have shape \(1, 2\); 2 histories"):
-        users(attributes, features[:1])
-
-
-@pytest.mark.parametrize("wrong", [-1, 5, 2**32])
-def test_an_unknown_author_is_named(wrong):
-    params, views = init_params(TwoTowers(5, CONFIG), 0, seed=0), np.ones(5)
-    with pytest.raises(ValueError, match=rf"author {wrong} at \[2\] is none .* 0 … 4"):
-        towers.author_embeddings(params, CONFIG, views, [0, 4, wrong, 7])
-    history = np.array([[0, 1], [4, wrong]])
-    for mask in (np.ones((2, 2), bool), history < 5):  # a masked view counts too
-        with pytest.raises(ValueError, match=rf"author {wrong} at \[1, 1\] is none .* 0 … 4"):
-            towers.user_embeddings(params, CONFIG, views, history, mask)
-    chex.assert_shape(towers.user_embeddings(params, CONFIG, views, history[:1], mask[:1]), (1, 8))
-
-
-def test_rows_and_chunks_of_embeddings():
-    params = init_params(TwoTowers(5, CONFIG), 6, seed=0)
-    content = np.random.default_rng(0).normal(size=(3, 6))
-    rows = towers.author_embeddings(params, CONFIG, np.ones(5), author=[4, 4, 0], content=content)
-    parts = towers.author_embeddings(params, CONFIG, np.ones(5), author=[4, 4, 0], content=content, chunk=2)
-    chex.assert_trees_all_close(rows, parts, atol=1e-6)
-    chex.assert_shape(rows, (3, 8))
-    assert np.abs(rows[0] - rows[1]).max() > 0.01  # one author, two moments

@@ -22,7 +22,7 @@ from flax.core import meta
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from onelive_jax.alignment.policy_step import make_policy_optimizer, make_policy_step
+from onelive_jax.alignment.policy_step import make_policy_optimizer, make_policy_step, with_reference
 from onelive_jax.batch import Feedback
 from onelive_jax.config import (
     AlignmentConfig,
@@ -37,12 +37,12 @@ from onelive_jax.decoding.live_index import from_rooms
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.reward.model import RewardModel
-from onelive_jax.reward.reward_step import make_reward_optimizer, make_reward_step
+from onelive_jax.reward.reward_step import make_reward_optimizer, make_reward_step, with_objectives
 from onelive_jax.reward.rewards import make_reward
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.tokenizer import kmeans
-from onelive_jax.tokenizer.tower_training import train_towers
+from onelive_jax.tokenizer.tower_training import ViewLog, train_towers
 from onelive_jax.tokenizer.towers import TwoTowers, info_nce
 from onelive_jax.training import supervised, train_state
 from tests.onelive_jax.random_batches import random_batch, random_params, small_config
@@ -215,9 +215,10 @@ def tower_losses(mesh):
     author = rng.integers(0, AUTHORS, people * each, dtype=np.int32)
     if mesh.size == 1:  # what other meshes have to round down to
         config.batch_size = BATCH
-    result = train_towers(np.arange(people + 1) * each, author, config, AUTHORS,
-                          rng.normal(size=(40, 6)).astype(np.float32), rng.integers(-1, 40, people * each), mesh=mesh)
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(result.params))
+    log = ViewLog(np.arange(people + 1) * each, author, AUTHORS, content=rng.normal(size=(40, 6)).astype(np.float32),
+                  content_row=rng.integers(-1, 40, people * each))
+    result = train_towers(log, config, mesh=mesh)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(result.towers.params))
     return result.losses
 
 
@@ -232,14 +233,15 @@ def reward_step(mesh):
     known = np.broadcast_to(rooms.mask[..., None], outcomes.shape)
     feedback = Feedback(request=batch.request, rooms=rooms, outcomes=outcomes * known, known=known, reward=blank,
                         rewarded=blank > 0, propensity=blank, weight=np.ones(BATCH, np.float32))
-    tx = make_reward_optimizer(config, 2)
+    tx = make_reward_optimizer(config)
 
     def init_params(key):
         return model.init(key, batch.request, rooms)["params"]
 
     state, metrics = one_step(make_reward_step(model, tx, config), init_params,
-                              random_params(model, batch.request, rooms), tx, mesh, feedback)
-    return metrics, gradients(state), state.opt_state.rate_O
+                              random_params(model, batch.request, rooms), tx, mesh, feedback,
+                              extend=lambda state: with_objectives(state, 2))
+    return metrics, gradients(state), state.base_rate_O
 
 
 def policy_step(mesh):
@@ -263,20 +265,22 @@ def policy_step(mesh):
     def init_params(key):
         return model.init(key, batch)["params"]
 
-    abstract = train_state.abstract_state(init_params, tx, mesh)
-    assert train_state.shardings(abstract.opt_state.reference) == train_state.shardings(abstract.params)
-    state, metrics = one_step(step, init_params, random_params(model, batch), tx, mesh, batch, (scorer_params, where))
+    abstract = train_state.abstract_state(init_params, tx, mesh, with_reference)
+    assert train_state.shardings(abstract.reference) == train_state.shardings(abstract.params)
+    state, metrics = one_step(step, init_params, random_params(model, batch), tx, mesh, batch, (scorer_params, where),
+                              extend=with_reference)
     assert metrics["policy_requests"] == BATCH
     return metrics, gradients(state)
 
 
-def one_step(step, init_params, params, tx, mesh, batch, *more):
-    """(state, metrics) after one step from `params`, sharded as a run shards it. more: further (argument, sharding)."""
-    abstract = train_state.abstract_state(init_params, tx, mesh)
+def one_step(step, init_params, params, tx, mesh, batch, *more, extend=lambda state: state):
+    """(state, metrics) after one step from `params`, sharded as a run shards it. more: further (argument, sharding).
+    extend: adds the fields of a phase's own state."""
+    abstract = train_state.abstract_state(init_params, tx, mesh, extend)
     check_specs(abstract, init_params, mesh)
     shardings = train_state.shardings(abstract)
-    state = jax.device_put(train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0)),
-                           shardings)
+    state = train_state.TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jax.random.key(0))
+    state = jax.device_put(extend(state), shardings)
     places = partitioning.batch_sharding(mesh), *(where for _, where in more)
     step = jax.jit(step, donate_argnums=0, in_shardings=(shardings, *places),
                    out_shardings=(shardings, partitioning.replicated(mesh)))

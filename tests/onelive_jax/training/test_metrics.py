@@ -88,7 +88,7 @@ def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch, caplog):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr(metrics, "_told_missing", [])
+    monkeypatch.setattr(metrics, "_reported_missing", [])
     with caplog.at_level(logging.WARNING):
         for folder in ("a", "b"):
             with metrics.MetricWriter(tmp_path / folder) as writer:
