@@ -20,7 +20,7 @@ def main() -> None:
     values = absl_flags.FLAGS
     for arm in (values.control, values.treatment):
         if arm not in HEURISTIC_ARMS:
-            phase_of(arm)  # a mistyped folder is refused before anything is loaded
+            phase_of(arm, HEURISTIC_ARMS)  # a mistyped folder is refused before anything is loaded
     from experiments.reports import run_page
     from experiments.stages.ab_test import ab_test, format_table, without_nan
     from onelive_jax.files import write_json

@@ -19,6 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments.common.flags import arguments_of
+from onelive_jax.files import write_whole
 from onelive_jax.sharding.processes import is_main, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,7 @@ def main_first(marker: Path) -> Iterator[None]:
             yield
             said = "done"
         finally:
-            new = marker.with_name(marker.name + ".tmp")
-            new.write_text(said)
-            new.replace(marker)
+            write_whole(marker, said)
     else:
         while not marker.exists():
             time.sleep(ASK_SECONDS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from onelive_jax.config import Config, differing, to_json
@@ -50,15 +51,15 @@ def save_config(config: Config, workdir: Path) -> None:
     write_whole(workdir / "config.json", to_json(config))
 
 
-def phase_of(arm: str) -> tuple[Path, Path]:
+def phase_of(path: str | Path, others: Sequence[str] = ()) -> tuple[Path, Path]:
     """(workdir, folder of the phase) of a workdir, whose supervised model is meant, or of the folder of a phase.
 
-    Raises: FileNotFoundError where it is neither.
+    Raises: FileNotFoundError where it is neither, with `others`, the names that could have stood there too.
     """
-    folder = Path(arm).expanduser()
+    folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder, folder / "supervised"
     if (folder.parent / "config.json").is_file() and folder.is_dir():
         return folder.parent, folder
-    raise FileNotFoundError(f"{arm} is neither a trained workdir, nor the folder of a phase of one (W/policy), nor one "
-                            f"of {', '.join(HEURISTIC_ARMS)}")
+    names = f", nor one of {', '.join(others)}" if others else ""
+    raise FileNotFoundError(f"{path} is neither a trained workdir nor the folder of a phase of one (W/policy){names}")

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class OnlinePlan:
     """Rounds, requests of each (and of the judged hours), steps after each, hours at the end that only judge."""
 
     rounds: int
@@ -42,7 +42,7 @@ class Plan:
     judged_hours: float
 
 
-def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
+def online(config: Config, workdir: Path, init_from: Path, plan: OnlinePlan) -> dict:
     """Plays and learns on one device, or goes on where it was; returns the report.
 
     Raises: ValueError where the judged hours are the whole played period, or W/online is of other settings.
@@ -104,7 +104,7 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
     return {"rounds": lines, "judged": judged, "plan": dataclasses.asdict(plan), "init_from": str(init_from)}
 
 
-def edges_of(platform: Platform, plan: Plan) -> np.ndarray:
+def edges_of(platform: Platform, plan: OnlinePlan) -> np.ndarray:
     """int64 [rounds + 1]: ends of the rounds, Unix ms; from the last one on the policies are judged."""
     world = platform.world
     end = world.play_end_ms - round(plan.judged_hours * 60 * MINUTE_MS)
@@ -139,7 +139,7 @@ def again(room: np.ndarray, propensity: np.ndarray) -> Policy:
     return policy
 
 
-def judge(platform: Platform, drawer: Callable[[Any], Policy], begun: Any, folder: Path, plan: Plan,
+def judge(platform: Platform, drawer: Callable[[Any], Policy], begun: Any, folder: Path, plan: OnlinePlan,
           from_ms: int) -> list[dict]:
     """The policy after each round against the one that it began as, on the same requests of the judged hours."""
     if plan.judged_hours == 0:

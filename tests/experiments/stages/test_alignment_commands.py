@@ -26,7 +26,7 @@ from onelive_jax.training import checkpoints, pace, stopping
 from onelive_jax.training.metrics import read
 from tests.experiments import all_phases
 
-PLAN = online.Plan(rounds=2, requests=80, steps=2, judged_hours=6.0)
+PLAN = online.OnlinePlan(rounds=2, requests=80, steps=2, judged_hours=6.0)
 
 
 @pytest.fixture(scope="module")
