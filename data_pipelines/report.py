@@ -7,29 +7,19 @@ lie in report_images/ beside the page. A picture that the log has no data for is
 """
 
 import argparse
-import base64
-import html
-import io
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_pipelines.pictures import log_figures
+from data_pipelines.pictures import log_figures, page
+from data_pipelines.pictures.plots import BLUE, GREEN, INK, ORANGE, legend_above, panel, png
 from data_pipelines.tables import Tables, load
+from onelive_jax.files import write_whole
 
-BLUE, ORANGE, GREEN, INK, GRID = "#0072b2", "#d55e00", "#009e73", "#1f2933", "#dde3ea"
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-STYLE = """
-body { margin: 0 auto; max-width: 1080px; padding: 32px 20px; background: #f5f7fa; color: #1f2933;
-  font: 16px/1.5 system-ui, sans-serif; }
-section { background: #fff; border: 1px solid #dde3ea; border-radius: 10px; padding: 18px 22px; margin: 18px 0; }
-h1 { font-size: 28px; margin: 0; } h2 { font-size: 18px; margin: 0 0 4px; } p { margin: 0 0 10px; color: #52606d; }
-img { max-width: 100%; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td { padding: 3px 24px 3px 0; border-bottom: 1px solid #e8edf2; } td:last-child { text-align: right; }
-"""
+NO_DATA = "The log has no data for this picture."
 
 
 def pictures(tables: Tables, utc_offset_hours: float) -> dict[str, tuple[str, str, Figure | None]]:
@@ -54,24 +44,11 @@ def pictures(tables: Tables, utc_offset_hours: float) -> dict[str, tuple[str, st
     }
 
 
-def _axes(xlabel: str, ylabel: str, height: float = 3.0):
-    figure = Figure(figsize=(9, height), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(color=GRID)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
 def _hour_of_week(views, utc_offset_hours):
     if not len(views):
         return None
     share = log_figures.hour_of_week(views["start_ms"].to_numpy(), utc_offset_hours)
-    figure, axes = _axes("local time", "share of views")
+    figure, axes = panel("local time", "share of views")
     axes.plot(np.arange(168), share, color=BLUE)
     axes.set_xticks(np.arange(0, 168, 24), DAYS)
     axes.set_xlim(0, 167)
@@ -83,7 +60,7 @@ def _on_air(tables):
     hours, count = log_figures.rooms_on_air(tables)
     if not count.size:
         return None
-    figure, axes = _axes("days since the first view", "rooms on air")
+    figure, axes = panel("days since the first view", "rooms on air")
     axes.fill_between(hours / 24, count, color=BLUE, alpha=0.25, linewidth=0)
     axes.plot(hours / 24, count, color=BLUE, linewidth=1)
     axes.set_ylim(0)
@@ -94,7 +71,7 @@ def _histogram(minutes, xlabel, ylabel):
     minutes = minutes[minutes > 0]
     if not minutes.size:
         return None
-    figure, axes = _axes(xlabel, ylabel)
+    figure, axes = panel(xlabel, ylabel)
     low, high = max(minutes.min(), 1 / 60), max(minutes.max(), 1 / 30)
     axes.hist(np.maximum(minutes, low), np.geomspace(low, high * 1.001, 60), color=BLUE)
     axes.set_xscale("log")
@@ -105,7 +82,7 @@ def _histogram(minutes, xlabel, ylabel):
     median, mean = np.median(minutes), minutes.mean()
     axes.axvline(median, color=ORANGE, label=f"median {median:,.1f} min")
     axes.axvline(mean, color=GREEN, linestyle="--", label=f"mean {mean:,.1f} min")
-    axes.legend(frameon=False)
+    legend_above(axes)
     return figure
 
 
@@ -122,7 +99,7 @@ def _repeat(views):
     before, share = log_figures.repeat_by_experience(views)
     if not share.size:
         return None
-    figure, axes = _axes("views of the person before", "repeat share")
+    figure, axes = panel("views of the person before", "repeat share")
     axes.plot(before, share, color=BLUE, marker="o")
     axes.set_xscale("log")
     axes.set_xticks(before, [f"{n:,.0f}" for n in before])
@@ -135,7 +112,7 @@ def _objectives(tables):
     rates = log_figures.objective_rates(tables)
     if not any(rates.values()):
         return None
-    figure, axes = _axes("per 100 clicks", "", 2.6)
+    figure, axes = panel("per 100 clicks", "", height=2.6, grid="x")
     bars = axes.barh(list(rates)[::-1], list(rates.values())[::-1], color=BLUE)
     axes.bar_label(bars, [f"{value:,.2f}" for value in list(rates.values())[::-1]], padding=4, color=INK)
     axes.margins(x=0.12)
@@ -148,13 +125,13 @@ def _drift(tables):
     result = log_figures.content_drift(tables)
     if not result["minutes"].size:
         return None
-    figure, axes = _axes("minutes between two segments of a room", "mean cosine")
+    figure, axes = panel("minutes between two segments of a room", "mean cosine")
     axes.plot(result["minutes"], result["same_room"], color=BLUE, marker="o", label="same room")
     levels = (("same_author", "two rooms of one author", GREEN), ("anybody", "any two rooms", ORANGE))
     for name, label, colour in levels:
         if np.isfinite(result[name]):
             axes.axhline(result[name], color=colour, linestyle="--", label=label)
-    axes.legend(frameon=False)
+    legend_above(axes)
     return figure
 
 
@@ -163,26 +140,19 @@ def write_report(tables: Tables, out: str | Path, utc_offset_hours: float = 0.0)
     out = Path(out)
     images = out.parent / f"{out.stem}_images"
     images.mkdir(parents=True, exist_ok=True)
-    parts, written = [], [out]
-    rows = [*log_figures.summary(tables).items(), *[(f"dropped: {reason}", n) for reason, n in
-                                                    tables.report.dropped.items() if n]]
-    cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{_number(value)}</td></tr>" for name, value in rows)
-    parts.append(f"<section><h2>The log</h2><table>{cells}</table></section>")
+    report = tables.report
+    rows = [*log_figures.summary(tables).items(), *((f"dropped: {reason}", n) for reason, n in report.dropped.items()
+                                                    if n)]
+    sections, written = [page.Section("The log", blocks=[page.Table((), [[name, _number(value)]
+                                                                         for name, value in rows])])], [out]
     for name, (title, note, figure) in pictures(tables, utc_offset_hours).items():
         if figure is None:
-            parts.append(f"<section><h2>{html.escape(title)}</h2><p>The log has no data for this picture.</p>"
-                         "</section>")
+            sections.append(page.Section(title, NO_DATA))
             continue
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-        path = images / f"{name}.png"
-        path.write_bytes(buffer.getvalue())
-        written.append(path)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        parts.append(f'<section><h2>{html.escape(title)}</h2><p>{html.escape(note)}</p><img alt="{html.escape(title)}" '
-                     f'src="data:image/png;base64,{data}"></section>')
-    out.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>A log</title><style>{STYLE}</style>'
-                   f"<h1>{html.escape(tables.report.source)}</h1>{''.join(parts)}</html>")
+        sections.append(page.Section(title, note, [page.Picture(figure, title)]))
+        written.append(images / f"{name}.png")
+        write_whole(written[-1], png(figure))
+    write_whole(out, page.render(report.source, sections))
     return written
 
 

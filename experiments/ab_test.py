@@ -1,45 +1,44 @@
 """A played A/B test on the simulated platform, in the form of the paper's Table 6.
 
-    python -m experiments.ab_test --control=W1 --treatment=W2/policy [--requests=20000] [--seed=0] --report=FILE.json
+    python -m experiments.ab_test --control=W --treatment=W/policy --report=W/ab_test.json [--requests=20000] [--seed=0]
 
 An arm is a workdir (its supervised model), the folder of one of its phases (W/policy, W/policy_dpo), or one of random,
 viewers, own_counts, logging, oracle. Both arms answer the same requests of the period after the log, with common random
-numbers: the same person given the same room does the same. Intervals are of a paired bootstrap over people.
+numbers: the same person given the same room does the same. Intervals are of a paired bootstrap over people. A report
+W/ab_test*.json is also shown in W/report.html.
 """
 
-import argparse
-import json
-import logging
-import sys
 from pathlib import Path
 
-from experiments.stages.ab_test import ab_test, format_table, without_nan
+from absl import flags as absl_flags
+
+from experiments.common import flags
+from experiments.common.workdir import HEURISTIC_ARMS, phase_of
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--control", required=True, help="arm to compare with")
-    parser.add_argument("--treatment", required=True, help="arm to judge")
-    parser.add_argument("--requests", type=int, default=20_000, help="requests that both arms answer")
-    parser.add_argument("--seed", type=int, default=0, help="of the requests")
-    parser.add_argument("--report", help="JSON file to write")
-    options = parser.parse_args()
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    if options.requests < 2 or options.seed < 0:
-        parser.error("--requests must be at least 2 and --seed at least 0")
-    try:
-        result = ab_test(options.control, options.treatment, options.requests, options.seed)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"experiments.ab_test: {error}", file=sys.stderr)
-        sys.exit(1)
-    print(f"control: {options.control}\ntreatment: {options.treatment}\n{options.requests:,} requests; what was "
-          "observed, and of true utility its expectation (that of the rest is in the report):\n")
+    values = absl_flags.FLAGS
+    for arm in (values.control, values.treatment):
+        if arm not in HEURISTIC_ARMS:
+            phase_of(arm, HEURISTIC_ARMS)  # a mistyped folder is refused before anything is loaded
+    from experiments.reports import run_page
+    from experiments.stages.ab_test import ab_test, format_table, without_nan
+    from onelive_jax.files import write_json
+
+    result = ab_test(values.control, values.treatment, values.requests, values.seed)
+    print(f"control: {values.control}\ntreatment: {values.treatment}\n{values.requests:,} requests; what was observed, "
+          "and of true utility its expectation (that of the rest is in the report):\n")
     print(format_table(result["observed"]))
-    if options.report:
-        Path(options.report).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.report).write_text(json.dumps(without_nan(result), indent=1))
-        print(f"\nreport: {options.report}")
+    if values.report:
+        write_json(Path(values.report), without_nan(result))
+        run_page.refresh(Path(values.report).parent)
+        print(f"\nreport: {values.report}")
 
 
 if __name__ == "__main__":
-    main()
+    absl_flags.DEFINE_string("control", None, "arm to compare with", required=True)
+    absl_flags.DEFINE_string("treatment", None, "arm to judge", required=True)
+    absl_flags.DEFINE_integer("requests", 20_000, "requests that both arms answer", lower_bound=2)
+    absl_flags.DEFINE_integer("seed", 0, "of the requests", lower_bound=0)
+    absl_flags.DEFINE_string("report", None, "JSON file to write")
+    flags.run_plain(main)

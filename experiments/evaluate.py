@@ -10,26 +10,31 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from experiments.common import flags, scoring
-from experiments.common.log import prepare
-from experiments.common.tower_scores import tie_breaker
-from experiments.stages.evaluate import (
-    compare_policies,
-    evaluate,
-    format_differences,
-    format_dropped,
-    format_policies,
-    tuned_weights,
-)
-from experiments.stages.policy import load_params
-from experiments.stages.supervised import load_supervised
-from experiments.stages.tokenizer import load_tokenizer
+from experiments.common import flags
+from experiments.common.workdir import phase_of
 from onelive_jax.config import Config
-from onelive_jax.evaluation import ranking_metrics
 
 
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
+    if values.policy:
+        phase_of(values.policy)  # a mistyped folder is refused before anything is loaded
+    from experiments.common import scoring
+    from experiments.common.log import prepare
+    from experiments.common.tower_scores import tie_breaker
+    from experiments.stages.evaluate import (
+        compare_policies,
+        evaluate,
+        format_differences,
+        format_dropped,
+        format_policies,
+        format_ranking,
+        tuned_weights,
+    )
+    from experiments.stages.policy import load_params
+    from experiments.stages.supervised import load_supervised
+    from experiments.stages.tokenizer import load_tokenizer
+
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
@@ -44,15 +49,14 @@ def main(config: Config, workdir: Path) -> None:
     rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
                                           values.protocol, tuned_weights(config, log), ties)
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
-    print(ranking_metrics.format_table(rows))
-    if objectives := ranking_metrics.format_objectives(rows):
-        print("\n" + objectives)
+    print(format_ranking(rows))
     print("\n" + format_dropped(dropped) + "\n\n" + format_differences(differences))
 
 
 if __name__ == "__main__":
     flags.define_config(from_workdir=True)
-    absl_flags.DEFINE_enum("split", "test", scoring.SPLITS, "which period's views are the targets")
+    absl_flags.DEFINE_enum("split", "test", ["validation", "test"], "which period's views are the targets")
     absl_flags.DEFINE_string("policy", None, "folder of an aligned policy (W/policy) to compare with W/supervised")
-    absl_flags.DEFINE_enum("protocol", "strict", scoring.PROTOCOLS, "which authors count as on air (docs/quality.md)")
+    absl_flags.DEFINE_enum("protocol", "strict", ["strict", "liverec"], "which authors count as on air: "
+                           "docs/quality.md")
     flags.run(main)

@@ -17,22 +17,25 @@ W/online holds what was shown in each round, the policy after it, and metrics of
 its last whole round. W/online.json: true utility per request, round by round and in the judged hours.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.stages.online import Plan, format_rounds, online
+from experiments.common.workdir import phase_of
 from onelive_jax.config import Config
 
 
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     init_from = Path(values.init_from).expanduser() if values.init_from else workdir / "supervised"
-    report = online(config, workdir, init_from, Plan(values.rounds, values.requests, values.steps_per_round,
-                                                     values.judged_hours))
-    (workdir / "online.json").write_text(json.dumps(report, indent=1))
+    phase_of(init_from)  # a mistyped folder is refused before anything is loaded
+    from experiments.stages.online import OnlinePlan, format_rounds, online
+    from onelive_jax.files import write_json
+
+    plan = OnlinePlan(values.rounds, values.requests, values.steps_per_round, values.judged_hours)
+    report = online(config, workdir, init_from, plan)
+    write_json(workdir / "online.json", report)
     print("true utility per request, round by round:\n" + format_rounds(report["rounds"]))
     if report["judged"]:
         print(f"the policy after each round on the same requests of the last {values.judged_hours:g} hours:\n"

@@ -12,16 +12,17 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.common.log import prepare
-from experiments.common.tower_scores import tie_breaker
-from experiments.stages.recommend import find_user, format_rooms, moment, recommend
-from experiments.stages.supervised import load_supervised
-from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
-from onelive_jax.decoding.recommend import make_recommender
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.common.log import prepare
+    from experiments.common.tower_scores import tie_breaker
+    from experiments.stages.recommend import find_user, format_rooms, moment, recommend
+    from experiments.stages.supervised import load_supervised
+    from experiments.stages.tokenizer import load_tokenizer
+    from onelive_jax.decoding.recommend import make_recommender
+
     values = absl_flags.FLAGS
     log = prepare(config, workdir)
     user, time_ms = find_user(log, values.user), moment(log, config, values.at)

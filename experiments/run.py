@@ -8,11 +8,12 @@ A finished stage is not repeated; a killed one resumes. Writes W/report.json and
 from pathlib import Path
 
 from experiments.common import flags
-from experiments.stages.run import print_report, run
 from onelive_jax.config import Config
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.stages.run import print_report, run
+
     print_report(run(config, workdir), workdir)
 
 

@@ -13,21 +13,26 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.common.log import prepare
-from experiments.stages.policy import format_curve, train_policy
-from experiments.stages.tokenizer import load_tokenizer
+from experiments.common.workdir import phase_of
 from onelive_jax.config import Config
-from onelive_jax.sharding.processes import is_main
 
 
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
-    log = prepare(config, workdir)
     init_from = Path(values.init_from).expanduser() if values.init_from else workdir / "supervised"
+    phase_of(init_from)  # a mistyped folder is refused before anything is loaded
+    from experiments.common.log import prepare
+    from experiments.reports import run_page
+    from experiments.stages.policy import format_curve, train_policy
+    from experiments.stages.tokenizer import load_tokenizer
+    from onelive_jax.sharding.processes import is_main
+
+    log = prepare(config, workdir)
     name = f"policy_{values.out}" if values.out else "policy"
     _, _, report = train_policy(config, workdir, log, load_tokenizer(config, workdir, log), init_from, name)
     if is_main():
         print(format_curve(report))
+        run_page.refresh(workdir)
 
 
 if __name__ == "__main__":

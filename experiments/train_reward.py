@@ -9,20 +9,23 @@ W/reward.json: AUC, AUC within viewers and calibration of every objective on val
 from pathlib import Path
 
 from experiments.common import flags
-from experiments.common.log import prepare
 from experiments.common.workdir import save_config
-from experiments.stages.reward import format_report, train_reward
-from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
-from onelive_jax.sharding.processes import is_main
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.common.log import prepare
+    from experiments.reports import run_page
+    from experiments.stages.reward import format_report, train_reward
+    from experiments.stages.tokenizer import load_tokenizer
+    from onelive_jax.sharding.processes import is_main
+
     log = prepare(config, workdir)
     _, _, report = train_reward(config, workdir, log, load_tokenizer(config, workdir, log))
     if is_main():
         save_config(config, workdir)
         print(format_report(report))
+        run_page.refresh(workdir)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,19 @@ validation that was due then is made by the process that goes on. Several proces
 import json
 from pathlib import Path
 
-from experiments.common import distributed, flags
-from experiments.common.log import prepare
+from experiments.common import flags
 from experiments.common.workdir import save_config
-from experiments.stages.supervised import train_supervised
-from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import Config
-from onelive_jax.sharding.processes import is_main
 
 
 def main(config: Config, workdir: Path) -> None:
-    with distributed.main_first(workdir / "prepared"):
+    from experiments.common.distributed import main_first
+    from experiments.common.log import prepare
+    from experiments.stages.supervised import train_supervised
+    from experiments.stages.tokenizer import train_tokenizer
+    from onelive_jax.sharding.processes import is_main
+
+    with main_first(workdir / "prepared"):
         log = prepare(config, workdir)
         tokenizer = train_tokenizer(config, workdir, log)
     _, _, figures = train_supervised(config, workdir, log, tokenizer)

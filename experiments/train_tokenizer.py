@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 from experiments.common import flags
-from experiments.common.log import prepare
 from experiments.common.workdir import DONE, save_config
-from experiments.stages.tokenizer import recall_line, train_tokenizer
 from onelive_jax.config import Config
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.common.log import prepare
+    from experiments.stages.tokenizer import recall_line, train_tokenizer
+
     log = prepare(config, workdir)
     tokenizer = train_tokenizer(config, workdir, log)
     if not (workdir / "supervised" / DONE).is_file():  # a finished run keeps the settings it was made with

@@ -59,15 +59,16 @@ def count(params: Any, author_rows: bool = False) -> int:
     return sum(math.prod(leaf.shape) for name, leaf in named(params).items() if author_rows or name not in AUTHOR_ROWS)
 
 
-def parameter_table(params: Any, depth: int = 2) -> str:
-    """Parameters by module, as text: name, number of arrays, parameters, share of all."""
-    groups: dict[str, list[int]] = {}
+def by_module(params: Any) -> dict[str, int]:
+    """Module (the first part of a path) → its parameters."""
+    sizes: dict[str, int] = {}
     for name, leaf in named(params).items():
-        groups.setdefault("/".join(name.split("/")[:depth]), []).append(math.prod(leaf.shape))
-    total = max(1, sum(map(sum, groups.values())))
-    width = max(len(name) for name in groups)
-    lines = [f"{'parameters':<{width}}  {'arrays':>6}  {'number':>15}  {'share':>6}"]
-    lines += [f"{name:<{width}}  {len(sizes):>6}  {sum(sizes):>15,}  {sum(sizes) / total:>6.1%}"
-              for name, sizes in groups.items()]
-    lines.append(f"{'all':<{width}}  {sum(map(len, groups.values())):>6}  {total:>15,}  {1:>6.1%}")
-    return "\n".join(lines)
+        module = name.split("/")[0]
+        sizes[module] = sizes.get(module, 0) + math.prod(leaf.shape)
+    return sizes
+
+
+def summary(params: Any) -> str:
+    """All parameters, and those of every module, in one line."""
+    parts = ", ".join(f"{name} {size:,}" for name, size in by_module(params).items())
+    return f"{count(params, author_rows=True):,} parameters: {parts}"

@@ -5,7 +5,6 @@ with the length of a history. Neither writing nor reading needs TensorFlow.
 """
 
 import contextlib
-import hashlib
 import io
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from data_pipelines.tables import Tables, validate
+from onelive_jax.files import sha256
 
 NAME = "viewing_timelines"
 DTYPES = {
@@ -145,10 +145,7 @@ def _written_fingerprint(builder: tfds.core.DatasetBuilder) -> str | None:
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in ("user_ptr", *DTYPES):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+    return sha256(*(arrays[name] for name in ("user_ptr", *DTYPES)))
 
 
 @contextlib.contextmanager

@@ -374,11 +374,3 @@ def compare(control: Outcomes, treatment: Outcomes, expected: bool = False, resa
     found = found._replace(control=found.control / scale, treatment=found.treatment / scale)
     return {name: Lift(*map(float, each)) for name, each in zip([*names, "click_through"], zip(*found, strict=True),
                                                                 strict=True)}
-
-
-def table(lifts: dict[str, Lift]) -> str:
-    """Lines of `compare`, to print."""
-    lines = [f"{'per request':14s} {'control':>10s} {'treatment':>10s} {'lift':>9s}   95 % interval by user"]
-    lines += [f"{name:14s} {x.control:10.4f} {x.treatment:10.4f} {x.lift:+9.2%}   {x.low:+.2%} … {x.high:+.2%}"
-              for name, x in lifts.items()]
-    return "\n".join(lines)

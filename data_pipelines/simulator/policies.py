@@ -15,8 +15,9 @@ from dataclasses import fields
 
 import numpy as np
 import polars as pl
+from tabulate import tabulate
 
-from data_pipelines.simulator.platform import Platform, PlatformRequests, Policy, compare, table
+from data_pipelines.simulator.platform import Platform, PlatformRequests, Policy, compare
 from data_pipelines.simulator.reactions import OBJECTIVES, SLATE
 from data_pipelines.simulator.sessions import known_authors
 from data_pipelines.simulator.world import DAY_MS, KEY, mix
@@ -118,7 +119,11 @@ def main() -> None:
     arms = {name: platform.play(policy, requests) for name, policy in ladder.items()}
     names = list(arms)
     for worse, better in zip(names, names[1:], strict=False):
-        print(f"\n{better} over {worse}\n{table(compare(arms[worse], arms[better]))}")
+        rows = [[name, f"{x.control:.4f}", f"{x.treatment:.4f}", f"{x.lift:+.2%}", f"{x.low:+.2%} … {x.high:+.2%}"]
+                for name, x in compare(arms[worse], arms[better]).items()]
+        print(f"\n{better} over {worse}\n\n" + tabulate(
+            rows, ["per request", "control", "treatment", "lift", "95 % interval by user"], disable_numparse=True,
+            colalign=("left", "right", "right", "right", "right")))
 
 
 if __name__ == "__main__":

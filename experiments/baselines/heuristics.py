@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Iterator, Sequence
 
 import numpy as np
+from scipy import sparse
 
 from data_pipelines.log.presence import expand
 from data_pipelines.log.tasks import Task
@@ -20,7 +21,7 @@ from onelive_jax.evaluation import ranking_metrics
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-# Pairs, and words of user bits, that are held at a time.
+# Pairs, and terms of a product of viewers, that are held at a time.
 CHUNK = 4_000_000
 # Small beside any difference of scores that means something, large beside float64's rounding.
 TIE = 1e-6
@@ -145,10 +146,11 @@ def item_knn(views: Timelines, task: Task, p1_ms: int, weights: Weights = Weight
     who asks is left out of all three counts, since their own rows would make whatever they saw look alike.
     """
     user_T, author_T = _training_pairs(views, p1_ms)
-    # An author nobody has watched in training has cosine 0 with everything: only the others need bits.
+    # An author nobody has watched in training has cosine 0 with everything: only the others have a row.
     known, row_T = np.unique(author_T, return_inverse=True)
     users_K = np.bincount(row_T, minlength=len(known))
-    bits_KxW = _user_bits(user_T, row_T, len(known))
+    viewers_KxU = sparse.csr_array((np.ones(len(row_T), np.int64), (row_T, user_T)),
+                                   (len(known), 1 + int(user_T.max(initial=0))))
     seen_key, stride = user_T * len(known) + row_T, len(known)  # ascending: pairs come sorted by user, author
     begin_R, end_R = _history(views, task)
     begin_R = np.maximum(begin_R, end_R - weights.knn_views)
@@ -165,7 +167,7 @@ def item_knn(views: Timelines, task: Task, p1_ms: int, weights: Weights = Weight
         user = task.user[request[owner]]
         own_a = _look_up(seen_key, user * stride + a)[1]
         own_b = _look_up(seen_key, user * stride + b)[1]
-        common = _common_users(bits_KxW, a, b) - (own_a & own_b)
+        common = _common_users(viewers_KxU, a, b) - (own_a & own_b)
         norm = np.sqrt((users_K[a] - own_a) * (users_K[b] - own_b).astype(np.float64))
         position = end_R[request[owner]] - 1 - at
         # With no shrink, authors that nobody else has watched have nothing in common: 0, not 0 / 0.
@@ -220,22 +222,15 @@ def _training_pairs(views: Timelines, p1_ms: int) -> tuple[np.ndarray, np.ndarra
     return key // width, key % width
 
 
-def _user_bits(user_T: np.ndarray, row_T: np.ndarray, rows: int) -> np.ndarray:
-    """uint64 [rows, W]: bit u of row r says that user u has watched author r."""
-    users, index_T = np.unique(user_T, return_inverse=True)
-    bits_KxW = np.zeros((rows, max(1, -(-len(users) // 64))), np.uint64)
-    np.bitwise_or.at(bits_KxW, (row_T, index_T // 64), np.uint64(1) << (index_T % 64).astype(np.uint64))
-    return bits_KxW
-
-
-def _common_users(bits_KxW: np.ndarray, a_P: np.ndarray, b_P: np.ndarray) -> np.ndarray:
-    """int64 [P], users who have watched both authors of a pair; each distinct pair is counted once."""
-    rows, words = bits_KxW.shape
+def _common_users(viewers_KxU: sparse.csr_array, a_P: np.ndarray, b_P: np.ndarray) -> np.ndarray:
+    """int64 [P], users who have watched both authors of a pair: entries of V Vᵀ, some of its rows at a time."""
+    rows = viewers_KxU.shape[0]
     key, which_P = np.unique(np.minimum(a_P, b_P) * rows + np.maximum(a_P, b_P), return_inverse=True)
-    common = np.zeros(len(key), np.int64)
-    step = max(1, CHUNK // words)
-    for start in range(0, len(key), step):
-        part = key[start:start + step]
-        both = bits_KxW[part // rows] & bits_KxW[part % rows]
-        common[start:start + step] = np.bitwise_count(both).sum(1, dtype=np.int64)
+    row_Q, start_Q = np.unique(key // rows, return_index=True)
+    end_Q, common = np.append(start_Q[1:], len(key)), np.zeros(len(key), np.int64)
+    terms_K = viewers_KxU @ viewers_KxU.sum(axis=0)  # of each row of the product
+    for part in _chunks(terms_K[row_Q]):
+        pairs = slice(start_Q[part.start], end_Q[part.stop - 1])
+        product = viewers_KxU[row_Q[part]] @ viewers_KxU.T
+        common[pairs] = product[np.searchsorted(row_Q[part], key[pairs] // rows), key[pairs] % rows]
     return common[which_P]

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.benchmarks.problem import Sizes, environment, machine, make_model, random_batch, row
+from experiments.benchmarks.problem import ModelSizes, make_model, random_batch
+from experiments.benchmarks.report import row
+from experiments.common.tables import table
 from onelive_jax.config import Config
 from onelive_jax.sharding import partitioning
 from onelive_jax.training import train_state
@@ -24,7 +26,7 @@ TARGET, FEW, MANY = 1.5, 6, 24
 STEPS = 20
 
 
-def compile_step(sizes: Sizes, layers: int, scan: bool):
+def compile_step(sizes: ModelSizes, layers: int, scan: bool):
     """(train step of a model with `layers` blocks, abstract state, batch, (wall-clock, processor) seconds that tracing,
     lowering and compiling took); no state is allocated."""
     config = Config(model=replace(sizes.model, num_layers=layers, scan_layers=scan))
@@ -52,10 +54,10 @@ def step_seconds(compiled, abstract: train_state.TrainState, batch, steps: int =
     return min(taken)
 
 
-def make_report(sizes: Sizes, repeats: int = 2, steps: int = STEPS) -> dict:
+def measure_compiling(sizes: ModelSizes, repeats: int = 2, steps: int = STEPS) -> dict:
     """Seconds of every repeat and the ratios of 24 blocks to 6; ready for JSON."""
     jax.config.update("jax_enable_compilation_cache", False)
-    before, seconds, processor, step = environment(), {}, {}, {}
+    seconds, processor, step = {}, {}, {}
     plans = [(scan, layers) for _ in range(repeats) for scan in (True, False) for layers in (FEW, MANY)]
     for scan, layers in tqdm(plans, desc="compile", disable=None):
         kind = "scanned" if scan else "unrolled"
@@ -67,20 +69,16 @@ def make_report(sizes: Sizes, repeats: int = 2, steps: int = STEPS) -> dict:
     ratio, cpu_ratio = ({kind: min(taken[f"{kind}, {MANY} blocks"]) / min(taken[f"{kind}, {FEW} blocks"])
                          for kind in ("scanned", "unrolled")} for taken in (seconds, processor))
     rows = [row(f"scanned: compile time of {MANY} blocks over that of {FEW}", "<=", TARGET, ratio["scanned"])]
-    return {"what": "compile", "before": before, "after": environment(), "sizes": asdict(sizes), "rows": rows,
-            "seconds": seconds, "processor_seconds": processor, "ratios": ratio, "processor_ratios": cpu_ratio,
-            "step_seconds": step}
+    return {"sizes": asdict(sizes), "rows": rows, "seconds": seconds, "processor_seconds": processor, "ratios": ratio,
+            "processor_ratios": cpu_ratio, "step_seconds": step}
 
 
-def as_text(report: dict) -> str:
-    """The ratios, and the seconds behind them."""
-    lines = [f"{name:<22}{min(values):>8.1f} s{min(report['processor_seconds'][name]):>8.1f} s of the processor"
-             for name, values in report["seconds"].items()]
-    target, ratios, cpu = report["rows"][0], report["ratios"], report["processor_ratios"]
-    lines.append(f"{MANY} blocks over {FEW}: scanned {ratios['scanned']:.2f} (target {target['sense']} "
-                 f"{target['target']}{'' if target['met'] else ', missed'}), unrolled {ratios['unrolled']:.2f}; by the "
-                 f"processor's seconds {cpu['scanned']:.2f} and {cpu['unrolled']:.2f}")
-    lines.append(f"a step of {FEW} blocks, batch {report['sizes']['batch']}: scanned "
-                 f"{report['step_seconds']['scanned'] * 1e3:.1f} ms, unrolled "
-                 f"{report['step_seconds']['unrolled'] * 1e3:.1f} ms")
-    return "\n".join([*lines, machine(report)])
+def compiling_lines(report: dict) -> list[str]:
+    """The seconds behind the ratio, by the wall clock and of the processor."""
+    rows = [[name, f"{min(values):.1f}", f"{min(report['processor_seconds'][name]):.1f}"]
+            for name, values in report["seconds"].items()]
+    rows += [[f"{kind}, {MANY} blocks over {FEW}", f"{report['ratios'][kind]:.2f}",
+              f"{report['processor_ratios'][kind]:.2f}"] for kind in report["ratios"]]
+    steps = ", ".join(f"{kind} {seconds * 1e3:.1f} ms" for kind, seconds in report["step_seconds"].items())
+    return [table(["", "seconds", "of the processor"], rows),
+            f"a step of {FEW} blocks, batch {report['sizes']['batch']}: {steps}"]

@@ -8,7 +8,6 @@ it in a process of its own with `python -m data_pipelines.prepare` and prints th
 the size of what it wrote. Rows are random, with heavy tails where the real ones have them: this measures size only.
 """
 
-import argparse
 import json
 import resource
 import shutil
@@ -19,10 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from absl import flags as absl_flags
 
 from data_pipelines.readers import kuailive
 from data_pipelines.simulator.formats import CONSTANTS
 from experiments.benchmarks.loader import benchmark_loader
+from experiments.common import flags
+from onelive_jax.files import write_json
 
 # Rows of the real files.
 SIZES = {"users": 23_772, "streamers": 452_621, "rooms": 11_613_708, "clicks": 4_909_515, "comments": 196_526,
@@ -73,7 +75,7 @@ def write_folder(folder: Path, scale: float = 1.0, seed: int = 0) -> None:
         pl.DataFrame({columns[0]: np.arange(count)}).with_columns(
             pl.lit(CONSTANTS[column]).alias(column) for column in columns[1:]).write_csv(folder / name)
     np.save(folder / "title_embeddings.npy", rng.standard_normal((sizes["titles"], 128), dtype=np.float32))
-    done.write_text(json.dumps(sizes | {"seed": seed}))
+    write_json(done, sizes | {"seed": seed})
 
 
 def _rooms(rng, sizes: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,16 +132,16 @@ def benchmark_prepare(workdir: Path, scale: float) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures the preparation of large logs.")
-    parser.add_argument("--what", default="prepare", choices=("prepare", "loader"))
-    parser.add_argument("--workdir", required=True, type=Path, help="folder for the log and its tables")
-    parser.add_argument("--scale", type=float, default=1.0, help="size as a share of KuaiLive's")
-    options = parser.parse_args()
-    if options.what == "prepare" or not (options.workdir / "tables" / "report.json").is_file():
-        benchmark_prepare(options.workdir, options.scale)
-    if options.what == "loader":
-        benchmark_loader(options.workdir / "tables", options.workdir / "run")
+    values = absl_flags.FLAGS
+    workdir = Path(values.workdir).expanduser()
+    if values.what == "prepare" or not (workdir / "tables" / "report.json").is_file():
+        benchmark_prepare(workdir, values.scale)
+    if values.what == "loader":
+        benchmark_loader(workdir / "tables", workdir / "run")
 
 
 if __name__ == "__main__":
-    main()
+    absl_flags.DEFINE_enum("what", "prepare", ["prepare", "loader"], "what is measured")
+    absl_flags.DEFINE_string("workdir", None, "folder for the log and its tables", required=True)
+    absl_flags.DEFINE_float("scale", 1.0, "size as a share of KuaiLive's", lower_bound=0.0)
+    flags.run_plain(main)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from experiments.benchmarks.problem import Sizes, make_model, random_batch, random_parameters, row
+from experiments.benchmarks.problem import ModelSizes, make_model, random_batch, random_parameters
+from experiments.benchmarks.report import row
 from onelive_jax.alignment import policy_step
 from onelive_jax.config import AlignmentConfig, Config
 from onelive_jax.reward.model import RewardModel
@@ -33,7 +34,7 @@ GROUP_SIZE = 16
 PERIOD = 1000  # steps over which a schedule is counted
 
 
-def measure_policy(sizes: Sizes, repeats: int = 20) -> dict:
+def measure_policy(sizes: ModelSizes, repeats: int = 20) -> dict:
     """Rows and the seconds of every step."""
     rng = np.random.default_rng(0)
     batch = jax.device_put(random_batch(rng, sizes))
@@ -78,5 +79,5 @@ def measure_policy(sizes: Sizes, repeats: int = 20) -> dict:
         # The target is that of 100 %; a smaller share must stay below it all the more.
         rows.append(row(f"policy term for {name}, G = {GROUP_SIZE}: times a supervised step", "<=", TARGET,
                         statistics.median(ratios[name])))
-    return {"rows": rows, "group_size": GROUP_SIZE, "seconds_of_step": seconds,
+    return {"rows": rows, "sizes": dataclasses.asdict(sizes), "group_size": GROUP_SIZE, "seconds_of_step": seconds,
             "compile_seconds": compile_seconds, "ratios": ratios}

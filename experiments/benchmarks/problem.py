@@ -1,16 +1,11 @@
-"""The problem that benchmarks time, its random inputs, how calls are timed, and what every report says: rows and the
-machine.
+"""The problem that benchmarks time, its random inputs, and how calls are timed.
 
 Axes: B batch, T history items, L levels, K codes, N rooms on air.
 """
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -24,11 +19,9 @@ from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """The problem that is timed; the defaults are those of the targets.
 
     Attributes:
@@ -55,7 +48,7 @@ class Sizes:
     square: int = 1024
 
 
-def random_request(rng: np.random.Generator, sizes: Sizes, batch: int) -> Request:
+def random_request(rng: np.random.Generator, sizes: ModelSizes, batch: int) -> Request:
     """NumPy arrays [B, …]; a tenth of the history is padding."""
     def draw(high, *shape):
         return rng.integers(0, high, (batch, *shape), dtype=np.int32)
@@ -68,7 +61,7 @@ def random_request(rng: np.random.Generator, sizes: Sizes, batch: int) -> Reques
     return Request({"live": history}, hour=draw(24), day=draw(7), week=np.zeros(batch, np.int32))
 
 
-def random_rooms(rng: np.random.Generator, sizes: Sizes, *shape: int) -> LiveRooms:
+def random_rooms(rng: np.random.Generator, sizes: ModelSizes, *shape: int) -> LiveRooms:
     """NumPy arrays [*shape, …], every slot on air."""
     return LiveRooms(author=rng.integers(0, sizes.authors, shape, dtype=np.int32),
                      codes=rng.integers(0, sizes.codes, (*shape, sizes.levels), dtype=np.int32),
@@ -76,7 +69,7 @@ def random_rooms(rng: np.random.Generator, sizes: Sizes, *shape: int) -> LiveRoo
                      mask=np.ones(shape, bool))
 
 
-def random_batch(rng: np.random.Generator, sizes: Sizes) -> Batch:
+def random_batch(rng: np.random.Generator, sizes: ModelSizes) -> Batch:
     """A training batch whose targets are on air."""
     live = random_rooms(rng, sizes, sizes.batch, sizes.contrasted)
     row, slot = np.arange(sizes.batch), rng.integers(0, sizes.contrasted, sizes.batch, dtype=np.int32)
@@ -84,7 +77,7 @@ def random_batch(rng: np.random.Generator, sizes: Sizes) -> Batch:
                  target_codes=live.codes[row, slot], target_slot=slot, weight=np.ones(sizes.batch, np.float32))
 
 
-def make_model(sizes: Sizes, config: ModelConfig) -> OneLive:
+def make_model(sizes: ModelSizes, config: ModelConfig) -> OneLive:
     return OneLive(config, sizes.levels, sizes.codes, sizes.authors, sizes.author_dim)
 
 
@@ -121,24 +114,3 @@ def caller(model: OneLive, params: Any, index: live_index.LiveIndex, beams: int,
         return jax.device_get((ranking.slot, ranking.score))
 
     return call
-
-
-def row(name: str, sense: str, target: float, measured: float, limit: float | None = None) -> dict:
-    """One line of the report. `sense` is ">=" or "<="; `limit`: `block_limit`, where it applies."""
-    met = measured >= target if sense == ">=" else measured <= target
-    return {"name": name, "sense": sense, "target": target, "limit": limit, "measured": measured, "met": met}
-
-
-def environment() -> dict:
-    """Device, versions, date and load: what a figure needs to be compared with another."""
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": str(jax.devices()[0]),
-            "devices": jax.device_count(), "cores": len(os.sched_getaffinity(0)), "machine": platform.machine(),
-            "system": platform.platform(), "python": platform.python_version(), "load_average": os.getloadavg()[0],
-            "versions": {name: metadata.version(name) for name in PACKAGES}}
-
-
-def machine(report: dict) -> str:
-    """The last line of a report: what its figures must be judged by."""
-    before, after = report["before"], report["after"]
-    return (f"{after['device']}, {after['cores']} cores, load {before['load_average']:.1f} before, "
-            f"{after['load_average']:.1f} after, jax {after['versions']['jax']}, {after['date']}")

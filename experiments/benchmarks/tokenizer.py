@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
+from experiments.benchmarks.report import row
 from onelive_jax.config import TokenizerConfig
 from onelive_jax.tokenizer import kmeans, residual_kmeans, tower_training
 from onelive_jax.tokenizer.encoder import Encoder, Towers
@@ -42,7 +43,7 @@ Q0_TARGET, ID_TARGET, DISTORTION_TARGET = 0.02, 0.10, 1.02  # of a daily refresh
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PointSizes:
     """One problem. `clusters`: planted ones, N points around them with half their spread as noise."""
 
     points: int = 500_000
@@ -59,15 +60,15 @@ class Sizes:
 
 
 SIZES = {
-    "small": Sizes(points=100_000),  # for a busy machine
-    "normal": Sizes(),
+    "small": PointSizes(points=100_000),  # for a busy machine
+    "normal": PointSizes(),
     # 2^20 points for the iteration: a fit streams its points from memory, 2^16 of them nearly stay in a cache.
-    "large": Sizes(points=4_000_000, codes=8192, iterations=1, clusters=20_000, init="sample", against_faiss=False,
+    "large": PointSizes(points=4_000_000, codes=8192, iterations=1, clusters=20_000, init="sample", against_faiss=False,
                    iteration_points=2**20),
 }
 
 
-def planted_points(sizes: Sizes, seed: int = 0) -> np.ndarray:
+def planted_points(sizes: PointSizes, seed: int = 0) -> np.ndarray:
     """float32 [N, D], made in parts: no second copy of the points."""
     rng = np.random.default_rng(seed)
     centre = rng.standard_normal((sizes.clusters, sizes.dim), np.float32)
@@ -79,7 +80,7 @@ def planted_points(sizes: Sizes, seed: int = 0) -> np.ndarray:
     return points
 
 
-def fit_faiss(points: np.ndarray, sizes: Sizes, seed: int, subsample: bool) -> np.ndarray:
+def fit_faiss(points: np.ndarray, sizes: PointSizes, seed: int, subsample: bool) -> np.ndarray:
     """float32 [L, K, D], by faiss.Kmeans a level; `subsample`: faiss' default of 256 points a code at most."""
     left, books = points.copy(), []
     limits = {} if subsample else {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
@@ -92,7 +93,7 @@ def fit_faiss(points: np.ndarray, sizes: Sizes, seed: int, subsample: bool) -> n
 
 
 def measure(size: str, repeats: int, say: Callable[[str], None]) -> dict:
-    """All figures of one size; `say` is told each as it is known."""
+    """All figures of one size; each is passed to `say` as soon as it is known."""
     sizes = SIZES[size]
     points = planted_points(sizes)
     say(f"{sizes.points:,} x {sizes.dim} points, {sizes.levels} x {sizes.codes} codes, {sizes.iterations} iterations, "
@@ -106,27 +107,27 @@ def measure(size: str, repeats: int, say: Callable[[str], None]) -> dict:
     say(f"peak memory of this process {report['peak_gib']:.2f} GiB")
     fits, rows = report["fits"], report["rows"]
     if "faiss" in fits:
-        rows.append(_row("seconds of ours / faiss, same passes", "<=", 1.0,
+        rows.append(row("seconds of ours / faiss, same passes", "<=", 1.0,
                          fits["ours"]["best_seconds"] / fits["faiss"]["best_seconds"]))
-        rows.append(_row("distortion of ours / faiss, same passes", "<=", 1.0,
+        rows.append(row("distortion of ours / faiss, same passes", "<=", 1.0,
                          fits["ours"]["distortion"][-1] / fits["faiss"]["distortion"][-1]))
     if size != "large":
-        rows.append(_row("segments encoded a second", ">=", ENCODE_TARGET, report["encode"]["per_second"]))
-        rows.append(_row("segments a second, tower and encoding", ">=", ENCODE_TARGET,
+        rows.append(row("segments encoded a second", ">=", ENCODE_TARGET, report["encode"]["per_second"]))
+        rows.append(row("segments a second, tower and encoding", ">=", ENCODE_TARGET,
                          report["segments"]["per_second"]))
         report["refresh"] = measure_refresh(say)
         worst = {name: max(day[name] for day in report["refresh"]) for name in report["refresh"][0]}
-        rows.append(_row("worst daily churn of q0", "<=", Q0_TARGET, worst["q0"]))
-        rows.append(_row("worst daily churn of q0q1q2", "<=", ID_TARGET, worst["q0q1q2"]))
-        rows.append(_row("distortion after refreshes / fit from scratch", "<=", DISTORTION_TARGET, worst["distortion"]))
+        rows.append(row("worst daily churn of q0", "<=", Q0_TARGET, worst["q0"]))
+        rows.append(row("worst daily churn of q0q1q2", "<=", ID_TARGET, worst["q0q1q2"]))
+        rows.append(row("distortion after refreshes / fit from scratch", "<=", DISTORTION_TARGET, worst["distortion"]))
     else:
-        rows.append(_row("an iteration's share of the matrix-product rate", ">=", SHARE_TARGET,
+        rows.append(row("an iteration's share of the matrix-product rate", ">=", SHARE_TARGET,
                          report["iteration"]["share"]))
-        rows.append(_row("peak memory, GiB", "<=", MEMORY_TARGET, report["peak_gib"]))
+        rows.append(row("peak memory, GiB", "<=", MEMORY_TARGET, report["peak_gib"]))
     return report
 
 
-def _fits(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[[str], None]) -> dict:
+def _fits(points: np.ndarray, sizes: PointSizes, repeats: int, say: Callable[[str], None]) -> dict:
     def ours(seed: int, **settings) -> np.ndarray:
         key = jax.random.key(seed)
         config = TokenizerConfig(levels=sizes.levels, codes=sizes.codes, kmeans_init=sizes.init,
@@ -176,7 +177,7 @@ def _distortions(books: np.ndarray, points: np.ndarray) -> list[float]:
     return (total[1:] / len(points)).tolist()
 
 
-def _iteration_rate(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[[str], None]) -> dict:
+def _iteration_rate(points: np.ndarray, sizes: PointSizes, repeats: int, say: Callable[[str], None]) -> dict:
     """One Lloyd iteration of one level against the product [C, D] x [D, K] alone, block after block, on some points."""
     part = points[:sizes.iteration_points]
     pairs = 3 + 2 * repeats if sizes.iteration_points <= 2**16 else 3  # ten seconds a run on two cores
@@ -210,7 +211,7 @@ def _iteration_rate(points: np.ndarray, sizes: Sizes, repeats: int, say: Callabl
     return {"seconds": seconds, "gflop": flops, "share": share}
 
 
-def _encode_rate(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[[str], None]) -> dict:
+def _encode_rate(points: np.ndarray, sizes: PointSizes, repeats: int, say: Callable[[str], None]) -> dict:
     """Points on the host in, codes on the host out."""
     part, rng = points[:500_000 if sizes.codes <= 1024 else 2**15], np.random.default_rng(1)
     books = residual_kmeans.Codebooks(jnp.asarray(rng.choice(part, (sizes.levels, sizes.codes))))
@@ -224,7 +225,7 @@ def _encode_rate(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[[
     return {"seconds": seconds, "per_second": len(part) / min(seconds)}
 
 
-def _segment_rate(points: np.ndarray, sizes: Sizes, repeats: int, say: Callable[[str], None]) -> dict:
+def _segment_rate(points: np.ndarray, sizes: PointSizes, repeats: int, say: Callable[[str], None]) -> dict:
     """New segments from their content to codes: author tower, then encoding; content on the host in, codes out.
 
     As a served tokenizer does it: parameters, the table of authors among them, stay on the device between calls.
@@ -291,8 +292,3 @@ def measure_refresh(say: Callable[[str], None], authors: int = 24_000, dim: int 
             + f"; distortion {share:.3f} of a fit from scratch")
         ids = after
     return figures
-
-
-def _row(name: str, sense: str, target: float, measured: float) -> dict:
-    met = measured >= target if sense == ">=" else measured <= target
-    return {"name": name, "sense": sense, "target": target, "limit": None, "measured": measured, "met": met}

@@ -27,16 +27,15 @@ import numpy as np
 import optax
 
 from experiments.benchmarks.problem import (
-    Sizes,
+    ModelSizes,
     caller,
-    environment,
-    machine,
     make_model,
     random_batch,
     random_request,
     random_rooms,
     time_interleaved,
 )
+from experiments.common.tables import number, table
 from onelive_jax import presets
 from onelive_jax.config import Config, DecodingConfig, MeshConfig
 from onelive_jax.decoding import live_index
@@ -83,8 +82,8 @@ def config_of(setting: Setting) -> Config:
     return config
 
 
-def sizes_of(setting: Setting, config: Config) -> Sizes:
-    return Sizes(model=config.model, history=setting.history, levels=config.tokenizer.levels,
+def sizes_of(setting: Setting, config: Config) -> ModelSizes:
+    return ModelSizes(model=config.model, history=setting.history, levels=config.tokenizer.levels,
                  codes=config.tokenizer.codes, authors=setting.authors, author_dim=config.tokenizer.dim, batch=1,
                  contrasted=setting.contrasted, rooms=setting.rooms)
 
@@ -221,21 +220,20 @@ def devices_of(what: str) -> int:
     return jax.device_count() if what == "train" else 1
 
 
-def make_report(what: str, setting: Setting) -> dict:
-    """Environment, setting, and figures of every batch that ran; ready for JSON. Raises ValueError as `check` does."""
+def measure_preset(what: str, setting: Setting) -> dict:
+    """Setting, and figures of every batch that ran; ready for JSON. Raises ValueError as `check` does."""
     check(what, setting)
-    before, devices = environment(), devices_of(what)
+    devices = devices_of(what)
     parameters, attempt = (trainer if what == "train" else decoder)(setting)
     first = setting.batch or FIRST * devices
     # A batch that is named is tried, and no other.
     ran, refused = search(attempt, first, setting.max_batch if setting.batch == 0 else first)
-    return {"what": what, "before": before, "after": environment(), "setting": asdict(setting), **parameters,
-            "model": asdict(config_of(setting).model), "device_kind": jax.devices()[0].device_kind,
-            "devices": devices, "figures": ran, "largest_batch": ran[-1]["batch"] if ran else None,
-            "out_of_memory_at": refused}
+    return {"setting": asdict(setting), **parameters, "model": asdict(config_of(setting).model),
+            "device_kind": jax.devices()[0].device_kind, "devices": devices, "figures": ran,
+            "largest_batch": ran[-1]["batch"] if ran else None, "out_of_memory_at": refused}
 
 
-def as_text(report: dict) -> str:
+def preset_lines(report: dict) -> list[str]:
     """A line for every batch that ran, and what stopped the search."""
     setting, model, kind = report["setting"], report["model"], report["device_kind"]
     noun, work = ("examples", f"remat {model['remat']}") if report["what"] == "train" else (
@@ -244,14 +242,13 @@ def as_text(report: dict) -> str:
              f"history {setting['history']}, {setting['authors']:,} authors, {work}",
              f"{report['parameters']:,} parameters ({report['all_parameters']:,} with the rows of authors) on "
              f"{report['devices']} x {kind}",
-             f"{'batch':>8}{'ms':>10}{'least':>10}{'most':>10}{noun + '/s':>14}{'GFLOP each':>12}{'TFLOP/s':>10}"
-             f"{'MFU':>7}{'peak GiB':>10}{'program GiB':>13}{'compile s':>11}"]
-    for r in report["figures"]:
-        mfu = "-" if r["mfu"] is None else f"{r['mfu']:.1%}"
-        lines.append(f"{r['batch']:>8,}{r['step_seconds'] * 1e3:>10.2f}{min(r['seconds']) * 1e3:>10.2f}"
-                     f"{max(r['seconds']) * 1e3:>10.2f}{r['examples_per_second']:>14,.1f}"
-                     f"{r['flops_per_example'] / 1e9:>12.4f}{r['flops_per_second'] / 1e12:>10.4f}{mfu:>7}"
-                     f"{_gib(r['peak_bytes']):>10}{_gib(r.get('program_bytes')):>13}{r['compile_seconds']:>11.1f}")
+             table(["batch", "ms", "least", "most", f"{noun}/s", "GFLOP each", "TFLOP/s", "MFU", "peak GiB",
+                    "program GiB", "compile s"], [
+                 [f"{r['batch']:,}", f"{r['step_seconds'] * 1e3:.2f}", f"{min(r['seconds']) * 1e3:.2f}",
+                  f"{max(r['seconds']) * 1e3:.2f}", f"{r['examples_per_second']:,.1f}",
+                  f"{r['flops_per_example'] / 1e9:.4f}", f"{r['flops_per_second'] / 1e12:.4f}", number(r["mfu"], ".1%"),
+                  _gib(r["peak_bytes"]), _gib(r.get("program_bytes")), f"{r['compile_seconds']:.1f}"]
+                 for r in report["figures"]], left=0)]
     if report["out_of_memory_at"]:
         lines.append(f"{report['out_of_memory_at']:,} {noun} are out of memory")
     if setting["batch"] == 0:
@@ -262,11 +259,11 @@ def as_text(report: dict) -> str:
         lines.append(f"MFU: the bfloat16 peak of {kind!r} is not known (PEAK_BF16 in onelive_jax/training/flops.py)")
     if report["figures"]:
         limit = report["figures"][-1]["limit_bytes"]
-        lines.append("peak memory: this backend does not tell" if report["figures"][-1]["peak_bytes"] is None else
+        lines.append("peak memory: this backend does not report it" if report["figures"][-1]["peak_bytes"] is None else
                      f"peak memory: of {_gib(limit)} GiB that jax may take of a device")
         if not np.isfinite(report["figures"][-1].get("loss", 0.0)):
             lines.append(f"the loss became {report['figures'][-1]['loss']}: this is no step that trains")
-    return "\n".join([*lines, machine(report)])
+    return lines
 
 
 def _gib(size: int | None) -> str:

@@ -11,54 +11,20 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
 from tqdm import tqdm
 
+from experiments.common.flags import arguments_of
+from onelive_jax.files import write_whole
 from onelive_jax.sharding.processes import is_main, wait_for_all
 
 logger = logging.getLogger(__name__)
 
-# What jax reads of a SLURM step; all of it is there under srun.
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 ASK_SECONDS = 1.0
-
-
-def arguments_of(values: flags.FlagValues, environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is called with; None where there is one process.
-
-    Raises: ValueError where the flags and the environment do not say enough.
-    """
-    how = values.distributed
-    address = values.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    if how == "auto":
-        slurm = all(name in environment for name in SLURM) and int(environment["SLURM_NTASKS"]) > 1
-        how = "coordinator" if address else "slurm" if slurm else "tpu" if len(hosts) > 1 else "none"
-    if how == "none":
-        return None
-    if how == "tpu":
-        return {}
-    if how == "slurm":
-        missing = [name for name in SLURM if name not in environment]
-        if missing:
-            raise ValueError(f"--distributed=slurm, but {', '.join(missing)} are not set: start the command with srun")
-        return {"cluster_detection_method": "slurm"}
-    count = _number(values.processes, environment, "JAX_NUM_PROCESSES")
-    process = _number(values.process, environment, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
-    for value, flag, name in ((address, "coordinator", "JAX_COORDINATOR_ADDRESS"),
-                              (count, "processes", "JAX_NUM_PROCESSES"), (process, "process", "JAX_PROCESS_ID")):
-        if value is None:
-            raise ValueError(f"--{flag} is missing: with a coordinator a run needs --coordinator=HOST:PORT, "
-                             f"--processes and --process on every process (or {name} and the like in the environment)")
-    if not 0 <= process < count:
-        raise ValueError(f"--process={process} is not one of {count} processes, which are numbered from 0")
-    return {"coordinator_address": address, "num_processes": count, "process_id": process,
-            "cluster_detection_method": "deactivate"}
 
 
 def initialize(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -98,9 +64,7 @@ def main_first(marker: Path) -> Iterator[None]:
             yield
             said = "done"
         finally:
-            new = marker.with_name(marker.name + ".tmp")
-            new.write_text(said)
-            new.replace(marker)
+            write_whole(marker, said)
     else:
         while not marker.exists():
             time.sleep(ASK_SECONDS)
@@ -115,14 +79,3 @@ def main_first(marker: Path) -> Iterator[None]:
 def progress(name: str, total: int, done: int) -> tqdm:
     """A progress bar in steps: of process 0, on a terminal."""
     return tqdm(total=total, initial=done, desc=name, unit="step", disable=None if is_main() else True)
-
-
-def _number(flag: int | None, environment: Mapping[str, str], *names: str) -> int | None:
-    if flag is not None:
-        return flag
-    for name in names:
-        if environment.get(name):
-            if not environment[name].isdigit():
-                raise ValueError(f"{name}={environment[name]!r} is not a whole number")
-            return int(environment[name])
-    return None

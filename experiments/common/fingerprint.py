@@ -1,10 +1,9 @@
 """By what an artefact knows the log that it was made of."""
 
-import hashlib
-
 import numpy as np
 
 from experiments.common.log import Log
+from onelive_jax.files import sha256
 
 # What `fingerprint` knows a log by, as a person calls it.
 LOG_PARTS = {"users": "people", "authors": "authors", "views": "views", "segments": "segments", "sha256": "hash of the "
@@ -27,16 +26,7 @@ def fingerprint(log: Log) -> dict:
                 *(column.to_numpy().astype(np.int64) for column in content), embedding.astype(np.float32, copy=False))}
 
 
-def sha256(*arrays: np.ndarray) -> str:
-    """Of the bytes of arrays, one after the other."""
-    digest = hashlib.sha256()
-    for values in arrays:
-        digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
-
-
 def other_log(then: dict, now: dict) -> str:
-    """What differs between two fingerprints, "" where nothing does. What an older artefact does not state is passed
-    over."""
+    """What differs between two fingerprints, "" where nothing does."""
     return "; ".join(f"{name}: {then[key]} then, {now[key]} now" for key, name in LOG_PARTS.items()
-                     if key in then and then[key] != now[key])
+                     if then[key] != now[key])

@@ -1,20 +1,21 @@
-"""The command line of every experiment: a config file, overrides of any field, the workdir, the seed.
+"""The command line of every command: description, flags, a config file with overrides of any field, the workdir.
 
     python -m experiments.train_supervised --config=experiments/configs/x.py --workdir=/runs/x --config.model.dim=128
 
-A config file defines `get_config()`, which returns an `onelive_jax.config.Config`. All settings are checked before any
-data, model or device is touched; what is wrong is told in one sentence (exit code 2).
+A config file defines `get_config()`, which returns an `onelive_jax.config.Config`; one of experiments/configs can be
+named without folder and ending (--config=x). All settings are checked before any data, model or device is touched; what
+is wrong is said in one sentence (exit code 2). --help shows what the command does and its own flags, --helpfull all
+settings as well.
 """
 
 import dataclasses
-import difflib
 import logging
-import math
 import os
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,25 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from experiments.common import settings
 from onelive_jax.config import Config
 
-# Flags defined here count as the calling script's own, so that its help shows them.
+# Flags defined here count as the calling script's own.
 flags.disclaim_key_flags()
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DISTRIBUTED = ("auto", "none", "tpu", "slurm", "coordinator")
 # The experiments that several processes may run together; each of the others writes its workdir alone.
 SEVERAL = ("experiments.train_supervised", "experiments.train_reward", "experiments.train_policy")
-HELP = ("-h", "-help", "--help", "-helpfull", "--helpfull", "-helpshort", "--helpshort", "-?")
+PRESETS = ("tiny", "0.04b", "0.08b", "0.2b", "0.8b")  # of onelive_jax/presets.py, which imports jax
+TOGETHER = ("distributed", "coordinator", "processes", "process")
+COMMON = ("config", "workdir", "seed", "compile_cache_dir")
+HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-?", "-helpfull", "--helpfull")
+WIDTH = 116
+# What jax reads of a SLURM step; all of it is there under srun.
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+# Set by `define_config` and by `run`: what a missing --config means, the name of the command, what it does.
+_command: dict[str, Any] = {"config": None, "from_workdir": False, "name": "", "description": ""}
 
 
 def define_config(default_config: str | None = None, default_workdir: str | None = None, from_workdir: bool = False,
@@ -38,15 +49,18 @@ def define_config(default_config: str | None = None, default_workdir: str | None
     """Defines --config, --config.SECTION.FIELD, --workdir and --seed; call it once, where a script is imported.
 
     Args:
-      default_config: config file used if none is given; without it --config is required.
+      default_config: config used if none is given; without it --config is required.
       default_workdir: workdir used if none is given; without it --workdir is required.
       from_workdir: without --config, the settings are those that --workdir was trained with (W/config.json).
       flag_values: where the flags are defined.
     """
-    _defaults.update(config=default_config, from_workdir=from_workdir)
-    config_flags.DEFINE_config_file("config", None, "config file, a Python file with a get_config()",
-                                    flag_values=flag_values, lock_config=False)
-    flags.DEFINE_string("workdir", default_workdir, "folder of the run: data, examples, checkpoints, reports",
+    _command.update(config=default_config, from_workdir=from_workdir)
+    instead = f"{default_config} unless given" if default_config else ""
+    config_flags.DEFINE_config_file(
+        "config", None, "config file, or the name of one in experiments/configs"
+        + (", W/config.json unless given" if from_workdir else f", {instead}" if instead else ""),
+        flag_values=flag_values, lock_config=False)
+    flags.DEFINE_string("workdir", default_workdir, "folder W of the run: data, examples, checkpoints, reports",
                         flag_values=flag_values)
     flags.DEFINE_string("compile_cache_dir", None, "folder that keeps compiled programs, so that the next start of the "
                         "same run need not compile again", flag_values=flag_values)
@@ -62,33 +76,6 @@ def define_config(default_config: str | None = None, default_workdir: str | None
                          "in an indexed Job)", lower_bound=0, flag_values=flag_values)
 
 
-def _is_library(frame) -> bool:
-    """Whether a frame is of an installed package (a virtual environment may lie inside the checkout)."""
-    return "site-packages" in Path(frame.f_code.co_filename).parts
-
-
-# Set by define_config: what a missing --config means.
-_defaults: dict[str, Any] = {"config": None, "from_workdir": False}
-
-
-def _with_default_config(argv: list[str]) -> list[str]:
-    """Adds the script's default --config, or --config=<the workdir's config.json>, where no --config is given."""
-    if any(re.match(r"--?config(=|$)", arg) for arg in argv[1:]):
-        return argv
-    if _defaults["config"]:
-        return [argv[0], f"--config={_defaults['config']}", *argv[1:]]
-    for i, arg in enumerate(argv if _defaults["from_workdir"] else []):
-        match = re.match(r"--?workdir(?:=(.*))?$", arg)
-        if match:
-            workdir = match[1] if match[1] is not None else argv[i + 1] if i + 1 < len(argv) else ""
-            if not (Path(workdir) / "config.json").is_file():
-                raise FileNotFoundError(f"{Path(workdir) / 'config.json'} is missing: train first (python -m "
-                                        f"experiments.run --workdir={workdir} --config=…), or name a --config")
-            saved = Path(__file__).parent / "configs" / "saved.py"
-            return [argv[0], f"--config={saved}:{workdir}", *argv[1:]]
-    return argv
-
-
 def run(main: Callable[[Config, Path], Any]) -> None:
     """Parses the command line and calls `main(config, workdir)` under absl; ends the process.
 
@@ -96,28 +83,103 @@ def run(main: Callable[[Config, Path], Any]) -> None:
     if the project itself refused something (a ValueError, OSError or FloatingPointError of its own); 75 (SIGTERM) or
     130 (Ctrl-C) if training was asked to stop, saved its state and did. Any other exception keeps its traceback.
     """
-    def quietly(parsed):
-        # orbax and others tell absl's logger of every file they touch; what the project says of itself stays.
+    def joined(parsed: tuple[Config, Path]) -> Any:
+        if arguments := arguments_of(flags.FLAGS, os.environ):
+            check_processes(_command["name"], arguments)
+        if arguments is not None:  # a command of one process need not wait for jax before it has looked at its workdir
+            from experiments.common import distributed
+
+            distributed.initialize(flags.FLAGS)
+        return main(*parsed)
+
+    _run(main, joined, parse)
+
+
+def run_plain(main: Callable[[], Any]) -> None:
+    """As `run`, for a command without a config and a workdir: it reads its own flags. app.UsageError is exit code 2."""
+    _run(main, lambda parsed: main(), parse_plain)
+
+
+def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]], Any]) -> None:
+    spec = main.__globals__.get("__spec__")
+    _command.update(name=spec.name if spec else Path(sys.argv[0]).name, description=main.__globals__["__doc__"] or "")
+
+    def quietly(parsed: Any) -> Any:
+        # orbax and others log every file they touch; what the project itself says stays.
         absl_logging.set_verbosity(absl_logging.ERROR)
         absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         for package in ("onelive_jax", "data_pipelines", "experiments"):
             logging.getLogger(package).setLevel(logging.INFO)
         try:
-            if "jax" in sys.modules:  # a command that computes nothing is one process, and need not wait for jax
-                from experiments.common import distributed
-
-                check_processes(_script(), distributed.arguments_of(flags.FLAGS, os.environ))
-                distributed.initialize(flags.FLAGS)
-            return main(*parsed)
+            return call(parsed)
+        except app.UsageError as error:
+            _exit(str(error), 2)
         except (ValueError, OSError, FloatingPointError) as error:
             # What the project itself raises is meant for a person; what a library raises is a bug and keeps its trace.
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]) or _is_library(frame):
+            if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[2]) or _is_library(frame):
                 raise
-            print(f"{_script()}: {error}", file=sys.stderr)
-            sys.exit(1)
+            _exit(str(error), 1)
 
-    app.run(quietly, flags_parser=parse)
+    app.run(quietly, flags_parser=parser)
+
+
+def _exit(sentence: str, code: int) -> None:
+    print(f"{_name()}: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _name() -> str:
+    return _command["name"] or Path(sys.argv[0]).name
+
+
+def _is_library(frame) -> bool:
+    """Whether a frame is of an installed package (a virtual environment may lie inside the checkout)."""
+    return "site-packages" in Path(frame.f_code.co_filename).parts
+
+
+def arguments_of(values: flags.FlagValues, environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` is called with; None where there is one process.
+
+    Raises: ValueError where the flags and the environment do not say enough.
+    """
+    how = values.distributed
+    address = values.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if how == "auto":
+        slurm = all(name in environment for name in SLURM) and int(environment["SLURM_NTASKS"]) > 1
+        how = "coordinator" if address else "slurm" if slurm else "tpu" if len(hosts) > 1 else "none"
+    if how == "none":
+        return None
+    if how == "tpu":
+        return {}
+    if how == "slurm":
+        missing = [name for name in SLURM if name not in environment]
+        if missing:
+            raise ValueError(f"--distributed=slurm, but {', '.join(missing)} are not set: start the command with srun")
+        return {"cluster_detection_method": "slurm"}
+    count = _number(values.processes, environment, "JAX_NUM_PROCESSES")
+    process = _number(values.process, environment, "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
+    for value, flag, name in ((address, "coordinator", "JAX_COORDINATOR_ADDRESS"),
+                              (count, "processes", "JAX_NUM_PROCESSES"), (process, "process", "JAX_PROCESS_ID")):
+        if value is None:
+            raise ValueError(f"--{flag} is missing: with a coordinator a run needs --coordinator=HOST:PORT, "
+                             f"--processes and --process on every process (or {name} and the like in the environment)")
+    if not 0 <= process < count:
+        raise ValueError(f"--process={process} is not one of {count} processes, which are numbered from 0")
+    return {"coordinator_address": address, "num_processes": count, "process_id": process,
+            "cluster_detection_method": "deactivate"}
+
+
+def _number(flag: int | None, environment: Mapping[str, str], *names: str) -> int | None:
+    if flag is not None:
+        return flag
+    for name in names:
+        if environment.get(name):
+            if not environment[name].isdigit():
+                raise ValueError(f"{name}={environment[name]!r} is not a whole number")
+            return int(environment[name])
+    return None
 
 
 def check_processes(script: str, arguments: dict[str, Any] | None) -> None:
@@ -125,7 +187,7 @@ def check_processes(script: str, arguments: dict[str, Any] | None) -> None:
 
     Args:
       script: module name, e.g. "experiments.evaluate".
-      arguments: `distributed.arguments_of`.
+      arguments: `arguments_of`.
 
     Raises: ValueError with what to do.
     """
@@ -139,35 +201,108 @@ def check_processes(script: str, arguments: dict[str, Any] | None) -> None:
 
 def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> tuple[Config, Path]:
     """The validated config and the workdir of a command line (program name first); exits 0 on --help, 2 if wrong."""
-    if any(arg in HELP for arg in argv[1:]):
-        print(f"usage: python -m {_script()} --config=FILE --workdir=FOLDER [--config.SECTION.FIELD=VALUE …]")
-        print(flag_values.main_module_help())
-        print("\nFields of a config (--config.SECTION.FIELD=VALUE), with default and allowed values:\n")
-        print(describe(Config()))
-        sys.exit(0)
+    _show_help(argv, flag_values)
     try:
-        return _parse(_with_default_config(argv), flag_values)
-    except (flags.Error, ValueError, FileNotFoundError) as error:
-        print(f"{_script()}: {_sentence(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        settings.check_overrides(argv)
+        return _parse(_with_config(argv), flag_values)
+    except (flags.Error, ValueError) as error:
+        _exit(_sentence(str(error)), 2)
 
 
-def _script() -> str:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else Path(sys.argv[0]).name
+def parse_plain(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Parses a command line of own flags alone; exits as `parse`."""
+    _show_help(argv, flag_values)
+    try:
+        if rest := flag_values(argv)[1:]:
+            raise ValueError(f"unexpected argument {rest[0]!r}: flags are given as --name=value (see --help)")
+    except (flags.Error, ValueError) as error:
+        _exit(_sentence(str(error)), 2)
+
+
+def _show_help(argv: list[str], values: flags.FlagValues) -> None:
+    """Prints the help and exits, where it is asked for."""
+    asked = [arg for arg in argv[1:] if arg in HELP]
+    if not asked:
+        return
+    common = COMMON + TOGETHER if "config" in values else ()
+    own = [name for name in values if "." not in name and name not in common and not _of_library(
+        values.find_module_defining_flag(name))]
+    parts = [_command["description"].strip()] if _command["description"] else []
+    if own:
+        parts.append("Flags:\n" + "\n".join(_flag_line(values[name]) for name in own))
+    if common:
+        shown = COMMON + (TOGETHER if _command["name"] in SEVERAL else ())
+        parts.append("Flags of every run:\n" + "\n".join(_flag_line(values[name]) for name in shown) + "\n"
+                     "  --config.SECTION.FIELD=VALUE overrides a setting; --helpfull lists all of them.")
+        if any("full" in arg for arg in asked):
+            parts.append("Settings (--config.SECTION.FIELD=VALUE), with default and allowed values:\n"
+                         + settings.describe(Config()))
+    print("\n\n".join(parts))
+    sys.exit(0)
+
+
+def _of_library(module: str | None) -> bool:
+    return "site-packages" in (getattr(sys.modules.get(module), "__file__", None) or "")
+
+
+def _flag_line(flag: flags.Flag) -> str:
+    choices = getattr(flag.parser, "enum_values", None)
+    value = f"={'|'.join(choices)}" if choices else "" if flag.boolean else f"={flag.name.upper()}"
+    default = "" if flag.default in (None, False, []) else f" (default: {flag.default_as_str.strip(chr(39))})"
+    text = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl repeats the choices there
+    return textwrap.fill(f"--{flag.name}{value}  {text}{default}", WIDTH, initial_indent="  ",
+                         subsequent_indent="      ")
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """The command line with --config in front: the one that is given, the script's default, or that of the workdir.
+
+    Raises: ValueError where there is none, or no such file.
+    """
+    given, argv = _take("config", argv)
+    given = given or _command["config"]
+    if not given and _command["from_workdir"]:
+        workdir = Path(_take("workdir", argv)[0] or "").expanduser()
+        if workdir == Path():
+            raise ValueError("--workdir is missing: name the folder of a finished run (--workdir=FOLDER)")
+        if not (workdir / "config.json").is_file():
+            raise ValueError(f"{workdir / 'config.json'} is missing: train first (python -m experiments.run "
+                             f"--workdir={workdir} --config=…), or name a --config")
+        given = f"{CONFIGS / 'saved.py'}:{workdir}"
+    if not given:
+        raise ValueError("--config is missing: name a config file (--config=experiments/configs/NAME.py)")
+    name, colon, argument = given.partition(":")
+    file = Path(name)
+    if not file.is_file() and (CONFIGS / f"{name}.py").is_file():
+        file = CONFIGS / f"{name}.py"
+    if not file.is_file():
+        beside = sorted(path.stem if len(file.parts) == 1 else str(path) for path in (
+            CONFIGS if len(file.parts) == 1 else file.parent).glob("[!_]*.py"))
+        raise ValueError(f"--config={given}: there is no such file; there are {', '.join(beside)}")
+    return [argv[0], f"--config={file}{colon}{argument}", *argv[1:]]
+
+
+def _take(flag: str, argv: list[str]) -> tuple[str | None, list[str]]:
+    """(the last value of a flag, None where it is not given; the command line without it)."""
+    value, rest, arguments = None, argv[:1], iter(argv[1:])
+    for argument in arguments:
+        if match := re.fullmatch(rf"--?{flag}(?:=(.*))?", argument):
+            value = match[1] if match[1] is not None else next(arguments, "")
+        else:
+            rest.append(argument)
+    return value, rest
 
 
 def _parse(argv: list[str], values: flags.FlagValues) -> tuple[Config, Path]:
-    _check_overrides(argv)
-    _check_file(argv)
     try:
         rest = values(argv)
     except AttributeError as error:
         # config.modle.dim = 3 in a config file; any other AttributeError is a bug that needs its traceback.
         if not dataclasses.is_dataclass(error.obj):
             raise
+        known = settings.groups() + [name for name, _, _ in settings.fields(Config())]
         raise ValueError(f"the config file uses {type(error.obj).__name__}.{error.name}, which is not a setting; "
-                         f"{_near(error.name, _groups() + [name for name, _, _ in fields(Config())])}") from error
+                         f"{settings.near(error.name, known)}") from error
     if len(rest) > 1:
         raise ValueError(f"unexpected argument {rest[1]!r}: settings are given as --name=value (see --help)")
     config = values.config
@@ -176,9 +311,9 @@ def _parse(argv: list[str], values: flags.FlagValues) -> tuple[Config, Path]:
                          "it must return an onelive_jax.config.Config")
     if not values.workdir:
         raise ValueError("--workdir is missing: name the folder of the run (--workdir=FOLDER)")
-    _tidy(config, "config", values["config"].config_filename)
+    settings.tidy(config, "config", values["config"].config_filename)
     if values.compile_cache_dir:
-        import jax  # a wrong command line is told without waiting for it
+        import jax  # a wrong command line is refused without waiting for it
 
         jax.config.update("jax_compilation_cache_dir", str(Path(values.compile_cache_dir).expanduser().resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
@@ -193,8 +328,8 @@ def _sentence(message: str) -> str:
     """absl's and ml_collections' messages in our words; any other message as it is."""
     match = re.match(r"flag --config\.([^=]*)=(.*?): ", message)
     if match:
-        field = {name: f for name, f, _ in fields(Config())}[match[1]]
-        return f"--config.{match[1]}={match[2]} is not {_allowed(field)}"
+        field = {name: f for name, f, _ in settings.fields(Config())}[match[1]]
+        return f"--config.{match[1]}={match[2]} is not {settings.allowed(field)}"
     match = re.match(r"flag --(\w+)=None: .* must have a value", message)
     if match:
         return f"--{match[1]} is missing (see --help)"
@@ -205,142 +340,3 @@ def _sentence(message: str) -> str:
         # A traceback: its first line names the file, its last one the error.
         return f"{message.splitlines()[0]} {message.strip().splitlines()[-1]}"
     return message
-
-
-def _groups() -> list[str]:
-    return [f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)]
-
-
-def _check_overrides(argv: list[str]) -> None:
-    """Raises ValueError for the first --config.a.b that is not a field, with what it may have been meant to be."""
-    known = {name: f for name, f, _ in fields(Config())}
-    for arg in argv[1:]:
-        match = re.match(r"--?(no)?config\.([^=]*)", arg)
-        if not match or match[2] in known:
-            continue
-        name = match[2]
-        inside = [field for field in known if field.startswith(name + ".")]
-        if inside:
-            raise ValueError(f"--config.{name} is a group of settings; set one of them, e.g. --config.{inside[0]}=…")
-        raise ValueError(f"--config.{name} is not a setting; {_near(name, list(known))}")
-
-
-def _near(name: str, known: list[str]) -> str:
-    """The known fields that `name` resembles: as a whole, or in its last part (a field put into the wrong group)."""
-    last = name.rsplit(".", 1)[-1]
-    near = [field for field in known if field.rsplit(".", 1)[-1] == last]
-    near += difflib.get_close_matches(name, known, n=3, cutoff=0.75)
-    parts = difflib.get_close_matches(last, [field.rsplit(".", 1)[-1] for field in known], n=2, cutoff=0.75)
-    near += [field for field in known if field.rsplit(".", 1)[-1] in parts]
-    near = list(dict.fromkeys(near))[:4]
-    if near:
-        return "did you mean " + " or ".join(f"config.{field}" for field in near) + "?"
-    return "--help lists all of them"
-
-
-def _check_file(argv: list[str]) -> None:
-    """Raises ValueError if the config file that will be loaded (the last --config) is missing."""
-    path = None
-    for i, arg in enumerate(argv):
-        if re.fullmatch(r"--?config", arg):
-            path = argv[i + 1] if i + 1 < len(argv) else None
-        elif re.match(r"--?config=", arg):
-            path = arg.split("=", 1)[1]
-    if not path:
-        raise ValueError("--config is missing: name a config file (--config=experiments/configs/NAME.py)")
-    file = path.split(":", 1)[0]
-    if not os.path.isfile(file):
-        beside = sorted(str(p) for p in Path(file).parent.glob("*.py") if not p.name.startswith("_"))
-        there = f"; there are {', '.join(beside)}" if beside else ""
-        raise ValueError(f"--config={path}: there is no such file{there}")
-
-
-def _tidy(node: Any, path: str, file: str) -> None:
-    """Brings values to their declared types, and finds fields that a config file made up.
-
-    Assigning to a misspelt attribute of a dataclass is legal Python, and would leave the default in force.
-    """
-    names = [f.name for f in dataclasses.fields(node)]
-    for name in vars(node):
-        if name not in names:
-            prefix = path.removeprefix("config").lstrip(".")
-            full = f"{prefix}.{name}" if prefix else name
-            raise ValueError(f"{file} sets {path}.{name}, which is not a setting; "
-                             f"{_near(full, [field for field, _, _ in fields(Config())])}")
-    for f in dataclasses.fields(node):
-        value = getattr(node, f.name)
-        if dataclasses.is_dataclass(f.default_factory) and not isinstance(value, f.default_factory):
-            raise ValueError(f"{path}.{f.name} is a group of settings, not {value!r}")
-        if dataclasses.is_dataclass(value):
-            _tidy(value, f"{path}.{f.name}", file)
-        else:
-            setattr(node, f.name, _typed(value, f, f"{path}.{f.name}"))
-
-
-def _typed(value: Any, f: dataclasses.Field, name: str) -> Any:
-    """`value` as the field's type: a whole number may stand for a float, a list for a tuple, nothing else."""
-    default = f.default
-    if isinstance(default, tuple) and isinstance(default[0], str):
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise ValueError(f"{name}={value!r} must be names separated by commas, e.g. --{name}={','.join(default)}")
-        return tuple(value)
-    if isinstance(default, tuple):
-        if not isinstance(value, list | tuple) or not all(_is_number(v) for v in value):
-            raise ValueError(f"{name}={value!r} must be numbers separated by commas, e.g. --{name}=1.0,0.5,0.5")
-        return tuple(float(v) for v in value)
-    if isinstance(default, float) and _is_number(value):
-        if not math.isfinite(value):
-            raise ValueError(f"{name}={value} must be a finite number")
-        return float(value)
-    if type(value) is not type(default):
-        raise ValueError(f"{name}={value!r} must be {_TYPES[type(default)]}")
-    return value
-
-
-_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "numbers"}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def fields(config: Any, prefix: str = "") -> list[tuple[str, dataclasses.Field, Any]]:
-    """Every setting of a config as (dotted name, dataclass field, value), groups opened, in order."""
-    result = []
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            result += fields(value, f"{prefix}{f.name}.")
-        else:
-            result.append((prefix + f.name, f, value))
-    return result
-
-
-def describe(config: Config) -> str:
-    """One line a setting: name, default, allowed values, meaning."""
-    lines, group = [], ""
-    for name, f, value in fields(config):
-        section = name.rpartition(".")[0]
-        if section != group:
-            group = section
-            lines.append(f"\n{section}: {(type(getattr(config, section)).__doc__ or '').strip().splitlines()[0]}")
-        lines.append(f"  --config.{name}={_shown(value)}  [{_allowed(f)}]  {f.metadata['doc']}")
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _allowed(f: dataclasses.Field) -> str:
-    meta = f.metadata
-    if meta["choices"]:
-        return " | ".join(map(str, meta["choices"]))
-    if meta["low"] is not None or meta["high"] is not None:
-        low = "-inf" if meta["low"] is None else meta["low"]
-        return f"{_TYPES[type(f.default)]} {low} … {'inf' if meta['high'] is None else meta['high']}"
-    return _TYPES[type(f.default)]

@@ -16,6 +16,7 @@ from data_pipelines.log.timelines import Timelines, other_timelines
 from data_pipelines.prepare import read_source
 from experiments.common.workdir import flat, is_done, mark_done
 from onelive_jax.config import Config
+from onelive_jax.files import write_json
 
 logger = logging.getLogger(__name__)
 SOURCE = "source.json"
@@ -82,7 +83,7 @@ def prepare(config: Config, workdir: Path) -> Log:
             logger.info("%s", line)
         tables.save(log, folder)
         if config.data.path:
-            (folder / SOURCE).write_text(json.dumps({"bytes": _bytes(Path(config.data.path))}))
+            write_json(folder / SOURCE, {"bytes": _bytes(Path(config.data.path))})
         mark_done(folder, settings)
     store.build(log, workdir / "examples")
     arrays = store.load_timelines(workdir / "examples")

@@ -1,4 +1,4 @@
-"""Text tables: every command prints its rows through this one function."""
+"""Text tables: every command prints its rows through `table`."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,3 +15,13 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 
     cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
     align = ["left" if column < left else "right" for column in range(len(headers))]
     return tabulate(cells, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """A figure, "-" where it is not defined; whole numbers with separators."""
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:{form}}"
+
+
+def interval(bounds: Sequence[float] | None, form: str = ".3f") -> str:
+    """An interval, "-" where there is none."""
+    return "-" if bounds is None else " … ".join(f"{bound:{form}}" for bound in bounds)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from onelive_jax.config import Config, differing, to_json
 from onelive_jax.files import write_json, write_whole
 
 DONE = "done.json"
+HEURISTIC_ARMS = ("random", "viewers", "own_counts", "logging", "oracle")  # of A/B tests, beside trained workdirs
 # Settings that say how a run is watched, kept and computed. They do not decide its result (model.* only by rounding),
 # so they may change while it is resumed and after it is done, and no stage records them.
 WATCHING = ("training.profile_at", "training.profile_steps", "training.log_every", "training.checkpoint_every",
@@ -44,25 +46,20 @@ def mark_done(folder: Path, settings: dict) -> None:
     write_json(folder / DONE, settings)
 
 
-def kept_result(file: Path, settings: dict) -> dict | None:
-    """What `keep_result` left in a file; None where there is none yet.
-
-    Raises: ValueError if it was made with other settings, with the fields that differ.
-    """
-    if not file.is_file():
-        return None
-    kept = json.loads(file.read_text())
-    if changed := differing(kept["settings"], settings):
-        raise ValueError(f"{file} was made with other settings ({changed}): choose another --workdir, or delete "
-                         f"{file.parent}")
-    return kept["result"]
-
-
-def keep_result(file: Path, settings: dict, result: dict) -> None:
-    """Keeps what a part of a study found, so that a killed study goes on."""
-    write_json(file, {"settings": settings, "result": result})
-
-
 def save_config(config: Config, workdir: Path) -> None:
     """Writes WORKDIR/config.json, from which later commands on the workdir take their settings."""
     write_whole(workdir / "config.json", to_json(config))
+
+
+def phase_of(path: str | Path, others: Sequence[str] = ()) -> tuple[Path, Path]:
+    """(workdir, folder of the phase) of a workdir, whose supervised model is meant, or of the folder of a phase.
+
+    Raises: FileNotFoundError where it is neither, with `others`, the names that could have stood there too.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder, folder / "supervised"
+    if (folder.parent / "config.json").is_file() and folder.is_dir():
+        return folder.parent, folder
+    names = f", nor one of {', '.join(others)}" if others else ""
+    raise FileNotFoundError(f"{path} is neither a trained workdir nor the folder of a phase of one (W/policy){names}")

@@ -4,30 +4,20 @@ import dataclasses
 import math
 from pathlib import Path
 
-from data_pipelines.simulator.platform import Lift, Outcomes, Platform, Policy, compare
+from data_pipelines.simulator.platform import Outcomes, Platform, Policy, compare
 from experiments.common import played
 from experiments.common.log import prepare
+from experiments.common.tables import interval, table
+from experiments.common.workdir import HEURISTIC_ARMS, phase_of
 from experiments.stages.policy import load_params
 from experiments.stages.supervised import make_model
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config, from_json
 
-HEURISTICS = ("random", "viewers", "own_counts", "logging", "oracle")
 # Rows of the table, by the names of the paper where it has them.
 ROWS = {"exposure": "Exposure", "click_through": "CTR", "click": "Click", "watch": "Watch time",
         "long_view": "Long view", "like": "Like", "comment": "Comment", "follow": "Follow", "share": "Share",
         "gift": "Gift", "utility": "True utility"}
-
-
-def workdir_of(arm: str) -> tuple[Path, Path]:
-    """(workdir, folder of the phase) of an arm that is a path. Raises FileNotFoundError where there is none."""
-    folder = Path(arm).expanduser()
-    if (folder / "config.json").is_file():
-        return folder, folder / "supervised"
-    if (folder.parent / "config.json").is_file():
-        return folder.parent, folder
-    raise FileNotFoundError(f"{arm} is neither a trained workdir, nor the folder of a phase of one (W/policy), nor one "
-                            f"of {', '.join(HEURISTICS)}")
 
 
 def read_config(workdir: Path) -> Config:
@@ -36,9 +26,9 @@ def read_config(workdir: Path) -> Config:
 
 def make_policy(arm: str, platform: Platform, askers: dict[Path, tuple]) -> Policy:
     """The policy of an arm. `askers`: what was made for a workdir, kept for the next arm."""
-    if arm in HEURISTICS:
+    if arm in HEURISTIC_ARMS:
         return played.heuristics(platform)[arm]
-    workdir, folder = workdir_of(arm)
+    workdir, folder = phase_of(arm)
     if workdir not in askers:
         config = read_config(workdir)
         log = prepare(config, workdir)
@@ -53,7 +43,7 @@ def open_platform(arms: list[str]) -> Platform:
 
     Raises: ValueError where no arm is trained (no platform is named) or where they were trained on different ones.
     """
-    trained = [workdir_of(arm)[0] for arm in arms if arm not in HEURISTICS]
+    trained = [phase_of(arm)[0] for arm in arms if arm not in HEURISTIC_ARMS]
     if not trained:
         raise ValueError("one of --control and --treatment must be a trained workdir: it says which platform is played")
     configs = [read_config(workdir) for workdir in trained]
@@ -76,17 +66,22 @@ def report(control: Outcomes, treatment: Outcomes) -> dict[str, dict]:
 
 
 def format_table(lifts: dict[str, dict]) -> str:
-    """Table 6: control, treatment, lift and its 95 % interval; * where the interval does not hold 0, n/a over a control
-    of 0 (an interval: where resamples have one)."""
-    lines = [f"{'per request':<14}{'control':>12}{'treatment':>12}{'lift':>10}   95 % interval"]
+    return table(*lift_rows(lifts))
+
+
+def lift_rows(lifts: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row per outcome) of Table 6: control, treatment, lift and its 95 % interval; * where the interval
+    does not hold 0, n/a over a control of 0 (an interval: where resamples have one)."""
+    rows = []
     for name, label in ROWS.items():
-        x = Lift(**lifts[name])
-        lift = f"{'n/a':>10}"
-        if x.control > 0:
-            star = " *" if x.low > 0 or x.high < 0 else ""
-            lift = f"{x.lift:>+10.2%}   " + ("n/a" if math.isnan(x.low) else f"{x.low:+.2%} … {x.high:+.2%}{star}")
-        lines.append(f"{label:<14}{x.control:>12.4f}{x.treatment:>12.4f}{lift}")
-    return "\n".join(lines)
+        x = {key: math.nan if value is None else value for key, value in lifts[name].items()}
+        lift = spread = "n/a"
+        if x["control"] > 0:
+            lift = f"{x['lift']:+.2%}"
+            if not math.isnan(x["low"]):
+                spread = interval((x["low"], x["high"]), "+.2%") + (" *" if x["low"] > 0 or x["high"] < 0 else "")
+        rows.append([label, f"{x['control']:.4f}", f"{x['treatment']:.4f}", lift, spread])
+    return ["per request", "control", "treatment", "lift", "95 % interval"], rows
 
 
 def ab_test(control: str, treatment: str, requests: int, seed: int) -> dict:

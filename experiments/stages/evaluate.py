@@ -6,6 +6,7 @@ import numpy as np
 from experiments.baselines import heuristics
 from experiments.common import scoring
 from experiments.common.log import Log
+from experiments.common.tables import interval, number, table
 from experiments.common.tower_scores import TowerScores
 from onelive_jax.config import Config
 from onelive_jax.evaluation import bootstrap, ranking_metrics
@@ -37,11 +38,33 @@ def format_dropped(dropped: dict[str, int]) -> str:
 
 def format_differences(differences: dict[str, dict]) -> str:
     """One line a heuristic: NDCG@10 above it, request by request, with the paired interval."""
-    lines = ["NDCG@10 above each heuristic, request by request (95 % interval):"]
-    for name, row in differences.items():
-        low, high = row["interval"]
-        lines.append(f"  {name:24}{row['difference']:+.3f}  ({low:+.3f} … {high:+.3f})")
-    return "\n".join(lines)
+    return table(["NDCG@10 above", "difference", "95 % interval"],
+                 [[name, f"{row['difference']:+.3f}", interval(row["interval"], "+.3f")]
+                  for name, row in differences.items()])
+
+
+def format_ranking(rows: dict[str, dict]) -> str:
+    """One line a ranker: figures over all targets, NDCG@10 over repeat and new ones, and, where the log has outcomes,
+    a second table over the targets of each.
+
+    Args: rows: name of a ranker → `ranking_metrics.metrics`.
+    """
+    names = ("hr@1", "hr@10", "hr@64", "hr@128", "mrr")
+    cells = [[ranker, number(groups["all"]["ndcg@10"]), interval(groups["all"][ranking_metrics.INTERVAL]),
+              *(number(groups["all"][name]) for name in names), *(number(groups[group]["ndcg@10"])
+                                                                  for group in ("repeat", "new")),
+              "/".join(f"{groups[group]['n']:,}" for group in ranking_metrics.GROUPS)]
+             for ranker, groups in rows.items()]
+    text = table(["ranker", "NDCG@10", "95 % interval", *(name.upper() for name in names), "repeat NDCG@10",
+                  "new NDCG@10", "n all/repeat/new"], cells)
+    first = next(iter(rows.values()))
+    outcomes = [name for name in first if name not in ranking_metrics.GROUPS]
+    if not outcomes:
+        return text
+    cells = [[ranker, *(f"{number(groups[name]['ndcg@10'])} / {number(groups[name]['hr@10'])}" for name in outcomes)]
+             for ranker, groups in rows.items()]
+    return text + "\n\n" + table(["NDCG@10 / HR@10 of views with", *(f"{name} (n={first[name]['n']:,})"
+                                                                    for name in outcomes)], cells)
 
 
 def tuned_weights(config: Config, log: Log) -> heuristics.Weights:
@@ -80,7 +103,6 @@ def weighted_lift(control_R: np.ndarray, treatment_R: np.ndarray, weight_R: np.n
 
 def format_policies(figures: dict[str, dict]) -> str:
     """One line a figure: supervised model, policy, relative lift with its interval."""
-    lines = [f"{'':<16}{'supervised':>12}{'policy':>10}{'lift':>9}   95 % interval"]
-    lines += [f"{name:<16}{x['control']:>12.4f}{x['treatment']:>10.4f}{x['lift']:>+9.2%}   {x['low']:+.2%} … "
-              f"{x['high']:+.2%}" for name, x in figures.items()]
-    return "\n".join(lines)
+    return table(["", "supervised", "policy", "lift", "95 % interval"], [
+        [name, f"{x['control']:.4f}", f"{x['treatment']:.4f}", f"{x['lift']:+.2%}",
+         interval((x["low"], x["high"]), "+.2%")] for name, x in figures.items()])

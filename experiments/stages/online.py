@@ -18,6 +18,7 @@ from data_pipelines.batches.played import Round, RoundsMaker
 from data_pipelines.simulator.platform import Lift, Outcomes, Platform, PlatformRequests, PlayRequests, Policy, compare
 from experiments.common import distributed, played
 from experiments.common.log import prepare
+from experiments.common.tables import interval, table
 from experiments.stages.policy import load_params, policy_settings
 from experiments.stages.supervised import make_model
 from experiments.stages.tokenizer import load_tokenizer
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class OnlinePlan:
     """Rounds, requests of each (and of the judged hours), steps after each, hours at the end that only judge."""
 
     rounds: int
@@ -41,7 +42,7 @@ class Plan:
     judged_hours: float
 
 
-def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
+def online(config: Config, workdir: Path, init_from: Path, plan: OnlinePlan) -> dict:
     """Plays and learns on one device, or goes on where it was; returns the report.
 
     Raises: ValueError where the judged hours are the whole played period, or W/online is of other settings.
@@ -103,7 +104,7 @@ def online(config: Config, workdir: Path, init_from: Path, plan: Plan) -> dict:
     return {"rounds": lines, "judged": judged, "plan": dataclasses.asdict(plan), "init_from": str(init_from)}
 
 
-def edges_of(platform: Platform, plan: Plan) -> np.ndarray:
+def edges_of(platform: Platform, plan: OnlinePlan) -> np.ndarray:
     """int64 [rounds + 1]: ends of the rounds, Unix ms; from the last one on the policies are judged."""
     world = platform.world
     end = world.play_end_ms - round(plan.judged_hours * 60 * MINUTE_MS)
@@ -138,7 +139,7 @@ def again(room: np.ndarray, propensity: np.ndarray) -> Policy:
     return policy
 
 
-def judge(platform: Platform, drawer: Callable[[Any], Policy], begun: Any, folder: Path, plan: Plan,
+def judge(platform: Platform, drawer: Callable[[Any], Policy], begun: Any, folder: Path, plan: OnlinePlan,
           from_ms: int) -> list[dict]:
     """The policy after each round against the one that it began as, on the same requests of the judged hours."""
     if plan.judged_hours == 0:
@@ -160,6 +161,6 @@ def line_of(number: int, lift: Lift) -> dict:
 
 def format_rounds(lines: list[dict]) -> str:
     """One line a round: true utility per request of both arms, and the lift with its interval."""
-    head = f"{'round':>5}{'learning':>12}{'control':>12}{'lift':>10}   95 % interval"
-    return "\n".join([head] + [f"{x['round']:>5}{x['learning']:>12.4f}{x['control']:>12.4f}{x['lift']:>+10.2%}   "
-                               f"{x['low']:+.2%} … {x['high']:+.2%}" for x in lines])
+    return table(["round", "learning", "control", "lift", "95 % interval"], [
+        [str(x["round"]), f"{x['learning']:.4f}", f"{x['control']:.4f}", f"{x['lift']:+.2%}",
+         interval((x["low"], x["high"]), "+.2%")] for x in lines])

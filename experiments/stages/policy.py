@@ -14,6 +14,7 @@ from data_pipelines.batches.loader import training_batches
 from data_pipelines.log import tasks
 from experiments.common import distributed, scoring
 from experiments.common.log import Log
+from experiments.common.tables import table
 from experiments.common.workdir import flat, is_done, mark_done
 from experiments.stages.reward import load_reward, reward_settings
 from experiments.stages.supervised import make_model, stage_settings
@@ -238,8 +239,12 @@ def _both(made: Any) -> tuple[Any, Any]:
 
 def format_curve(report: dict) -> str:
     """The judged steps as a table."""
+    return table(*curve_rows(report))
+
+
+def curve_rows(report: dict) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row per judged step) of a policy report; the step that is handed on is marked."""
     names = [name for name in report["validation"][0] if name != "step"]
-    lines = [f"{'step':>6}" + "".join(f"{name:>18}" for name in names)]
-    lines += [f"{line['step']:>6}" + "".join(f"{line[name]:>18.4f}" for name in names)
-              + ("   <- handed on" if line["step"] == report["chosen_step"] else "") for line in report["validation"]]
-    return "\n".join(lines)
+    return ["step", *names, ""], [[str(line["step"]), *(f"{line[name]:.4f}" for name in names),
+                                   "<- handed on" if line["step"] == report["chosen_step"] else ""]
+                                  for line in report["validation"]]

@@ -5,6 +5,7 @@ import numpy as np
 
 from data_pipelines.readers.twitch import ROUND_MS
 from experiments.common.log import Log
+from experiments.common.tables import table
 from experiments.common.tower_scores import TowerScores
 from onelive_jax.batch import ROOM_FEATURES
 from onelive_jax.config import Config
@@ -48,12 +49,15 @@ def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: in
 
 
 def format_rooms(rooms: list[dict]) -> str:
-    """The rooms as an aligned table."""
-    head = ["rank", "author", "room", "score", "codes", "own views", "viewers"]
-    rows = [[str(r["rank"]), r["author"], r["room"], f"{r['score']:.3f}", "-".join(map(str, r["codes"])),
-             str(r["views"]), str(r["viewers"])] for r in rooms]
-    width = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, width, strict=True)) for row in [head, *rows])
+    """The rooms as a table."""
+    return table(*room_rows(rooms))
+
+
+def room_rows(rooms: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row per room) of `recommend`."""
+    return ["rank", "author", "room", "score", "codes", "own views", "viewers"], [
+        [str(r["rank"]), r["author"], r["room"], f"{r['score']:.3f}", "-".join(map(str, r["codes"])), str(r["views"]),
+         str(r["viewers"])] for r in rooms]
 
 
 def find_user(log: Log, source_id: str) -> int:

@@ -13,6 +13,7 @@ from data_pipelines.batches.feedback import FeedbackMaker, objectives_of, read_s
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed
 from experiments.common.log import Log
+from experiments.common.tables import number, table
 from experiments.common.workdir import flat, is_done, mark_done
 from experiments.stages.supervised import stage_settings
 from experiments.stages.tokenizer import Tokenizer
@@ -181,5 +182,12 @@ def balance(state: reward_step.RewardState, config: Config, report: dict[str, di
 def format_report(report: dict) -> str:
     """The table of objectives and the weights that the score gives them."""
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in report["weights"].items())
-    return (objective_metrics.format_table(report["objectives"]) + "\n\nscore_auc, score_user_auc: of the one fused "
-            f"score, for this objective\nweights of the objectives in the score: {weights}")
+    return (table(*objective_rows(report)) + "\n\nscore_auc, score_user_auc: of the one fused score, for this "
+            f"objective\nweights of the objectives in the score: {weights}")
+
+
+def objective_rows(report: dict) -> tuple[list[str], list[list[str]]]:
+    """(headers, a row per objective) of a reward report."""
+    columns = ("rows", "mean", "auc", "user_auc", "users", "ece", "ratio", "score_auc", "score_user_auc")
+    return ["objective", *columns], [[name, *(number(figures[column], ".4f") for column in columns)]
+                                     for name, figures in report["objectives"].items()]

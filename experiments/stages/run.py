@@ -1,7 +1,6 @@
 """From a log to a trained model, honest numbers and recommendations: all stages in turn."""
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -9,13 +8,12 @@ from experiments.common import scoring
 from experiments.common.log import Log, prepare
 from experiments.common.tower_scores import tie_breaker
 from experiments.common.workdir import save_config
-from experiments.reports.run_page import write_html
+from experiments.reports import run_page
 from experiments.stages import evaluate
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import Tokenizer, recall_line, train_tokenizer
 from onelive_jax.config import Config
-from onelive_jax.evaluation import ranking_metrics
-from onelive_jax.training import metrics
+from onelive_jax.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +56,8 @@ def run(config: Config, workdir: Path) -> Trained:
         "tokenizer": tokenizer.figures | {"lives": tokenizer.lives},
         "data": {name: getattr(log.tables.report, name) for name in ("rows_read", "rows_kept", "dropped", "notes")},
     }
-    temporary = workdir / "report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1))
-    temporary.replace(workdir / "report.json")
-    write_html(workdir / "report.html", report, dataclasses.asdict(config), metrics.read(workdir / "supervised"),
-               f"OneLive on {config.name}")
+    write_json(workdir / "report.json", report)
+    run_page.refresh(workdir)
     return Trained(log, tokenizer, model, params, report)
 
 
@@ -74,9 +69,7 @@ def print_report(trained: Trained, workdir: Path) -> None:
     print(f"\nTest split, strict protocol ({report['protocols']['strict']['all']['n']} targets; heuristics tuned on "
           "validation):\n")
     rows = {"OneLive": report["protocols"]["strict"]} | report["heuristics"]
-    print(ranking_metrics.format_table(rows))
-    if objectives := ranking_metrics.format_objectives(rows):
-        print("\n" + objectives)
+    print(evaluate.format_ranking(rows))
     print("\n" + evaluate.format_dropped(report["not_targets"]["strict"]))
     print("\n" + evaluate.format_differences(report["against_heuristics"]))
     liverec = report["protocols"]["liverec"]["all"]

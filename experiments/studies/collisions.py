@@ -3,7 +3,7 @@
     python -m experiments.studies.collisions --config=experiments/configs/twitch.py --config.data.path=FILE.csv \
         --workdir=W [--seeds=0,1,2]
 
-Four ways, on one log and one tokenizer a seed:
+Four ways, on one log and one tokenizer per seed:
 
 - random order: a model of codes alone (model.identity=False); authors of one id tie, and a tie counts as its
   expectation over all orders;
@@ -19,24 +19,20 @@ W/collisions.json.
 Axes: R requests, C candidates of all requests (flat), A authors, L levels.
 """
 
-import copy
-import json
-import shutil
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 from absl import flags as absl_flags
 
 from data_pipelines.log.tasks import Task
-from experiments.ablate import changed
-from experiments.common import flags, scoring
-from experiments.common.log import prepare
+from experiments.common import flags, scoring, study
+from experiments.common.tables import interval, table
 from experiments.common.tower_scores import TowerScores
-from experiments.common.workdir import flat, keep_result, kept_result
-from experiments.stages.supervised import stage_settings, train_supervised
-from experiments.stages.tokenizer import train_tokenizer
+from experiments.stages.supervised import train_supervised
 from onelive_jax.config import Config
 from onelive_jax.evaluation import ranking_metrics
+from onelive_jax.files import write_json
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
 WAYS = ("random order", "tower score", "extra digit", "identity head")
@@ -74,48 +70,39 @@ def shared_on_air(ids: IdTable, task: Task) -> np.ndarray:
     return np.bincount(request_C[same_C], minlength=task.user.size) > 1
 
 
-def ranked(scores_C: np.ndarray, task: Task) -> np.ndarray:
-    return ranking_metrics.ranks(scores_C, task.offsets, task.position)
-
-
 def run_seed(config: Config, seed: int, workdir: Path) -> dict:
-    """Trains the three models of a seed (or finds them trained) and judges the four ways."""
-    result, made_with = workdir / "result.json", stage_settings(config) | flat(config, "decoding")
-    if (figures := kept_result(result, made_with)) is not None:
-        return figures
-    codes_config = changed(config, {"model.identity": False}, seed)
-    folders = {name: workdir / name for name in ("codes", "digit", "identity")}
-    log = prepare(codes_config, folders["codes"])
-    tokenizer = train_tokenizer(codes_config, folders["codes"], log)
-    for name, parts in (("digit", ("data", "examples")), ("identity", ("data", "examples", "tokenizer"))):
-        for part in parts:
-            if not (folders[name] / part).exists():
-                shutil.copytree(folders["codes"] / part, folders[name] / part)
-    digit_config = changed(codes_config, {"tokenizer.levels": config.tokenizer.levels + 1, "model.loss_weights": (
+    """Trains the three models of a seed and judges the four ways; the result is kept."""
+    return study.kept(workdir / study.RESULT, study.changed(config, {}, seed), lambda: judge(config, seed, workdir))
+
+
+def judge(config: Config, seed: int, workdir: Path) -> dict:
+    base, digit = workdir / "codes", workdir / "digit"
+    codes_config = study.changed(config, {"model.identity": False}, seed)
+    codes = study.train(codes_config, base, codes_config, base)
+    identity = study.train(study.changed(config, {"model.identity": True}, seed), workdir / "identity", codes_config,
+                           base)
+    digit_config = study.changed(codes_config, {"tokenizer.levels": config.tokenizer.levels + 1, "model.loss_weights": (
         *config.model.loss_weights, config.model.loss_weights[-1])}, seed)
-    digits, over = with_digit(tokenizer.ids, config.tokenizer.codes)
-    digit_tokenizer = copy.copy(tokenizer)
-    digit_tokenizer.ids = digits
-    # (settings, tokenizer) of each model; the ways that it serves come below.
-    models = {"codes": (codes_config, tokenizer), "digit": (digit_config, digit_tokenizer),
-              "identity": (changed(config, {"model.identity": True}, seed), tokenizer)}
-    tasks = {split: scoring.targets(log, codes_config, split, "strict") for split in scoring.SPLITS}
+    study.share(base, digit, *study.LOG_PARTS)
+    ids, over = with_digit(codes.tokenizer.ids, config.tokenizer.codes)
+    longer = dataclasses.replace(codes.tokenizer, ids=ids)
+    extra = study.Variant(digit_config, digit, codes.log, longer, *train_supervised(digit_config, digit, codes.log,
+                                                                                    longer))
+    log, tasks = codes.log, {split: scoring.targets(codes.log, codes_config, split, "strict")
+                             for split in scoring.SPLITS}
     scores = {split: {} for split in tasks}
-    way = {"codes": "random order", "digit": "extra digit", "identity": "identity head"}
-    for name, (settings, its_tokenizer) in models.items():
-        network, params, _ = train_supervised(settings, folders[name], log, its_tokenizer)
-        rank, maker = scoring.make_ranker(network, settings), log.batch_maker(its_tokenizer.ids, settings)
+    for way, of, ties in (("random order", codes, None),
+                          ("tower score", codes, TowerScores(codes.tokenizer, codes_config, log)),
+                          ("extra digit", extra, None), ("identity head", identity, None)):
+        rank, maker = scoring.make_ranker(of.model, of.config), log.batch_maker(of.tokenizer.ids, of.config)
         for split, task in tasks.items():
-            scores[split][way[name]] = scoring.score(rank, params, maker, task)
-            if name == "codes":
-                scores[split]["tower score"] = scoring.score(rank, params, maker, task, tie_breaker=TowerScores(
-                    its_tokenizer, settings, log))
-    base = tokenizer.ids.codes_at(np.arange(log.num_authors), np.iinfo(np.int64).min)
-    figures = {"seed": seed, "authors": log.num_authors, "ids": len(np.unique(base, axis=0)),
+            scores[split][way] = scoring.score(rank, of.params, maker, task, tie_breaker=ties)
+    before_content = codes.tokenizer.ids.codes_at(np.arange(log.num_authors), np.iinfo(np.int64).min)
+    figures = {"seed": seed, "authors": log.num_authors, "ids": len(np.unique(before_content, axis=0)),
                "numbers_modulo_k": over, "splits": {}}
     for split, task in tasks.items():
-        shared = shared_on_air(tokenizer.ids, task)
-        ranks = {name: ranked(scores[split][name], task) for name in WAYS}
+        shared = shared_on_air(codes.tokenizer.ids, task)
+        ranks = {name: ranking_metrics.ranks(scores[split][name], task.offsets, task.position) for name in WAYS}
         figures["splits"][split] = {
             "targets": int(task.user.size), "targets_sharing_an_id_on_air": int(shared.sum()),
             "ways": {name: ranking_metrics.metrics(ranks[name], task.repeat, groups={SHARED: shared}) for name in WAYS},
@@ -123,41 +110,36 @@ def run_seed(config: Config, seed: int, workdir: Path) -> dict:
                 group: ranking_metrics.difference(ranks[name][rows], ranks["random order"][rows])
                 for group, rows in (("all", slice(None)), (SHARED, shared)) if shared.any() or group == "all"}
                 for name in WAYS[1:]}}
-    keep_result(result, made_with, figures)
     return figures
 
 
 def format_study(seeds: list[dict]) -> str:
-    """A table a split: a line a way, mean over seeds; then what each way gains over random order, seed by seed."""
-    lines = []
+    """A table per split, a line per way: mean ± standard deviation over seeds; then the gain of each way over random
+    order, seed by seed."""
+    parts = []
     for split in scoring.SPLITS:
         each = [figures["splits"][split] for figures in seeds]
         counts = [f"{one['targets']:,} ({one['targets_sharing_an_id_on_air']:,})" for one in each]
-        lines.append(f"{split}, strict protocol; targets (whose id another author on air has): {', '.join(counts)}")
-        lines.append("".ljust(16) + "".join(f"{figure.upper() + ' ' + group:>26}" for group in ("all", SHARED)
-                                            for figure in FIGURES))
-        for name in WAYS:
-            cells = []
-            for group in ("all", SHARED):
-                for figure in FIGURES:
-                    values = [one["ways"][name][group][figure] for one in each]
-                    values = [value for value in values if value is not None]
-                    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-                    cells.append((f"{np.mean(values):.4f}{spread}" if values else "-").rjust(26))
-            lines.append(name.ljust(16) + "".join(cells))
-        for name in WAYS[1:]:
-            gains = [", ".join(f"{group} {row['difference']:+.4f} ({' … '.join(f'{x:+.4f}' for x in row['interval'])})"
-                               for group, row in one["above_random_order"][name].items()) for one in each]
-            lines.append(f"  NDCG@10 of {name} above random order, by seed: " + "; ".join(gains))
-        lines.append("")
-    return "\n".join(lines)
+        parts.append(f"{split}, strict protocol; targets (whose id another author on air has): {', '.join(counts)}")
+        columns = [(group, figure) for group in ("all", SHARED) for figure in FIGURES]
+        parts.append(table(["", *(f"{figure.upper()} {group}" for group, figure in columns)],
+                           [[way, *(study.over_seeds([one["ways"][way][group][figure] for one in each])
+                                    for group, figure in columns)] for way in WAYS]))
+        parts.append("\nNDCG@10 above random order (95 % interval)\n")
+        gains = [(way, figures["seed"], one["above_random_order"][way]) for way in WAYS[1:]
+                 for figures, one in zip(seeds, each, strict=True)]
+        parts.append(table(["", "seed", "all", SHARED], [[way, seed, *(
+            f"{gain[group]['difference']:+.4f} ({interval(gain[group]['interval'], '+.4f')})" if group in gain else "-"
+            for group in ("all", SHARED))] for way, seed, gain in gains]))
+        parts.append("")
+    return "\n".join(parts)
 
 
 def main(config: Config, workdir: Path) -> None:
     seeds = []
     for seed in absl_flags.FLAGS.seeds:
         seeds.append(run_seed(config, int(seed), workdir / seed))
-        (workdir / "collisions.json").write_text(json.dumps(seeds, indent=1))
+        write_json(workdir / "collisions.json", seeds)
         print(format_study(seeds), flush=True)
     for figures in seeds:
         print(f"seed {figures['seed']}: {figures['authors']:,} authors on {figures['ids']:,} ids before any content of "

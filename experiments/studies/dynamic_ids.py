@@ -13,8 +13,6 @@ quantized, and when.
 W/SEED/VARIANT (W/world-N/SEED/VARIANT) and a killed study resumes; the table is also dynamic_ids.json beside them.
 """
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +20,12 @@ from absl import flags as absl_flags
 from scipy import stats
 
 from data_pipelines.simulator.world import make_world
-from experiments.ablate import changed
-from experiments.common import flags, scoring
-from experiments.common.log import Log, prepare
-from experiments.common.workdir import flat, keep_result, kept_result, save_config
-from experiments.stages.supervised import stage_settings, train_supervised
-from experiments.stages.tokenizer import train_tokenizer
+from experiments.common import flags, scoring, study
+from experiments.common.log import Log
+from experiments.common.tables import table
 from onelive_jax.config import Config
 from onelive_jax.evaluation import ranking_metrics
+from onelive_jax.files import write_json
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
 IDS: dict[str, dict[str, object]] = {
@@ -73,34 +69,27 @@ def changed_codes(log: Log, ids: IdTable, view: np.ndarray, after_jump: np.ndarr
 
 def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
                 world: int | None = None) -> dict[str, dict]:
-    """Trains one variant (or finds it trained); metrics of the test period by group, kept in result.json.
+    """Trains one variant (or finds it trained); metrics of the test period by group, which are kept.
 
     `world`: seed of the simulator; None for the seed of the training.
     """
-    config = changed(config, {"simulator.seed": seed if world is None else world} | IDS[ids] | MODELS[model], seed)
-    folder = workdir / str(seed) / f"{ids}, {model}".replace(", ", "-").replace(" ", "_")
-    result, settings = folder / "result.json", stage_settings(config) | flat(config, "decoding")
-    if (rows := kept_result(result, settings)) is not None:
-        return rows
-    folder.mkdir(parents=True, exist_ok=True)
-    shared = workdir / str(seed) / "log"
-    towers = train_tokenizer(changed(config, SHARED, seed), shared, prepare(config, shared))
-    for part in ("data", "examples"):
-        if not (folder / part).exists():
-            shutil.copytree(shared / part, folder / part)
-    log = prepare(config, folder)
-    tokenizer = train_tokenizer(config, folder, log, towers)
-    network, params, _ = train_supervised(config, folder, log, tokenizer)
-    save_config(config, folder)
+    config = study.changed(config, {"simulator.seed": seed if world is None else world} | IDS[ids] | MODELS[model],
+                           seed)
+    folder, base = workdir / str(seed) / f"{ids}-{model}".replace(" ", "_"), workdir / str(seed) / "log"
+    return study.kept(folder / study.RESULT, config, lambda: judge(
+        study.train(config, folder, study.changed(config, SHARED, seed), base, share_towers=True)))
+
+
+def judge(variant: study.Variant) -> dict[str, dict]:
+    config, log, ids = variant.config, variant.log, variant.tokenizer.ids
     task = scoring.targets(log, config, "test", "strict")
-    scores = scoring.score(scoring.make_ranker(network, config), params, log.batch_maker(tokenizer.ids, config), task)
+    scores = scoring.score(scoring.make_ranker(variant.model, config), variant.params, log.batch_maker(ids, config),
+                           task)
     ranks = ranking_metrics.ranks(scores, task.offsets, task.position)
     after_jump = jumped(log, config, task.view)
     rows = ranking_metrics.metrics(ranks, task.repeat, groups={"after_jump": after_jump,
-                                                          "after_jump_new": after_jump & ~task.repeat})
-    rows["changed_codes"] = changed_codes(log, tokenizer.ids, task.view, after_jump)
-    keep_result(result, settings, rows)
-    return rows
+                                                               "after_jump_new": after_jump & ~task.repeat})
+    return rows | {"changed_codes": changed_codes(log, ids, task.view, after_jump)}
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -113,34 +102,29 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def format_study(results: dict[str, list[dict]]) -> str:
-    """A line a variant, and the differences to dynamic ids seed by seed."""
-    group_name = {"all": "all", "new": "new", "after_jump": "after a jump", "after_jump_new": "after a jump, new"}
-    lines = ["mean (95 % interval over seeds)".ljust(32) + "".join(
-        f"{figure.upper()} {group_name[group]}".rjust(30) for group, figure in FIGURES)]
-    value = lambda row, group, figure: row[group][figure]  # noqa: E731
-    for name, rows in results.items():
-        cells = []
-        for group, figure in FIGURES:
-            mean, low, high = interval([value(row, group, figure) for row in rows])
-            cells.append(f"{mean:.3f} ({low:.3f} … {high:.3f})".rjust(30))
-        lines.append(name.ljust(32) + "".join(cells))
-    lines.append("dynamic minus the other, seed by seed")
-    for name, rows in results.items():
-        ids, _, model = name.partition(", ")
-        if ids == "dynamic" or f"dynamic, {model}" not in results:
-            continue
-        cells = []
-        for group, figure in FIGURES:
-            mean, low, high = interval([value(a, group, figure) - value(b, group, figure)
-                                        for a, b in zip(results[f"dynamic, {model}"], rows, strict=True)])
-            cells.append(f"{mean:+.3f} ({low:+.3f} … {high:+.3f})".rjust(30))
-        lines.append(f"  {name}".ljust(32) + "".join(cells))
-    lines.append(f"q0 (id) other than {JUMP_MINUTES:.0f} minutes before: of views after a jump, of the rest; by seed")
-    for name, rows in results.items():
-        cells = ["{q0:.2f} ({id:.2f})".format(**shares) if shares else "-"
-                 for row in rows for shares in row["changed_codes"].values()]
-        lines.append(f"  {name}".ljust(32) + "; ".join(", ".join(cells[i:i + 2]) for i in range(0, len(cells), 2)))
-    return "\n".join(lines)
+    """A line per variant, the differences to dynamic ids seed by seed, and how often codes changed."""
+    names = {"all": "all", "new": "new", "after_jump": "after a jump", "after_jump_new": "after a jump, new"}
+    head = [f"{figure.upper()} {names[group]}" for group, figure in FIGURES]
+
+    def line(name: str, form: str, rows: list[dict], less: list[dict] | None = None) -> list[str]:
+        values = [[row[group][figure] for row in rows] for group, figure in FIGURES]
+        if less is not None:
+            values = [[a - row[group][figure] for a, row in zip(each, less, strict=True)]
+                      for each, (group, figure) in zip(values, FIGURES, strict=True)]
+        return [name, *("{0:{3}} ({1:{3}} … {2:{3}})".format(*interval(each), form) for each in values)]
+
+    dynamic = {model: results[f"dynamic, {model}"] for model in MODELS if f"dynamic, {model}" in results}
+    parts = [table(["mean (95 % interval over seeds)", *head], [line(name, ".3f", rows)
+                                                                for name, rows in results.items()]), ""]
+    pairs = [(name, rows, dynamic.get(name.partition(", ")[2])) for name, rows in results.items()]
+    parts += [table(["dynamic minus the other, seed by seed", *head], [
+        line(name, "+.3f", whole, rows) for name, rows, whole in pairs if whole not in (None, rows)]), ""]
+    cells = [[name, "; ".join(", ".join("{q0:.2f} ({id:.2f})".format(**shares) if shares else "-"
+                                        for shares in row["changed_codes"].values()) for row in rows)]
+             for name, rows in results.items()]
+    parts.append(table([f"q0 (id) other than {JUMP_MINUTES:.0f} minutes before",
+                        "views after a jump, the rest; by seed"], cells))
+    return "\n".join(parts)
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -152,14 +136,13 @@ def main(config: Config, workdir: Path) -> None:
         for ids in IDS:
             results[f"{ids}, {model}"] = [run_variant(config, seed, ids, model, workdir, world) for seed in seeds]
             print(format_study(results), flush=True)
-    table = {"seeds": seeds, "world": world, "results": results}
-    (workdir / "dynamic_ids.json").write_text(json.dumps(table, indent=1))
+    write_json(workdir / "dynamic_ids.json", {"seeds": seeds, "world": world, "results": results})
     n = [row["after_jump"]["n"] for row in next(iter(results.values()))]
     print(f"\n{len(seeds)} seeds, {n} targets after a jump; {workdir / 'dynamic_ids.json'}")
 
 
 if __name__ == "__main__":
-    flags.define_config(default_config="experiments/configs/dynamic_ids.py")
+    flags.define_config("dynamic_ids")
     absl_flags.DEFINE_list("seeds", ["0", "1", "2"], "worlds and trainings")
     absl_flags.DEFINE_integer("world", None, "one world for all seeds, which are then trainings", lower_bound=0)
     flags.run(main)

@@ -1,4 +1,4 @@
-"""Kills a training run with SIGKILL at random moments, asynchronous saves included, until it has survived so many.
+"""Kills a training run with SIGKILL at random moments, asynchronous saves included, a given number of times.
 
     python -m experiments.studies.kill_and_resume --kills=20 [--workdir=W] [--steps=120] [--seed=0]
 
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags as absl_flags
 
+from experiments.common import flags
 from experiments.common.log import prepare
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
@@ -31,7 +31,7 @@ from onelive_jax.config import Config, ModelConfig, SimulatorConfig, TokenizerCo
 from onelive_jax.training import checkpoints, metrics
 from onelive_jax.training.pace import CLOCKED
 
-STARTING = 5  # every so many kills come while the process starts
+STARTING = 5  # every fifth kill comes while the process starts
 POLL_SECONDS = 0.01
 # A child is a copy of this process, which never starts a backend of jax before the last child has ended.
 FORK = multiprocessing.get_context("fork")
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def small_config(steps: int) -> Config:
-    config = Config(name="kill_test")
+    config = Config(name="kill_and_resume")
     config.data.source = "simulated"
     config.data.valid_hours = config.data.test_hours = 12.0
     config.data.history_items, config.data.history_window = 8, 32
@@ -145,14 +145,13 @@ def differences(one: Path, two: Path, step: int) -> list[str]:
     return sorted(found) + (["metrics.jsonl"] if lines[0] != lines[1] else [])
 
 
-def main(_) -> None:
-    values = flags.FLAGS
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax tells of every file it touches
+def main() -> None:
+    values = absl_flags.FLAGS
     config, began = small_config(values.steps), time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(values.workdir).expanduser().resolve() if values.workdir else Path(temporary)
         straight = root / "straight"
-        straight.mkdir(parents=True)  # a new folder: what an earlier test left must not be taken for a result
+        straight.mkdir(parents=True)  # a new folder: what an earlier study left must not be taken for a result
         finish(config, straight)
         stepping = json.loads((straight / "supervised.json").read_text())["seconds"]
         outcome = fire(config, straight, root / "fire", values.kills, np.random.default_rng(values.seed), stepping,
@@ -170,9 +169,10 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
-    flags.DEFINE_integer("steps", 120, "optimizer steps of a run; a checkpoint every two", lower_bound=6)
-    flags.DEFINE_float("stretch", 1.0, "a kill comes within so many seconds after a life's first step", lower_bound=0.0)
-    flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
-    flags.DEFINE_string("workdir", None, "new folder for the runs; a temporary one without")
-    app.run(main)
+    absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
+    absl_flags.DEFINE_integer("steps", 120, "optimizer steps of a run; a checkpoint every two", lower_bound=6)
+    absl_flags.DEFINE_float("stretch", 1.0, "a kill comes within this many seconds after a life's first step",
+                            lower_bound=0.0)
+    absl_flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
+    absl_flags.DEFINE_string("workdir", None, "new folder for the runs; a temporary one without")
+    flags.run_plain(main)

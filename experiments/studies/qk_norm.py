@@ -4,27 +4,27 @@
         [--seeds=0,1,2]
 
 Both variants of a rate and seed see the same examples in the same order (--seeds counts, not --seed). A run whose loss
-becomes NaN or infinite ends there and is told as diverged. Resumes like experiments.studies.scaling, a folder a
-seed; writes W/qk_norm.json and W/qk_norm.png.
+becomes NaN or infinite ends there and is reported as diverged. A killed study resumes. Writes W/qk_norm.json and
+W/qk_norm.png.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from absl import flags as absl_flags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.ablate import changed
-from experiments.common import flags
-from experiments.studies.scaling import last_loss, train_variant
+from data_pipelines.pictures import plots
+from experiments.common import flags, study
+from experiments.common.tables import table
+from experiments.studies.scaling import last_loss
 from onelive_jax.config import Config
+from onelive_jax.files import write_json
 from onelive_jax.training import metrics
 
 LOGIT, LOSS = "train/largest_logit", "train/loss"
-COLOURS, STYLES = {True: "tab:blue", False: "tab:red"}, ("-", "--", ":", "-.")
-SMOOTHED = 20  # a batch's loss is noise for the most part: the plot shows means of so many logged ones
+COLOURS, STYLES = {True: plots.BLUE, False: plots.ORANGE}, ("-", "--", ":", "-.")
+SMOOTHED = 20  # a batch's loss is noise for the most part: the plot shows means over this many logged steps
 
 
 def variant(norm: bool) -> str:
@@ -32,19 +32,25 @@ def variant(norm: bool) -> str:
 
 
 def run_variant(config: Config, norm: bool, rate: float, seed: int, workdir: Path) -> dict:
-    """One run: steps, largest logits and losses as logged, and whether it diverged."""
-    name, folder = f"{'with' if norm else 'without'}_{rate:g}", workdir / str(seed)
-    diverged = None
-    try:
-        lines, _ = train_variant(changed(config, {}, seed),
-                                 {"model.qk_norm": norm, "training.learning_rate": rate}, name, folder)
-    except FloatingPointError as error:
-        lines, diverged = metrics.read(folder / name / "supervised"), str(error).split(":")[0]
-    logged = [line for line in lines if LOGIT in line]
-    return {"qk_norm": norm, "rate": rate, "seed": seed, "diverged": diverged,
-            "steps": [line["step"] for line in logged], "largest_logit": [line[LOGIT] for line in logged],
-            "loss": [line[LOSS] for line in logged], "last_loss": last_loss(lines, LOSS) if logged else None,
-            "top_logit": max((line[LOGIT] for line in logged), default=None)}
+    """One run: steps, largest logits and losses as logged, and at which step it diverged, if it did. Kept."""
+    base, folder = workdir / str(seed) / "data", workdir / str(seed) / f"{'with' if norm else 'without'}_{rate:g}"
+    config, plain = (study.changed(config, settings, seed)
+                     for settings in ({"model.qk_norm": norm, "training.learning_rate": rate}, {}))
+
+    def curves() -> dict:
+        diverged = None
+        try:
+            study.train(config, folder, plain, base)
+        except FloatingPointError as error:
+            diverged = str(error).split(":")[0]
+        lines = metrics.read(folder / "supervised")
+        logged = [line for line in lines if LOGIT in line]
+        return {"qk_norm": norm, "rate": rate, "seed": seed, "diverged": diverged,
+                "steps": [line["step"] for line in logged], "largest_logit": [line[LOGIT] for line in logged],
+                "loss": [line[LOSS] for line in logged], "last_loss": last_loss(lines, LOSS) if logged else None,
+                "top_logit": max((line[LOGIT] for line in logged), default=None)}
+
+    return study.kept(folder / study.RESULT, config, curves)
 
 
 def smooth(values: list[float], width: int = SMOOTHED) -> np.ndarray:
@@ -55,12 +61,10 @@ def smooth(values: list[float], width: int = SMOOTHED) -> np.ndarray:
     return (sums[at] - sums[low]) / (at - low)
 
 
-def plot(path: Path, runs: list[dict]) -> None:
-    """Largest logit and loss over steps: a row a learning rate, a style of line a seed."""
+def draw(runs: list[dict]) -> Figure:
+    """Largest logit and loss over steps: a row per learning rate, a line style per seed."""
     rates, seeds = sorted({run["rate"] for run in runs}), sorted({run["seed"] for run in runs})
-    figure = Figure(figsize=(11, 3.2 * len(rates) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rates), 2, squeeze=False, sharex=True, sharey="col")
+    figure, grid = plots.panels(len(rates), 2, 11, 3.2 * len(rates) + 0.4, sharex=True, sharey="col")
     for row, rate in zip(grid, rates, strict=True):
         for norm in (True, False):
             chosen = [run for run in runs if run["rate"] == rate and run["qk_norm"] == norm]
@@ -72,20 +76,18 @@ def plot(path: Path, runs: list[dict]) -> None:
                          "label": label if run is chosen[0] else None}
                 row[0].plot(run["steps"], run["largest_logit"], **style)
                 row[1].plot(run["steps"], smooth(run["loss"]), **style)
-        row[0].set(ylabel="largest |QK logit|", yscale="log", title=f"learning rate {rate:g}")
-        row[1].set(ylabel=f"training loss, mean of {SMOOTHED} logged", title=f"learning rate {rate:g}")
-        row[0].legend(loc="upper left")
+        row[0].set(ylabel=f"largest |QK logit|, rate {rate:g}", yscale="log")
+        row[1].set(ylabel=f"training loss, mean of {SMOOTHED} logged")
+        plots.legend_above(row[0], columns=2)
     for axes in grid[-1]:
         axes.set(xlabel="step")
-    for axes in grid.flat:
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=90)
+    return figure
 
 
-def as_text(runs: list[dict]) -> str:
-    """One line a rate and variant: median over seeds, and the range; then what leaving QK-norm out adds to the last
+def format_study(runs: list[dict]) -> str:
+    """One line per rate and variant: median over seeds, and the range; then what leaving QK-norm out adds to the last
     loss, seed by seed."""
-    lines = [f"{'rate':>7}  {'':<16}{'largest logit':>28}{'last loss':>28}  diverged"]
+    rows = []
     for rate, norm in dict.fromkeys((run["rate"], run["qk_norm"]) for run in runs):
         chosen = [run for run in runs if run["rate"] == rate and run["qk_norm"] == norm]
         cells = []
@@ -93,7 +95,8 @@ def as_text(runs: list[dict]) -> str:
             values = [run[name] for run in chosen if run[name] is not None]
             cells.append(f"{np.median(values):,.3f} ({min(values):,.3f} … {max(values):,.3f})" if values else "-")
         lost = sum(run["diverged"] is not None for run in chosen)
-        lines.append(f"{rate:>7g}  {variant(norm):<16}{cells[0]:>28}{cells[1]:>28}  {lost} of {len(chosen)}")
+        rows.append([f"{rate:g}", variant(norm), *cells, f"{lost} of {len(chosen)}"])
+    lines = [table(["rate", "", "largest logit", "last loss", "diverged"], rows, left=2)]
     last = {(run["rate"], run["qk_norm"], run["seed"]): run["last_loss"] for run in runs}
     for rate in dict.fromkeys(run["rate"] for run in runs):
         added = [last[rate, False, seed] - last[rate, True, seed] for r, norm, seed in last
@@ -109,9 +112,9 @@ def main(config: Config, workdir: Path) -> None:
         for norm in (True, False):
             for seed in map(int, values.seeds):
                 runs.append(run_variant(config, norm, rate, seed, workdir))
-    (workdir / "qk_norm.json").write_text(json.dumps(runs, indent=1))
-    plot(workdir / "qk_norm.png", runs)
-    print(as_text(runs))
+    write_json(workdir / "qk_norm.json", runs)
+    study.save_plot(draw(runs), workdir / "qk_norm.png")
+    print(format_study(runs))
 
 
 if __name__ == "__main__":

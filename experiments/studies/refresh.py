@@ -12,7 +12,7 @@ is). Then, day by day over the validation and test periods, the codebooks move o
   same points;
 - HR@10 on the next day of the model trained before: with the codebooks it was trained with, and with those refreshed
   every day since. Histories carry what authors were called when they were watched, so that old ids and new ones meet
-  in one request. The whole model, and its codes alone (identity_weight=0): nothing else then tells what is on.
+  in one request. The whole model, and its codes alone (identity_weight=0): nothing else then carries what is on.
 
 The towers stay where training left them: new content moves the embeddings, and nothing else does. With
 --config.tokenizer.refresh_tower_steps=N they are trained on at each refresh. On a small simulated log, 50 steps changed
@@ -26,7 +26,7 @@ Axes: A authors, P points, L levels, D embedding width.
 """
 
 import dataclasses
-import json
+import functools
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -38,14 +38,16 @@ from absl import flags as absl_flags
 from data_pipelines.log import tasks
 from data_pipelines.log.content import Content, author_content
 from data_pipelines.tables import HOUR_MS
-from experiments.common import flags, scoring
+from experiments.common import flags, scoring, study
 from experiments.common.log import Log, prepare
+from experiments.common.tables import table
 from experiments.common.workdir import save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import (
     Tokenizer,
     fit_towers,
     id_figures,
+    load_tokenizer,
     pooled_content,
     save_tokenizer,
     segment_codes,
@@ -57,7 +59,7 @@ from experiments.stages.tokenizer import (
     view_log,
 )
 from onelive_jax.config import Config
-from onelive_jax.evaluation import ranking_metrics
+from onelive_jax.files import write_json
 from onelive_jax.sharding.partitioning import process_mesh
 from onelive_jax.tokenizer import residual_kmeans
 from onelive_jax.tokenizer.encoder import Encoder
@@ -69,6 +71,14 @@ DAY_HOURS = 24.0
 WINDOW_DAYS = 7  # content of so many days before a refresh is what the codebooks move on to
 # (figure of a day, what it must not exceed): churn, distortion against a new fit, relative fall of HR@10.
 TARGETS = {"churn_q0": 0.02, "churn_id": 0.10, "distortion": 1.02, "fall": 0.02}
+
+
+class Served(NamedTuple):
+    """A tokenizer, the table of ids as served, and the moment of the last refresh (the end of training at first)."""
+
+    tokenizer: Tokenizer
+    ids: IdTable
+    since_ms: int
 
 
 class Refreshed(NamedTuple):
@@ -176,8 +186,8 @@ def next_day(log: Log, config: Config, from_ms: int, to_ms: int) -> tasks.Task:
     return tasks.strict_targets(log.views, log.presence, from_ms, to_ms, config.data.max_targets)
 
 
-def study(config: Config, workdir: Path, days: int) -> dict:
-    """All refreshes; returns what refresh.json holds, and prints a line a day."""
+def run_study(config: Config, workdir: Path, days: int) -> dict:
+    """All refreshes; returns what refresh.json holds, and prints a few lines per day."""
     log = prepare(config, workdir)
     day_ms = round(DAY_HOURS * HOUR_MS)
     hours = (log.split.end_ms - log.split.p1_ms) / HOUR_MS
@@ -192,42 +202,52 @@ def study(config: Config, workdir: Path, days: int) -> dict:
     model, params, _ = train_supervised(config, workdir, log, tokenizer)
     if not (workdir / "config.json").exists():
         save_config(config, workdir)
-    codes_alone = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, identity_weight=0.0))
     rankers = {"whole model": scoring.make_ranker(model, config)}
     if model.config.identity and config.decoding.identity_weight:
-        rankers["codes alone"] = scoring.make_ranker(model, codes_alone)
+        rankers["codes alone"] = scoring.make_ranker(model, study.changed(
+            config, {"decoding.identity_weight": 0.0}, config.seed))
     content = author_content(log.tables, log.split.p1_ms)
-    now, before, served = tokenizer, log.split.p1_ms, until(tokenizer.ids, log.split.p1_ms + day_ms)
+    served = Served(tokenizer, until(tokenizer.ids, log.split.p1_ms + day_ms), log.split.p1_ms)
+    judge = functools.partial(hit_rates, rankers, params, log, config, tokenizer.ids)
     rows = []
     for day in range(1, min(days, possible) + 1):
-        time = log.split.p1_ms + day * day_ms
-        now, served, figures = refresh_at(now, served, config, log, content, before, time, config.seed + day)
-        figures |= {"time_ms": time, "folder": str(workdir / "refresh" / str(day))}
-        save_tokenizer(dataclasses.replace(now, ids=served, figures=now.figures | {"refresh": dict(figures)}), config,
-                       Path(figures["folder"]), log)
-        served, late = with_content_of(served, now, config, content, time, time + day_ms)
-        figures["late"] += late
-        task = next_day(log, config, time, min(time + day_ms, log.split.end_ms))
-        figures |= {"day": day, "targets": int(task.user.size), "hr@10": {}}
-        for name, rank in rankers.items() if task.user.size else ():
-            old, new = (_hit_rate(scoring.score(rank, params, log.batch_maker(ids, config), task), task)
-                        for ids in (tokenizer.ids, served))
-            figures["hr@10"][name] = {"old codebooks": old, "refreshed": new,
-                                      "fall": (old - new) / old if old else None}
-        rows.append(figures)
-        print(format_day(figures), flush=True)
-        before = time
+        folder = workdir / "refresh" / str(day)
+        make = functools.partial(run_day, day, folder, served, config, log, content, judge)
+        rows.append(study.kept(folder / study.RESULT, config, make, day_hours=DAY_HOURS))
+        print(format_day(rows[-1]), flush=True)
+        made, time = load_tokenizer(config, folder, log), rows[-1]["time_ms"]
+        served = Served(made, with_content_of(made.ids, made, config, content, time, time + day_ms)[0], time)
     return {"settings": refresh_settings(config), "days": rows, "targets": judged(rows)}
+
+
+def run_day(day: int, folder: Path, served: Served, config: Config, log: Log, content: Content | None, judge) -> dict:
+    """One refresh, which leaves its tokenizer in `folder`, judged by `judge(targets, ids)` on the day after it."""
+    day_ms = round(DAY_HOURS * HOUR_MS)
+    time = log.split.p1_ms + day * day_ms
+    done = refresh_at(served.tokenizer, served.ids, config, log, content, served.since_ms, time, config.seed + day)
+    figures = done.figures | {"day": day, "time_ms": time, "folder": str(folder)}
+    save_tokenizer(dataclasses.replace(done.tokenizer, ids=done.served, figures=done.tokenizer.figures | {
+        "refresh": figures}), config, folder, log)
+    ids, late = with_content_of(done.served, done.tokenizer, config, content, time, time + day_ms)
+    task = next_day(log, config, time, min(time + day_ms, log.split.end_ms))
+    return figures | {"late": figures["late"] + late, "targets": int(task.user.size),
+                      "hr@10": judge(task, ids) if task.user.size else {}}
+
+
+def hit_rates(rankers: dict, params, log: Log, config: Config, old: IdTable, task: tasks.Task, ids: IdTable) -> dict:
+    """Ranker → HR@10 under the ids of training, under refreshed ones, and the relative fall from one to the other."""
+    result = {}
+    for name, rank in rankers.items():
+        first, second = (scoring.evaluate_task(rank, params, log.batch_maker(table, config), task)["all"]["hr@10"]
+                         for table in (old, ids))
+        result[name] = {"old codebooks": first, "refreshed": second, "fall": (first - second) / first if first else
+                        None}
+    return result
 
 
 def refresh_settings(config: Config) -> dict:
     return {name: getattr(config.tokenizer, name) for name in ("refresh_iterations", "refresh_step", "refresh_margin",
                                                                "refresh_tower_steps")}
-
-
-def _hit_rate(scores: np.ndarray, task: tasks.Task) -> float:
-    ranks = ranking_metrics.ranks(scores, task.offsets, task.position)
-    return float(ranking_metrics.gains(ranks)["hr@10"].mean())
 
 
 def format_day(figures: dict) -> str:
@@ -267,12 +287,11 @@ def judged(rows: list[dict]) -> list[dict]:
 
 def main(config: Config, workdir: Path) -> None:
     file = workdir / "refresh.json"
-    report = study(config, workdir, absl_flags.FLAGS.days)
-    file.write_text(json.dumps(report, indent=1))
-    print("\nworst day:")
-    for row in report["targets"]:
-        print(f"  {row['name']:42} {row['measured']:8.4f}   target <= {row['target']:<6g} "
-              + ("met" if row["met"] else "missed"))
+    report = run_study(config, workdir, absl_flags.FLAGS.days)
+    write_json(file, report)
+    print("\nworst day:\n" + table(["", "measured", "target", ""], [
+        [row["name"], f"{row['measured']:.4f}", f"<= {row['target']:g}", "met" if row["met"] else "missed"]
+        for row in report["targets"]]))
     print(file)
 
 

@@ -10,23 +10,19 @@ L(N) = floor + a · N^(−b) is fitted to the code loss of the main decoder over
 N as onelive_jax/presets.py counts it (without the rows of authors). Beside it stand the paper's four models.
 """
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 from absl import flags as absl_flags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import optimize
 
-from experiments.ablate import changed
-from experiments.common import flags
-from experiments.common.log import prepare
-from experiments.common.workdir import save_config
-from experiments.stages.supervised import train_supervised
-from experiments.stages.tokenizer import train_tokenizer
+from data_pipelines.pictures import plots
+from experiments.common import flags, study
+from experiments.common.tables import table
 from onelive_jax import presets
 from onelive_jax.config import Config
+from onelive_jax.files import write_json
 from onelive_jax.training import metrics
 
 # Name → settings of the model that differ from the given config.
@@ -38,25 +34,19 @@ PAPER = {0.04e9: 5.65, 0.08e9: 5.40, 0.2e9: 5.17, 0.8e9: 4.92}
 LOSS = "train/loss_main"
 
 
-def train_variant(config: Config, settings: dict[str, object], name: str, workdir: Path) -> tuple[list[dict], int]:
-    """Trains (or finds trained) `config` with some settings changed, under W/NAME, on the log and ids under W/data.
+def run_rung(config: Config, name: str, workdir: Path) -> dict:
+    """Trains a model of the ladder (or finds it trained) on the log and ids under W/data: {"parameters", "loss",
+    "steps", "losses"}, kept."""
+    rung, folder = study.changed(config, LADDER[name], config.seed), workdir / name
 
-    Returns: (lines of its metrics, parameters without the rows of authors).
+    def losses() -> dict:
+        params = study.train(rung, folder, config, workdir / "data").params
+        lines = metrics.read(folder / "supervised")
+        logged = [line for line in lines if LOSS in line]
+        return {"parameters": presets.count(params), "loss": last_loss(lines),
+                "steps": [line["step"] for line in logged], "losses": [line[LOSS] for line in logged]}
 
-    Raises: FloatingPointError where the loss became NaN or infinite; its metrics up to there are on disk.
-    """
-    base, folder = workdir / "data", workdir / name
-    log = prepare(config, base)
-    train_tokenizer(config, base, log)
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in ("data", "examples", "tokenizer", "tokenizer.json"):
-        if (base / part).exists() and not (folder / part).exists():
-            (shutil.copytree if (base / part).is_dir() else shutil.copy)(base / part, folder / part)
-    config = changed(config, settings, config.seed)
-    log = prepare(config, folder)
-    _, params, _ = train_supervised(config, folder, log, train_tokenizer(config, folder, log))
-    save_config(config, folder)
-    return metrics.read(folder / "supervised"), presets.count(params)
+    return study.kept(folder / study.RESULT, rung, losses)
 
 
 def last_loss(lines: list[dict], name: str = LOSS) -> float:
@@ -66,51 +56,49 @@ def last_loss(lines: list[dict], name: str = LOSS) -> float:
 
 
 def fit(parameters: np.ndarray, losses: np.ndarray) -> dict[str, float]:
-    """floor, a, b of L(N) = floor + a · N^(−b), least squares in log L; and the largest relative error.
+    """floor, a, b of L(N) = floor + a · N^(−b), least squares in log(L − floor); and the largest relative error.
 
-    The floor is fitted where four points or more are given, and 0 otherwise: two numbers are all that three points
-    bear.
+    The floor (0 … 0.99 of the least loss) is fitted by the relative error of L where four points or more are given, and
+    is 0 otherwise: two numbers are all that three points bear.
     """
-    log_n = np.log(np.asarray(parameters, np.float64))
-    losses = np.asarray(losses, np.float64)
-    floors = np.linspace(0.0, 0.99 * losses.min(), 400) if len(losses) >= 4 else np.zeros(1)
-    best: dict[str, float] = {}
-    for floor in floors:
+    log_n, losses = np.log(np.asarray(parameters, np.float64)), np.asarray(losses, np.float64)
+
+    def law(floor: float) -> tuple[float, float, np.ndarray]:
         slope, intercept = np.polyfit(log_n, np.log(losses - floor), 1)
-        error = np.abs(floor + np.exp(intercept + slope * log_n) - losses) / losses
-        if not best or np.sum(error**2) < best["squares"]:
-            best = {"floor": float(floor), "a": float(np.exp(intercept)), "b": float(-slope),
-                    "largest_error": float(error.max()), "squares": float(np.sum(error**2))}
-    return best
+        return slope, intercept, np.abs(floor + np.exp(intercept + slope * log_n) - losses) / losses
+
+    floor = 0.0
+    if len(losses) >= 4:
+        found = optimize.minimize_scalar(lambda floor: np.sum(law(floor)[2]**2), method="bounded",
+                                         bounds=(0.0, 0.99 * losses.min()), options={"xatol": 1e-6})
+        floor = float(found.x) if found.fun < np.sum(law(0.0)[2]**2) else 0.0  # the bounds themselves are not tried
+    slope, intercept, error = law(floor)
+    return {"floor": floor, "a": float(np.exp(intercept)), "b": float(-slope), "largest_error": float(error.max())}
 
 
-def plot(path: Path, results: dict[str, dict], law: dict[str, float]) -> None:
+def draw(results: dict[str, dict], law: dict[str, float]) -> Figure:
     """Loss over training steps; the last loss over parameters with the fitted law; and, on axes of their own since the
     data are others, the paper's four models with theirs."""
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    steps, ours, paper = figure.subplots(1, 3, width_ratios=(4, 4, 3))
+    figure, ((steps, ours, paper),) = plots.panels(1, 3, 14, 4.4, width_ratios=(4, 4, 3))
     for name, result in results.items():
         steps.plot(result["steps"], result["losses"], lw=1.0, label=f"{name}: {result['parameters'] / 1e6:.2f} M")
-    steps.set(xlabel="step", ylabel="code loss of the main decoder", title="training")
-    steps.legend(title="parameters")
+    steps.set(xlabel="step", ylabel="code loss of the main decoder")
+    plots.legend_above(steps, title="parameters")
     points = {result["parameters"]: result["loss"] for result in results.values()}
     for axes, values, fitted, title in ((ours, points, law, "this ladder"),
                                         (paper, PAPER, fit(list(PAPER), list(PAPER.values())), "paper, Figure 4")):
         sizes = np.array(list(values))
-        axes.plot(sizes, list(values.values()), "o")
+        axes.plot(sizes, list(values.values()), "o", label=title)
         if fitted:
             line = np.geomspace(sizes.min() / 1.3, sizes.max() * 1.3, 100)
             floor = f"{fitted['floor']:.2f} + " if fitted["floor"] else ""
             axes.plot(line, fitted["floor"] + fitted["a"] * line**-fitted["b"], "-",
                       label=f"{floor}{fitted['a']:.3g} · N^(−{fitted['b']:.3f})")
-            axes.legend()
-        axes.set(xlabel="parameters N", ylabel="last loss", xscale="log", title=title)
+        axes.set(xlabel="parameters N", ylabel="last loss", xscale="log")
+        plots.legend_above(axes, columns=1)
     for name, result in results.items():
         ours.annotate(name, (result["parameters"], result["loss"]), (6, 6), textcoords="offset points")
-    for axes in (steps, ours, paper):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=90)
+    return figure
 
 
 def main(config: Config, workdir: Path) -> None:
@@ -120,21 +108,18 @@ def main(config: Config, workdir: Path) -> None:
         raise ValueError(f"--rungs={','.join(rungs)}: there are {', '.join(LADDER)}")
     results: dict[str, dict] = {}
     for name in rungs:
-        lines, parameters = train_variant(config, LADDER[name], name, workdir)
-        logged = [line for line in lines if LOSS in line]
-        results[name] = {"parameters": parameters, "loss": last_loss(lines), "steps": [line["step"] for line in logged],
-                         "losses": [line[LOSS] for line in logged]}
-        print(f"{name}: {parameters:,} parameters, loss {results[name]['loss']:.4f}", flush=True)
+        results[name] = run_rung(config, name, workdir)
+        print(f"{name}: {results[name]['parameters']:,} parameters, loss {results[name]['loss']:.4f}", flush=True)
     law = {}
     if len(results) > 1:
         law = fit(*zip(*((result["parameters"], result["loss"]) for result in results.values()), strict=True))
-    report = {"rungs": results, "fit": law, "paper": {"points": PAPER, "fit": fit(list(PAPER), list(PAPER.values()))}}
-    (workdir / "scaling.json").write_text(json.dumps(report, indent=1))
-    plot(workdir / "scaling.png", results, law)
-    for name, f in (("this ladder", law), ("paper", report["paper"]["fit"])):
-        if f:
-            print(f"{name}: L(N) = {f['floor']:.3f} + {f['a']:.4g} N^-{f['b']:.4f}, largest error "
-                  f"{f['largest_error']:.2%}")
+    paper = fit(list(PAPER), list(PAPER.values()))
+    write_json(workdir / "scaling.json", {"rungs": results, "fit": law, "paper": {"points": PAPER, "fit": paper}})
+    study.save_plot(draw(results, law), workdir / "scaling.png")
+    laws = {"this ladder": law, "paper": paper} if law else {"paper": paper}
+    print(table(["L(N) = floor + a N^-b", "floor", "a", "b", "largest error"],
+                [[name, f"{f['floor']:.3f}", f"{f['a']:.4g}", f"{f['b']:.4f}", f"{f['largest_error']:.2%}"]
+                 for name, f in laws.items()]))
 
 
 if __name__ == "__main__":

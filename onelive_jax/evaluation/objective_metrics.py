@@ -72,16 +72,6 @@ def objective_report(objectives: tuple[str, ...], user_R: np.ndarray, probabilit
     return report
 
 
-def format_table(report: dict[str, dict]) -> str:
-    """The report as plain text, one line an objective; "-" where a figure is not defined."""
-    columns = ("rows", "mean", "auc", "user_auc", "users", "ece", "ratio", "score_auc", "score_user_auc")
-    show = lambda v: "-" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:.4f}"  # noqa: E731
-    lines = [f"{'objective':<10}" + "".join(f"{column:>15}" for column in columns)]
-    lines += [f"{name:<10}" + "".join(f"{show(figures[column]):>15}" for column in columns)
-              for name, figures in report.items()]
-    return "\n".join(lines)
-
-
 def _checked(score_R, label_R) -> tuple[np.ndarray, np.ndarray]:
     score_R, label_R = np.asarray(score_R, np.float64), np.asarray(label_R, np.float64)
     if score_R.shape != label_R.shape or score_R.ndim != 1:

@@ -102,7 +102,7 @@ class Run:
         step = self._saved = int(state.step)
         self._writer = self._resources.enter_context(MetricWriter(self.folder, step))
         self._bar = self._resources.enter_context(self._progress(self.folder.name, self.schedule.steps, step))
-        logger.info("%s", presets.parameter_table(state.params))
+        logger.info("%s", presets.summary(state.params))
         if restored is not None:
             logger.info("resuming %s from step %d", self.folder, step)
             if batches is not None:

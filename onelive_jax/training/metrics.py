@@ -3,14 +3,13 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from onelive_jax.files import explain_full_disk
+from onelive_jax.files import explain_full_disk, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -168,9 +167,7 @@ def _truncate(path: Path, resume_step: int) -> None:
     if removed or cut_short:
         logger.warning("%s: going on from step %d, so %d later lines are removed%s", path, resume_step, removed,
                        " and an unfinished one" if cut_short else "")
-        new = path.with_suffix(".tmp")
-        new.write_text("".join(line + "\n" for line in kept), "utf-8")
-        os.replace(new, path)
+        write_whole(path, "".join(line + "\n" for line in kept))
 
 
 _reported_missing: list[str] = []

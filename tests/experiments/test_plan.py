@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from experiments import plan
+from experiments.benchmarks import planning as plan
 from experiments.benchmarks.problem import random_batch
 from onelive_jax import presets
 from onelive_jax.config import MeshConfig

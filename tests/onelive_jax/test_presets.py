@@ -33,9 +33,9 @@ def test_every_preset_is_a_valid_config_and_an_unknown_one_is_named():
         presets.preset("1b")
 
 
-def test_the_table_of_parameters_adds_up():
+def test_parameters_by_module_add_up():
     params = shapes("tiny")
-    *rows, last = presets.parameter_table(params).splitlines()[1:]
-    numbers = [int(row.split()[-2].replace(",", "")) for row in rows]
-    assert sum(numbers) == int(last.split()[-2].replace(",", "")) == presets.count(params, author_rows=True)
-    assert any(row.startswith("decoder/block_0") for row in rows)
+    modules = presets.by_module(params)
+    assert sum(modules.values()) == presets.count(params, author_rows=True)
+    assert modules["author_table"] == AUTHORS * AUTHOR_DIM
+    assert f"parameters: {', '.join(f'{name} {size:,}' for name, size in modules.items())}" in presets.summary(params)

@@ -5,7 +5,7 @@ tests/experiments/test_alignment_commands.py, where there is a run of all phases
 import pytest
 from absl import flags as absl_flags
 
-from experiments.common import distributed, flags
+from experiments.common import flags
 
 SLURM = {"SLURM_JOB_ID": "9", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "16", "SLURM_PROCID": "3",
          "SLURM_LOCALID": "3"}
@@ -16,7 +16,7 @@ def arguments_of(environment=(), *argv):
     values = absl_flags.FlagValues()
     flags.define_config(flag_values=values)
     values(["test", *argv])
-    return distributed.arguments_of(values, dict(environment))
+    return flags.arguments_of(values, dict(environment))
 
 
 @pytest.mark.parametrize("environment,argv,wanted", [

@@ -1,6 +1,8 @@
 """The command line: overrides of every type, and one sentence with exit code 2 for whatever is wrong."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,8 @@ import jax
 import pytest
 from absl import flags as absl_flags
 
-from experiments.common import flags
+from experiments.common import flags, settings
+from onelive_jax import presets
 from onelive_jax.config import Config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,7 +109,7 @@ def test_seed_is_short_for_config_seed(parse):
     (["--config.model.dmi=3"], ["--config.model.dmi", "did you mean", "config.model.dim"]),
     (["--config.modle.num_layers=3"], ["--config.modle.num_layers", "config.model.num_layers"]),
     (["--config.num_layers=3"], ["--config.num_layers", "config.model.num_layers"]),
-    (["--config.zzz=3"], ["--config.zzz", "--help"]),
+    (["--config.zzz=3"], ["--config.zzz", "--helpfull"]),
     (["--noconfig.model.mpt"], ["config.model.mpt", "config.model.mtp"]),
     (["--config.model=3"], ["--config.model ", "group", "--config.model.dim"]),
     (["--config.model.dim=0"], ["config.model.dim=0", "2", "65536"]),
@@ -155,18 +158,18 @@ def test_a_missing_workdir_is_asked_for(sentence):
     assert "--workdir=FOLDER" in sentence(workdir=False)
 
 
-def test_help_lists_every_field_with_doc_default_and_range(parse, capsys):
+def test_the_full_help_lists_every_field_with_doc_default_and_range(parse, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse("--help")
+        parse("--helpfull")
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    for name, field, _ in flags.fields(Config()):
+    for name, field, _ in settings.fields(Config()):
         line = next(line for line in lines if line.startswith(f"  --config.{name}="))
         assert field.metadata["doc"] in line
     assert "  --config.model.dim=64  [a whole number 2 … 65536]  model width D" in lines
     assert "  --config.model.loss_weights=1.0,1.0,1.0  [numbers]  w0, w1, w2 of L_main, L_1, L_2" in lines
     assert "  --config.data.history_unit=authors  [authors | views]  " + next(
-        field.metadata["doc"] for name, field, _ in flags.fields(Config()) if name == "data.history_unit") in lines
+        field.metadata["doc"] for name, field, _ in settings.fields(Config()) if name == "data.history_unit") in lines
 
 
 def test_a_real_process_without_traceback_and_without_jax(tmp_path):
@@ -187,6 +190,49 @@ def test_a_real_process_without_traceback_and_without_jax(tmp_path):
     assert run("--help").returncode == 0
 
 
+def commands() -> list[str]:
+    """Every command of experiments/: a module that is made to be run."""
+    files = sorted((ROOT / "experiments").rglob("*.py"))
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files
+            if 'if __name__ == "__main__":' in file.read_text("utf-8")]
+
+
+def test_every_command_describes_itself_with_an_example():
+    assert {"experiments.run", "experiments.plan", "experiments.studies.alignment"} < set(commands())
+    for command in commands():
+        source = (ROOT / (command.replace(".", "/") + ".py")).read_text("utf-8")
+        assert f"python -m {command}" in ast.get_docstring(ast.parse(source)), command
+
+
+# One of a kind: with a config, with that of a workdir, without; of studies one, whose imports take seconds.
+@pytest.mark.parametrize("command", ["run", "recommend", "ab_test", "plan", "benchmark", "ablate",
+                                     "studies.kill_and_resume"])
+def test_help_fits_on_a_screen(command, tmp_path):
+    """Description, own flags and an example, exit code 0, without the 150 settings; a mistyped flag is one line."""
+    def run(*args):
+        return subprocess.run([sys.executable, "-m", f"experiments.{command}", *args], cwd=tmp_path,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python -m experiments.{command}" in done.stdout
+    assert re.search(r"^  --\w+=", done.stdout, re.MULTILINE)
+    assert len(done.stdout.splitlines()) < 60
+    assert "--config.model.dim" not in done.stdout
+    wrong = run("--wrkdir=W")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith(f"experiments.{command}: ")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_a_config_can_be_named_from_anywhere(parse, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    values = absl_flags.FlagValues()
+    flags.define_config(flag_values=values)
+    config, _ = flags.parse(["command", "--config=demo", f"--workdir={tmp_path}"], values)
+    assert (config.name, config.data.source) == ("demo", "simulated")
+
+
 def test_compiled_programs_are_kept_where_the_flag_says(parse, tmp_path):
     kept = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     try:
@@ -195,6 +241,22 @@ def test_compiled_programs_are_kept_where_the_flag_says(parse, tmp_path):
     finally:
         jax.config.update("jax_compilation_cache_dir", kept[0])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", kept[1])
+
+
+def test_a_mistyped_folder_is_told_before_anything_is_loaded(tmp_path):
+    for command, *args in (("ab_test", "--control=viewers", "--treatment=W/polcy"),
+                           ("evaluate", "--workdir=W"), ("recommend", "--workdir=W", "--user=1"),
+                           ("benchmark", "--what=compile", "--preset=tiny"), ("plan", "--what=trian")):
+        done = subprocess.run([sys.executable, "-X", "importtime", "-m", f"experiments.{command}", *args], cwd=tmp_path,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        *imports, sentence = done.stderr.splitlines()
+        assert done.returncode in (1, 2)
+        assert sentence.startswith(f"experiments.{command}: ")
+        assert not any(re.search(r"\| +jax$", line) for line in imports)  # which alone takes a second
+
+
+def test_presets_on_the_command_line_are_those_of_the_library():
+    assert flags.PRESETS == tuple(presets.PRESETS)
 
 
 def test_ctrl_c_outside_training_is_one_line():

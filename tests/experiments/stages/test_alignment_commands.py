@@ -26,7 +26,7 @@ from onelive_jax.training import checkpoints, pace, stopping
 from onelive_jax.training.metrics import read
 from tests.experiments import all_phases
 
-PLAN = online.Plan(rounds=2, requests=80, steps=2, judged_hours=6.0)
+PLAN = online.OnlinePlan(rounds=2, requests=80, steps=2, judged_hours=6.0)
 
 
 @pytest.fixture(scope="module")
@@ -246,15 +246,12 @@ def test_codes_move_on_in_the_played_period(aligned, stage):
     assert moved.any()
 
 
-def test_an_ab_test_of_two_phases(aligned, tmp_path, capsys, monkeypatch):
+def test_an_ab_test_of_two_phases(aligned):
     _, workdir, *_ = aligned
-    monkeypatch.setattr("sys.argv", ["ab_test", f"--control={workdir}", f"--treatment={workdir / 'policy'}",
-                                     "--requests=150", f"--report={tmp_path / 'ab.json'}"])
-    ab_test.main()
-    printed = capsys.readouterr().out
+    report = ab_test.ab_test(str(workdir), str(workdir / "policy"), 150, 0)
+    printed = ab_test.format_table(report["observed"])
     for label in ab_test.ROWS.values():
         assert f"\n{label} " in printed
-    report = json.loads((tmp_path / "ab.json").read_text())
     assert report["observed"]["utility"]["control"] > 0
     assert report["observed"]["utility"]["low"] <= report["observed"]["utility"]["lift"]
     with pytest.raises(ValueError, match="must be a trained workdir"):
@@ -268,6 +265,7 @@ def test_a_lift_over_nothing_is_not_available():
     lifts["gift"] = {"control": 0.0, "treatment": 0.1} | dict.fromkeys(("lift", "low", "high"), float("nan"))
     lifts["share"] = lifts["click"] | {"low": float("nan"), "high": float("nan")}  # 0 in a resample
     table = ab_test.format_table(lifts)
+    assert ab_test.format_table(ab_test.without_nan(lifts)) == table
     assert re.search(r"\nGift +0\.0000 +0\.1000 +n/a\n", table)
     assert re.search(r"\nShare +1\.0000 +1\.1000 +\+10\.00% +n/a\n", table)
     assert re.search(r"\nLike +1\.0000 +1\.1000 +\+10\.00% +\+5\.00% … \+15\.00% \*\n", table)

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.log.content import Pools, author_content
 from experiments.common import fingerprint
 from experiments.reports import run_page
-from experiments.reports.tokenizer_plots import code_colours, lives_plot
+from experiments.reports.figures import code_colours, lives_plot
 from experiments.stages import tokenizer
 from experiments.studies.refresh import until
 from onelive_jax.tokenizer import semantic_ids

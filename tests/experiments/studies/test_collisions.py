@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def test_the_four_ways_are_judged_on_the_same_targets(finished, study):
     text = collisions.format_study([figures])
     assert all(way in text for way in collisions.WAYS)
     assert f"{test['targets']} ({shared})" in text
+    assert (workdir / "digit" / "data").readlink() == Path("../codes/data")  # one log, declared
 
 
 def test_tower_scores_are_those_of_user_and_author_at_the_moment(finished):

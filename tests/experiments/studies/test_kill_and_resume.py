@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_run_that_is_killed_twice_ends_as_if_it_had_not_been(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "experiments.kill_test", "--kills=2", "--steps=8", "--stretch=0.3",
-                           f"--workdir={tmp_path}/w"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "experiments.studies.kill_and_resume", "--kills=2", "--steps=8",
+                           "--stretch=0.3", f"--workdir={tmp_path}/w"], cwd=ROOT,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kills: 0 while starting" in done.stdout
     assert int(re.search(r"(\d+) runs reached step 8", done.stdout)[1]) >= 1

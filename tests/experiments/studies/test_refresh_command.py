@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -26,8 +27,17 @@ def study(finished, tmp_path_factory):
     shutil.copytree(finished.workdir, workdir)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refresh, "DAY_HOURS", 8.0)
-        report = refresh.study(finished.config, workdir, days=5)
+        report = refresh.run_study(finished.config, workdir, days=5)
+        # A study that was killed in its second day goes on from the first, to the same figures.
+        (workdir / "refresh" / "2" / "result.json").unlink()
+        patch.setattr(refresh, "refresh_at", functools.partial(only_day_two, refresh.refresh_at))
+        assert refresh.run_study(finished.config, workdir, days=5) == report
     return report
+
+
+def only_day_two(refresh_at, tokenizer, served, config, log, content, before_ms, time_ms, seed):
+    assert seed == config.seed + 2
+    return refresh_at(tokenizer, served, config, log, content, before_ms, time_ms, seed)
 
 
 def test_every_refresh_is_judged(study, capsys):
@@ -153,7 +163,7 @@ def test_the_settings_of_a_refresh_are_heeded(finished):
 def test_a_log_that_ends_with_training_is_told(finished, tmp_path):
     shutil.copytree(finished.workdir, tmp_path / "w")
     with pytest.raises(ValueError, match="goes on for 24.0 hours: a refresh needs a day of new data"):
-        refresh.study(finished.config, tmp_path / "w", days=1)
+        refresh.run_study(finished.config, tmp_path / "w", days=1)
     rows = [{"churn": None, "churn_of_all": {"q0": 0.5}, "distortion": 1.0, "hr@10": {}}]
     assert [(row["measured"], row["met"]) for row in refresh.judged(rows)] == [(0.5, False), (0.5, False), (1.0, True)]
     assert semantic_ids.churn([[1], [2]], [[1], [3]]) == {"q0": 0.5}

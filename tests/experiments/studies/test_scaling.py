@@ -30,22 +30,24 @@ def test_the_last_loss_is_the_mean_of_the_last_tenth_of_the_logged_lines():
 
 def test_qk_norm_runs_are_compared_and_plotted_and_one_that_diverges_is_told(make_config, tmp_path, monkeypatch):
     """Without training: a variant's metrics are those on disk, and a NaN ends it there."""
-    def train_variant(config, settings, name, workdir):
+    def train(config, folder, base_config, base):
+        assert (base, base_config.seed) == (tmp_path / "3" / "data", 3)
         lines = [{"step": i, "train/largest_logit": 2.0 + i, "train/loss": 5.0 - i} for i in range(1, 4)]
-        if settings["model.qk_norm"]:
-            return lines, 1000
-        folder = workdir / name / "supervised"
-        folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:2]))
-        raise FloatingPointError("step 3: loss = nan")
+        (folder / "supervised").mkdir(parents=True)
+        (folder / "supervised" / "metrics.jsonl").write_text("".join(
+            json.dumps(line) + "\n" for line in lines[:3 if config.model.qk_norm else 2]))
+        if not config.model.qk_norm:
+            raise FloatingPointError("step 3: loss = nan")
 
-    monkeypatch.setattr(qk_norm, "train_variant", train_variant)
+    monkeypatch.setattr(qk_norm.study, "train", train)
     runs = [qk_norm.run_variant(make_config(), norm, 0.1, 3, tmp_path) for norm in (True, False)]
     assert [run["diverged"] for run in runs] == [None, "step 3"]
     assert [run["top_logit"] for run in runs] == [5.0, 4.0]
-    qk_norm.plot(tmp_path / "qk_norm.png", runs)
-    assert (tmp_path / "qk_norm.png").stat().st_size > 10_000
-    assert "without QK-norm" in (said := qk_norm.as_text(runs).splitlines()[2])
+    monkeypatch.setattr(qk_norm.study, "train", None)  # a run that is done, diverged or not, is not trained again
+    assert [qk_norm.run_variant(make_config(), norm, 0.1, 3, tmp_path) for norm in (True, False)] == runs
+    row = qk_norm.draw(runs).axes
+    assert [line.get_xydata()[-1].tolist() for line in row[0].lines] == [[3, 5], [2, 4]]
+    assert "without QK-norm" in (said := qk_norm.format_study(runs).splitlines()[3])
     assert said.endswith("1 of 1")
     np.testing.assert_allclose(qk_norm.smooth([1.0, 3.0, 5.0], 2), [1.0, 2.0, 4.0])
 

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from data_pipelines.simulator.world import make_world
-from experiments import table1
-from experiments.ablate import changed
 from experiments.benchmarks import tokenizer
-from experiments.common import scoring
-from experiments.studies import dynamic_ids
+from experiments.common import scoring, study
+from experiments.common.log import prepare
+from experiments.studies import dynamic_ids, table1
 from onelive_jax.config import TokenizerConfig
 from onelive_jax.tokenizer import semantic_ids
 
 
 def test_the_benchmark_judges_every_target(monkeypatch):
-    tiny = tokenizer.Sizes(points=600, dim=8, codes=8, iterations=2, warm_iterations=1, warm_passes=1,
-                                     clusters=20, against_faiss=False)
+    tiny = tokenizer.PointSizes(points=600, dim=8, codes=8, iterations=2, warm_iterations=1, warm_passes=1,
+                                clusters=20, against_faiss=False)
     days = tokenizer.measure_refresh(lambda line: None, authors=500, dim=8, codes=8, days=1)
     assert [list(day) for day in days] == [["q0", "q0q1", "q0q1q2", "distortion"]]
     # Two days of known figures: the worst of each counts, and at the bound is met.
@@ -46,7 +45,7 @@ def test_the_benchmark_judges_every_target(monkeypatch):
     assert json.loads(json.dumps(report)).keys() == report.keys()
 
 
-def test_table1_says_of_every_ordering_whether_it_holds(make_config, tmp_path, monkeypatch, capsys):
+def test_table1_says_of_every_ordering_whether_it_holds(make_config, tmp_path, monkeypatch):
     config = make_config(data__valid_hours=0.0, data__test_hours=0.0)
     config.simulator.users, config.simulator.authors, config.simulator.days = 60, 240, 3
     config.simulator.segment_seconds = 7200
@@ -55,31 +54,28 @@ def test_table1_says_of_every_ordering_whether_it_holds(make_config, tmp_path, m
     monkeypatch.setattr(table1, "PAPER_AUTHORS", 4000)
     # The code counts that the paper's stand for here: 512 → a few, 8192 → a few more.
     monkeypatch.setattr(table1, "scaled", lambda codes, authors: 4 if codes == 512 else 8)
-    table1.main(config, tmp_path)
-    text = capsys.readouterr().out
-    kept = json.loads((tmp_path / "table1.json").read_text())
-    assert [tuple(row["key"]) for row in kept["rows"]] == list(table1.PAPER)
-    for row in kept["rows"]:
+    log = prepare(config, tmp_path)
+    rows = table1.make_rows(config, tmp_path, log)
+    assert list(rows) == list(table1.PAPER)
+    for (_, _, size), row in rows.items():
         assert len(row["figures"]) == len(table1.COLUMNS)
         assert all(0 <= value <= 100 for value in row["figures"])
-        assert row["codes"] == (4 if row["key"][2] == 512 else 8)
+        assert row["codes"] == (4 if size == 512 else 8)
+    text = table1.format_table1(rows)
     verdicts = [line for line in text.splitlines() if line.startswith(("holds", "does not hold", "tie"))]
     assert len(verdicts) == len(table1.orderings())
     assert "orderings in the paper: 29, of which" in text
-    # A run that was killed goes on with the rows it has.
-    kept["rows"][0]["figures"] = [1.0] * 6
-    (tmp_path / "table1.json").write_text(json.dumps(kept))
-    table1.main(config, tmp_path)
-    assert json.loads((tmp_path / "table1.json").read_text()) == kept
+    # A run that was killed goes on with the rows that it has.
+    (tmp_path / "rows" / "IA-RQ-VAE-512.json").unlink()
+    monkeypatch.setattr(table1, "quantized", lambda points, *rest: np.zeros((len(points), 3), np.int64))
+    again = table1.make_rows(config, tmp_path, log)
+    changed = again.pop(("IA", "RQ-VAE", 512))
+    assert changed["figures"] == [25.0, 25.0, 25.0, 6.25, 100.0, 100.0]
+    assert again == {key: row for key, row in rows.items() if key != ("IA", "RQ-VAE", 512)}
     other = copy.deepcopy(config)
     other.tokenizer.kmeans_balance = 1.5
-    with pytest.raises(ValueError, match=r"made with other settings .*\(kmeans_balance=0.0 then, 1.5 now\)"):
-        table1.main(other, tmp_path)
-    del kept["kmeans"]  # a file of before: it knew iterations and init alone
-    (tmp_path / "table1.json").write_text(json.dumps(kept))
-    table1.main(config, tmp_path)
-    with pytest.raises(ValueError, match="kmeans_balance"):
-        table1.main(other, tmp_path)
+    with pytest.raises(ValueError, match=r"made with other settings \(tokenizer.kmeans_balance: 0.0 then, 1.5 now\)"):
+        table1.make_rows(other, tmp_path, log)
 
 
 def test_orderings_are_those_of_the_papers_table():
@@ -95,7 +91,7 @@ def test_orderings_are_those_of_the_papers_table():
     other = {text: verdict for verdict, text, *_ in table1.verdicts(rows) if verdict != "holds"}
     assert other == {"CR author of MLLM/Res-Kmeans/512 above that of IA/Res-Kmeans/512": "tie",
                      "CR author of IA/RQ-VAE/512 above that of IA/Res-Kmeans/512": "does not hold"}
-    text = table1.format_table1(rows, {512: 512, 8192: 8192})
+    text = table1.format_table1({key: {"codes": key[2], "figures": figures} for key, figures in rows.items()})
     assert text.endswith("orderings in the paper: 29, of which 27 hold here, 1 are ties here, 1 do not hold")
 
 
@@ -140,7 +136,7 @@ def test_dynamic_ids_judges_views_after_a_jump(finished, tmp_path):
         "after_jump": {"q0": 0.0, "id": 0.0}, "calm": {}}
     assert dynamic_ids.run_variant(config, 0, "dynamic", "whole model", tmp_path) == rows  # from its file
     for settings in (*dynamic_ids.IDS.values(), *dynamic_ids.MODELS.values()):
-        changed(config, settings, 1)  # every variant is a config that validates
+        study.changed(config, settings, 1)  # every variant is a config that validates
 
 
 def test_the_table_of_dynamic_ids_shows_differences_seed_by_seed():
@@ -151,9 +147,9 @@ def test_the_table_of_dynamic_ids_shows_differences_seed_by_seed():
     text = dynamic_ids.format_study({"dynamic, whole model": [row(0.5), row(0.7)],
                                      "static, whole model": [row(0.4), row(0.6)]})
     lines = text.splitlines()
-    difference = lines[lines.index("dynamic minus the other, seed by seed") + 1]
-    assert difference.split()[:2] == ["static,", "whole"]
-    assert difference.count("+0.100 (+0.100 … +0.100)") == len(dynamic_ids.FIGURES)
+    at = next(i for i, line in enumerate(lines) if line.startswith("dynamic minus the other, seed by seed"))
+    assert lines[at + 2].split()[:2] == ["static,", "whole"]
+    assert lines[at + 2].count("+0.100 (+0.100 … +0.100)") == len(dynamic_ids.FIGURES)
     assert lines[-1].endswith(" 0.25 (0.50), -; 0.25 (0.50), -")
 
 

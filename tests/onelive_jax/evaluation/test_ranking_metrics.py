@@ -160,27 +160,10 @@ def test_difference_is_paired():
         ranking_metrics.difference(baseline[1:], baseline)
 
 
-def test_table_is_aligned_and_shows_empty_groups():
-    rows = {"a": ranking_metrics.metrics(np.array([1, 2]), np.array([True, True])),
-            "a longer name": ranking_metrics.metrics(np.array([1, 300]), np.array([True, False]))}
-    lines = ranking_metrics.format_table(rows).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[0].split()[:2] == ["ranker", "NDCG@10"]
-    assert lines[2].startswith("a  ")
-    assert "0.815" in lines[2]  # (1 + 0.631) / 2
-    assert lines[2].split()[-2:] == ["-", "2/2/0"]
-    assert lines[3].startswith("a longer name  ")
-    assert lines[3].split()[-3:] == ["1.000", "0.000", "2/1/1"]
-
-
-def test_groups_of_objectives_have_figures_and_a_table_of_their_own():
+def test_groups_of_objectives_have_figures_of_their_own():
     places, repeat = np.array([1, 20, 2, 30]), np.array([True, False, True, False])
     groups = {"like": np.array([True, True, False, False]), "gift": np.zeros(4, bool)}
     result = ranking_metrics.metrics(places, repeat, groups=groups)
     assert result["like"]["n"] == 2
     assert result["like"]["hr@10"] == 0.5
     assert result["gift"]["n"] == 0
-    text = ranking_metrics.format_objectives({"ours": result, "theirs": result})
-    assert "like (n=2)" in text
-    assert text.splitlines()[2].split()[1:] == ["0.500", "/", "0.500", "-", "/", "-"]
-    assert ranking_metrics.format_objectives({"ours": ranking_metrics.metrics(places, repeat)}) == ""
