@@ -47,6 +47,11 @@ class Towers:
     def num_authors(self) -> int:
         return len(self.params["author_tower"]["author_id"])
 
+    @property
+    def _sizes(self) -> tuple:
+        """What the compiled functions depend on: width, hidden width, limit of the gate, longest history."""
+        return self.config.dim, self.config.hidden, self.config.gate_limit, self.config.history_items
+
     def authors(self, author: np.ndarray | None = None, content: np.ndarray | None = None,
                 has_content: np.ndarray | None = None, chunk: int = 65536) -> np.ndarray:
         """IA embeddings of authors, or of (author, moment) rows.
@@ -73,12 +78,11 @@ class Towers:
         row = np.where(new, 0, author).astype(np.int32)
         views = np.where(new, 0, np.asarray(self.author_views)[row]).astype(np.float32)
         described = row, views, content, has_content, self._attributes(row)
-        c, parts = self.config, []
+        parts = []
         for first in range(0, len(row), chunk):
             part = _padded([None if values is None else values[first:first + chunk] for values in described])
-            found = _authors(self.params["author_tower"], c.dim, c.hidden, c.gate_limit, *part)
-            parts.append(np.asarray(found)[:len(row) - first])
-        return np.concatenate(parts) if parts else np.zeros((0, c.dim), np.float32)
+            parts.append(np.asarray(_authors(self.params, self._sizes, part))[:len(row) - first])
+        return np.concatenate(parts) if parts else np.zeros((0, self.config.dim), np.float32)
 
     def users(self, history_BxT: np.ndarray, mask_BxT: np.ndarray, content_BxTxC: np.ndarray | None = None,
               has_content_BxT: np.ndarray | None = None, features_BxF: np.ndarray | None = None) -> np.ndarray:
@@ -99,10 +103,9 @@ class Towers:
         if features_BxF is not None:
             check_finite("user features", features_BxF)
         views = np.asarray(self.author_views)[history_BxT].astype(np.float32)
-        rows = _padded([history_BxT, views, content, has_content, self._attributes(history_BxT), mask_BxT,
-                        features_BxF])
-        c, towers = self.config, {name: self.params[name] for name in ("author_tower", "user_tower")}
-        users = _users(towers, c.dim, c.hidden, c.gate_limit, c.history_items, *rows)
+        *described, mask_BxT, features_BxF = _padded([history_BxT, views, content, has_content,
+                                                      self._attributes(history_BxT), mask_BxT, features_BxF])
+        users = _users(self.params, self._sizes, described, mask_BxT, features_BxF)
         return np.asarray(users)[:len(history_BxT)]
 
     def quantized(self, author: np.ndarray, content: np.ndarray | None = None,
@@ -164,19 +167,27 @@ class Encoder:
 # Compiled once for a shape, not once a call: segments and requests come all day long.
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "hidden", "limit"))
-def _authors(author_tower: dict, dim: int, hidden: int, limit: float, *described: Array | None) -> Array:
-    tower = AuthorTower(author_tower["author_id"].shape[0], dim, hidden, limit)
-    return normalise(tower.apply({"params": author_tower}, *described))
+# `described`: author, views, content, has_content and attributes, as `AuthorTower` takes them. `sizes`: see
+# `Towers._sizes`.
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "hidden", "limit", "history"))
-def _users(params: dict, dim: int, hidden: int, limit: float, history: int, author: Array, views: Array,
-           content: Array, has_content: Array, attributes: Array | None, mask: Array, features: Array | None) -> Array:
-    tower = AuthorTower(params["author_tower"]["author_id"].shape[0], dim, hidden, limit)
-    items_BxTxD = tower.apply({"params": params["author_tower"]}, author, views, content, has_content, attributes)
+@functools.partial(jax.jit, static_argnames="sizes")
+def _authors(params: dict, sizes: tuple, described: list[Array | None]) -> Array:
+    return normalise(_author_tower(params, sizes, described))
+
+
+@functools.partial(jax.jit, static_argnames="sizes")
+def _users(params: dict, sizes: tuple, described: list[Array | None], mask: Array, features: Array | None) -> Array:
+    dim, hidden, _, history = sizes
+    items_BxTxD = _author_tower(params, sizes, described)
     user = UserTower(history, dim, hidden)
     return normalise(user.apply({"params": params["user_tower"]}, items_BxTxD, mask, features))
+
+
+def _author_tower(params: dict, sizes: tuple, described: list[Array | None]) -> Array:
+    dim, hidden, gate_limit, _ = sizes
+    tower = AuthorTower(params["author_tower"]["author_id"].shape[0], dim, hidden, gate_limit)
+    return tower.apply({"params": params["author_tower"]}, *described)
 
 
 def _padded(rows: list[np.ndarray | None]) -> list[np.ndarray | None]:
