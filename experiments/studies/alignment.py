@@ -14,14 +14,16 @@ Writes W/study.json, W/study.png (predicted reward against true utility over tra
 import copy
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_pipelines.simulator.platform import Platform
+from data_pipelines.simulator.platform import Platform, Policy
 from experiments.common import flags, played, scoring
 from experiments.common.log import Log, prepare
 from experiments.common.workdir import save_config
@@ -60,9 +62,9 @@ def study_seed(config: Config, workdir: Path, losses: list[str], requests: int, 
         _, arms[loss], runs[loss] = train_policy(settings, workdir, log, tokenizer, workdir / "supervised",
                                                  f"policy_{loss}")
     platform = played.make_platform(config, log)
-    asker = played.platform_arrays(config, log, platform, tokenizer)
+    policy = played.ranking(model, config, log, platform, tokenizer)
     final = platform.requests(requests, FINAL)
-    outcomes = {name: platform.play(played.best(asker, model, values), final) for name, values in arms.items()}
+    outcomes = {name: platform.play(policy(values), final) for name, values in arms.items()}
     outcomes |= {name: platform.play(policy, final) for name, policy in played.heuristics(platform).items()
                  if name in HEURISTICS}
     report = {
@@ -71,7 +73,7 @@ def study_seed(config: Config, workdir: Path, losses: list[str], requests: int, 
                if name != "supervised"},
         "strict": strict_figures(config, log, tokenizer, model, arms),
         "chosen_step": {loss: run["chosen_step"] for loss, run in runs.items()},
-        "curves": {loss: watch(workdir / f"policy_{loss}", run, platform, asker, model, watched)
+        "curves": {loss: watch(workdir / f"policy_{loss}", run, platform, policy, watched)
                    for loss, run in runs.items()},
     }
     if len(losses) > 1:
@@ -84,7 +86,7 @@ def study_seed(config: Config, workdir: Path, losses: list[str], requests: int, 
 def strict_figures(config: Config, log: Log, tokenizer, model, arms: dict) -> dict[str, dict]:
     """NDCG@10, HR@10 and HR@128 of every arm on the strict test split."""
     task, maker = scoring.targets(log, config, "test", "strict"), log.batch_maker(tokenizer.ids, config)
-    rank = scoring.make_ranker(model, config)
+    rank = scoring.make_ranker(model, config, tokenizer, log)
     result = {}
     for name, params in arms.items():
         figures = scoring.evaluate_task(rank, params, maker, task)["all"]
@@ -92,15 +94,14 @@ def strict_figures(config: Config, log: Log, tokenizer, model, arms: dict) -> di
     return result
 
 
-def watch(folder: Path, run: dict, platform: Platform, asker: played.PlatformArrays, model,
-          requests: int) -> list[dict]:
+def watch(folder: Path, run: dict, platform: Platform, policy: Callable[[Any], Policy], requests: int) -> list[dict]:
     """The judged steps of a run with the true utility of their checkpoints on requests of their own."""
     asked = platform.requests(requests, WATCHED)
     begun = folder.parent / "supervised"
     result = []
     for line in run["validation"]:
         params = load_params(begun) if line["step"] == 0 else load_params(folder, line["step"])
-        outcomes = platform.play(played.best(asker, model, params), asked)
+        outcomes = platform.play(policy(params), asked)
         result.append(line | {"utility": float(outcomes.utility.mean())})
     return result
 

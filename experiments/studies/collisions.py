@@ -20,6 +20,7 @@ Axes: R requests, C candidates of all requests (flat), A authors, L levels.
 """
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -104,12 +105,13 @@ def run_seed(config: Config, seed: int, workdir: Path) -> dict:
     way = {"codes": "random order", "digit": "extra digit", "identity": "identity head"}
     for name, (settings, its_tokenizer) in models.items():
         network, params, _ = train_supervised(settings, folders[name], log, its_tokenizer)
-        rank, maker = scoring.make_ranker(network, settings), log.batch_maker(its_tokenizer.ids, settings)
+        maker = log.batch_maker(its_tokenizer.ids, settings)
+        rank = scoring.make_ranker(network, settings, its_tokenizer, log)
         for split, task in tasks.items():
-            scores[split][way[name]] = scoring.score(rank, params, maker, task)
+            scores[split][way[name]] = scoring.score(dataclasses.replace(rank, ties=None), params, maker, task)
             if name == "codes":
-                scores[split]["tower score"] = scoring.score(rank, params, maker, task, tie_breaker=TowerScores(
-                    its_tokenizer, settings, log))
+                towers = dataclasses.replace(rank, ties=TowerScores(its_tokenizer, settings, log))
+                scores[split]["tower score"] = scoring.score(towers, params, maker, task)
     base = tokenizer.ids.codes_at(np.arange(log.num_authors), np.iinfo(np.int64).min)
     figures = {"seed": seed, "authors": log.num_authors, "ids": len(np.unique(base, axis=0)),
                "numbers_modulo_k": over, "splits": {}}

@@ -93,7 +93,8 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
     network, params, _ = train_supervised(config, folder, log, tokenizer)
     save_config(config, folder)
     task = scoring.targets(log, config, "test", "strict")
-    scores = scoring.score(scoring.make_ranker(network, config), params, log.batch_maker(tokenizer.ids, config), task)
+    rank = scoring.make_ranker(network, config, tokenizer, log)
+    scores = scoring.score(rank, params, log.batch_maker(tokenizer.ids, config), task)
     ranks = ranking_metrics.ranks(scores, task.offsets, task.position)
     after_jump = jumped(log, config, task.view)
     rows = ranking_metrics.metrics(ranks, task.repeat, groups={"after_jump": after_jump,

@@ -193,9 +193,9 @@ def study(config: Config, workdir: Path, days: int) -> dict:
     if not (workdir / "config.json").exists():
         save_config(config, workdir)
     codes_alone = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, identity_weight=0.0))
-    rankers = {"whole model": scoring.make_ranker(model, config)}
+    rankers = {"whole model": scoring.make_ranker(model, config, tokenizer, log)}
     if model.config.identity and config.decoding.identity_weight:
-        rankers["codes alone"] = scoring.make_ranker(model, codes_alone)
+        rankers["codes alone"] = scoring.make_ranker(model, codes_alone, tokenizer, log)
     content = author_content(log.tables, log.split.p1_ms)
     now, before, served = tokenizer, log.split.p1_ms, until(tokenizer.ids, log.split.p1_ms + day_ms)
     rows = []
