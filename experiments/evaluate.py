@@ -21,7 +21,6 @@ def main(config: Config, workdir: Path) -> None:
         phase_of(values.policy)  # a mistyped folder is refused before anything is loaded
     from experiments.common import scoring
     from experiments.common.log import prepare
-    from experiments.common.tower_scores import tie_breaker
     from experiments.stages.evaluate import (
         compare_policies,
         evaluate,
@@ -38,16 +37,18 @@ def main(config: Config, workdir: Path) -> None:
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
-    maker, ties = log.batch_maker(tokenizer.ids, config), tie_breaker(model, tokenizer, config, log)
+    maker = log.batch_maker(tokenizer.ids, config)
     if values.policy:
         model, params, policy = scoring.on_all_devices(config, maker, model, params,
                                                        load_params(Path(values.policy).expanduser()))
-        print(format_policies(compare_policies(log, config, scoring.make_ranker(model, config), params, policy, maker,
-                                               values.split, values.protocol, ties)))
+        rank = scoring.make_ranker(model, config, tokenizer, log)
+        print(format_policies(compare_policies(log, config, rank, params, policy, maker, values.split,
+                                               values.protocol)))
         return
     model, params = scoring.on_all_devices(config, maker, model, params)
-    rows, differences, dropped = evaluate(config, log, scoring.make_ranker(model, config), params, maker, values.split,
-                                          values.protocol, tuned_weights(config, log), ties)
+    rank = scoring.make_ranker(model, config, tokenizer, log)
+    rows, differences, dropped = evaluate(config, log, rank, params, maker, values.split, values.protocol,
+                                          tuned_weights(config, log))
     print(f"{config.name}: {values.split} split, {values.protocol} protocol, heuristics tuned on validation\n")
     print(format_ranking(rows))
     print("\n" + format_dropped(dropped) + "\n\n" + format_differences(differences))

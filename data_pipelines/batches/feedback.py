@@ -1,13 +1,12 @@
 """Batches of feedback: the rooms that a request was shown, and what came of each.
 
-Two kinds of log. Where rooms that were shown and not clicked have rows (click=False), a request is one person at one
-moment, and its candidates are that slate. Where only views are logged, a request is one view, and its candidates are
-the room watched and others drawn from those on air, which were there to be chosen and were not.
+Two kinds of requests, told apart one by one. Where rows of a person at a moment hold a room that was not clicked, the
+request is that *slate*. Where all of them were clicked, each is a request of its own, a *view*: its candidates are the
+room watched and others drawn from those on air, which were there to be chosen and were not.
 
 In both, an outcome is what came of a room *given that it was there*: a room that was not clicked has 0 for every
 objective. So heads learn P(click) · E[objective | click], which is what a policy wants to rank by. What nobody looked
-at says nothing: with a logged position, rooms below the click are left unknown (at most one room of a slate is
-clicked, and it ends the reading).
+at says nothing: where the positions of a slate are logged, rooms below its last click are left unknown.
 
 Axes: R requests, S rooms shown to all requests (flat), B batch, C candidates, O objectives.
 """
@@ -26,6 +25,7 @@ from onelive_jax.batch import OBJECTIVES, Batch, Feedback
 from onelive_jax.reward.rewards import shape_feedback
 
 MINUTE_MS = 60_000
+NEVER_MS = 2**62
 LEFT_AT_ONCE_MS = 5_000  # a click that was over so soon is negative feedback, as a dislike is
 NOT_SHOWN = -1  # stands for the row of a room that is no row of the log
 
@@ -36,17 +36,19 @@ class Shown:
 
     Attributes:
       user: int32 [R]. time_ms: int64 [R]. ptr: int64 [R + 1], rooms of request r are ptr[r] … ptr[r + 1] − 1.
+      slate: bool [R], the request is a slate; else a view.
       author, room: int32 [S]. click: bool [S]. outcomes: float32 [S, O], in the order of `objectives`; known: bool [S],
-        False for what lay below a click.
+        False for what lay below the last click.
       reward: float32 [S], −1, 0 or 1 (alignment.rewards.shape_feedback), 0 without a click or dislike.
       propensity: float32 [S], 0 where the log does not say.
-      objectives: those of the log. slates: False where the log has views alone.
+      objectives: those of the log.
       counts: what to report: requests, rooms, requests left out, rewards by kind.
     """
 
     user: np.ndarray
     time_ms: np.ndarray
     ptr: np.ndarray
+    slate: np.ndarray
     author: np.ndarray
     room: np.ndarray
     click: np.ndarray
@@ -55,7 +57,6 @@ class Shown:
     reward: np.ndarray
     propensity: np.ndarray
     objectives: tuple[str, ...]
-    slates: bool
     counts: dict[str, int]
 
     @property
@@ -89,50 +90,36 @@ def read_shown(tables: Tables, presence: Presence, objectives: tuple[str, ...], 
     Raises:
       ValueError: the period has no request.
     """
-    log = tables.interactions
-    slates = not log["click"].all()
-    chosen = pl.lit(True)
-    if from_ms is not None:
-        chosen &= pl.col("start_ms") >= from_ms
-    if to_ms is not None:
-        chosen &= pl.col("start_ms") < to_ms
-    log = log.filter(chosen)
+    log = tables.interactions.filter((pl.col("start_ms") >= (-NEVER_MS if from_ms is None else from_ms))
+                                     & (pl.col("start_ms") < (NEVER_MS if to_ms is None else to_ms)))
     if "position" in log.columns:
         log = log.sort("user_id", "start_ms", "position", maintain_order=True)
-    user, time = log["user_id"].to_numpy(), log["start_ms"].to_numpy()
-    request = _requests(user, time, slates)
-    click, watch = log["click"].to_numpy(), log["watch_ms"].to_numpy()
-    total, late, alone = int(request[-1]) + 1 if request.size else 0, 0, 0
-    if total:
-        is_late = np.bincount(request, time + watch > (np.inf if over_by_ms is None else over_by_ms), total) > 0
-        keep = ~is_late[request]
-        if not slates:
-            shown = presence.shows(log["author_id"].to_numpy(), time, user)
-            keep, alone = keep & shown, int((keep & ~shown).sum())
-        late = int(is_late.sum())
-        log, user, time, click, watch = log.filter(pl.Series(keep)), user[keep], time[keep], click[keep], watch[keep]
-        request = _requests(user, time, slates)
-    if not request.size:
+    first, slate, request = _requests(log)
+    stop = (log["start_ms"] + log["watch_ms"]).to_numpy()
+    late = np.bincount(request, stop > (NEVER_MS if over_by_ms is None else over_by_ms), first.size) > 0
+    shown = presence.shows(*(log[name].to_numpy() for name in ("author_id", "start_ms", "user_id")))
+    alone = ~slate & ~shown[first] & ~late
+    log = log.filter(pl.Series(~(late | alone)[request], dtype=pl.Boolean))
+    first, slate, request = _requests(log)
+    if not first.size:
         raise ValueError("the period has no request: make config.data.valid_hours or the log longer")
-    first = np.flatnonzero(np.diff(request, prepend=-1))
-    minutes = watch / MINUTE_MS
-    columns = {"click": click, "watch": minutes, "long_view": watch >= 1000 * long_view_seconds}
+    user, time, watch = (log[name].to_numpy() for name in ("user_id", "start_ms", "watch_ms"))
+    click = log["click"].to_numpy()
+    columns = {"click": click, "watch": watch / MINUTE_MS, "long_view": watch >= 1000 * long_view_seconds}
     columns |= {name: log[name].to_numpy() > 0 for name in ("like", "comment", "follow", "share")}
     columns["gift"] = log["gift_value"].to_numpy() > 0
     outcomes = np.column_stack([columns[name] * click for name in objectives]).astype(np.float32)
-    known = np.ones(click.size, bool)
-    if "position" in log.columns:
-        earlier = np.cumsum(click) - click  # clicks of all rows above
-        known = earlier == earlier[first][request]
+    known, unordered = _looked_at(log, request, slate)
     negative = log["negative"].to_numpy() | (click & (watch < LEFT_AT_ONCE_MS))
     reward, kinds = _rewards(tables, user, time, log["room_id"].to_numpy(), watch, click, negative, over_by_ms)
     propensity = log["propensity"].to_numpy() if "propensity" in log.columns else np.zeros(click.size, np.float32)
-    counts = {"requests": int(first.size), "rooms": int(click.size), "clicks": int(click.sum()),
-              "requests not over by then": late, "views of a room that nobody else shows": alone,
-              "rooms below a click": int((~known).sum()), **kinds}
-    return Shown(user[first].astype(np.int32), time[first], np.append(first, request.size),
+    counts = {"requests": int(first.size), "slates": int(slate.sum()), "rooms": int(click.size),
+              "clicks": int(click.sum()), "requests not over by then": int(late.sum()),
+              "views of a room that nobody else shows": int(alone.sum()), "rooms below a click": int((~known).sum()),
+              "slates without all their positions": unordered, **kinds}
+    return Shown(user[first].astype(np.int32), time[first], np.append(first, request.size), slate,
                  log["author_id"].to_numpy(), log["room_id"].to_numpy(), click, outcomes, known, reward,
-                 propensity.astype(np.float32), objectives, slates, counts)
+                 propensity.astype(np.float32), objectives, counts)
 
 
 @dataclass
@@ -161,8 +148,12 @@ class FeedbackMaker:
         kept = place < self.candidates
         owner, at, place = owner[kept], at[kept], place[kept]
         author, room = shown.author[at], shown.room[at]
-        if not shown.slates:  # beside the view, rooms that were on air and were not chosen
-            more, more_author, more_room = self._others(users, times, author, rng)
+        view = np.flatnonzero(~shown.slate[row])
+        if view.size:  # beside a view, rooms that were on air and were not chosen
+            keys = rng if isinstance(rng, np.random.Generator) else rng[view]
+            watched = shown.author[shown.ptr[row[view]]]
+            more, more_author, more_room = self._others(users[view], times[view], watched, keys)
+            more = view[more]
             owner, at = np.concatenate([owner, more]), np.concatenate([at, np.full(more.size, NOT_SHOWN)])
             author, room = np.concatenate([author, more_author]), np.concatenate([room, more_room])
             order = np.argsort(owner, kind="stable")
@@ -213,13 +204,34 @@ class PairMaker:
         return maker.batch_of(feedback.request, maker.on_air(shown.user[row], times), times, target, rng), feedback
 
 
-def _requests(user: np.ndarray, time: np.ndarray, slates: bool) -> np.ndarray:
-    """int64 [S], the request of each row: a person at a moment, or every row its own where only views are logged."""
-    if not slates:
-        return np.arange(user.size)
+def _requests(log: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(first row int64 [R] and slate bool [R] of each request; request int64 [S] of each row).
+
+    `log` is sorted by person and moment. The rows of a person at a moment are one slate if one of them was not clicked,
+    else each is a view of its own.
+    """
+    user, time, click = (log[name].to_numpy() for name in ("user_id", "start_ms", "click"))
     new = np.ones(user.size, bool)
     new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-    return np.cumsum(new) - 1
+    moment = np.cumsum(new) - 1
+    is_slate = (np.bincount(moment, ~click) > 0)[moment]
+    new |= ~is_slate
+    return np.flatnonzero(new), is_slate[new], np.cumsum(new) - 1
+
+
+def _looked_at(log: pl.DataFrame, request: np.ndarray, slate: np.ndarray) -> tuple[np.ndarray, int]:
+    """(bool [S], False for rooms below the last click of their slate; slates in which some position is not logged).
+
+    Without all positions nothing says what lay below what, and every room counts as looked at.
+    """
+    click = log["click"].to_numpy()
+    if "position" not in log.columns:
+        return np.ones(click.size, bool), 0
+    unordered = np.bincount(request, log["position"].to_numpy() < 0, slate.size) > 0
+    clicks = np.bincount(request, click, slate.size)
+    above = np.cumsum(click) - click  # clicks of all rows above, those of earlier requests too
+    left = np.cumsum(clicks)[request] - above  # clicks of this row and those below it
+    return (left > 0) | (clicks == 0)[request] | unordered[request], int((unordered & slate).sum())
 
 
 def _numbered(owner: np.ndarray) -> np.ndarray:

@@ -16,12 +16,13 @@ import jax
 import numpy as np
 
 from data_pipelines.batches.played import PlatformArrays
-from data_pipelines.log.content import author_content
+from data_pipelines.log.content import Content, author_content
 from data_pipelines.simulator import policies
 from data_pipelines.simulator.platform import Platform, PlatformRequests, Policy
 from data_pipelines.simulator.reactions import SLATE, uniform
 from data_pipelines.simulator.simulation import rooms_until
 from experiments.common.log import Log
+from experiments.common.tower_scores import tie_breaker
 from experiments.stages.tokenizer import Tokenizer, segment_codes
 from onelive_jax.alignment import rollouts
 from onelive_jax.config import Config
@@ -49,16 +50,21 @@ def make_platform(config: Config, log: Log) -> Platform:
     return platform
 
 
-def played_ids(config: Config, log: Log, platform: Platform, tokenizer: Tokenizer) -> semantic_ids.IdTable:
-    """The table of semantic ids, extended by the codes of what rooms show in the played period, each from its moment
-    on: the stored towers and codebooks read the segments that the world holds."""
-    world, tables = platform.world, platform.tables
+def played_content(config: Config, log: Log, platform: Platform) -> Content | None:
+    """The content of rooms in the log and in the played period, which the world holds."""
+    world = platform.world
     rooms, titles, segments = rooms_until(world, world.play_end_ms, config.simulator.segment_seconds)
-    whole = dataclasses.replace(tables, rooms=rooms, titles=titles, segments=segments)
-    content = author_content(whole, log.split.p1_ms)
+    whole = dataclasses.replace(platform.tables, rooms=rooms, titles=titles, segments=segments)
+    return author_content(whole, log.split.p1_ms)
+
+
+def played_ids(config: Config, content: Content | None, platform: Platform,
+               tokenizer: Tokenizer) -> semantic_ids.IdTable:
+    """The table of semantic ids, extended by the codes of what rooms show in the played period, each from its moment
+    on: the stored towers and codebooks read `played_content`."""
     if content is None or not config.tokenizer.follow_content:
         return tokenizer.ids
-    new = np.flatnonzero(content.from_ms > world.end_ms)
+    new = np.flatnonzero(content.from_ms > platform.world.end_ms)
     codes = segment_codes(tokenizer.encoder, content, new)
     extended = tokenizer.ids.extend(content.author[new], content.from_ms[new], codes)
     if extended.late:
@@ -67,23 +73,31 @@ def played_ids(config: Config, log: Log, platform: Platform, tokenizer: Tokenize
     return extended.table
 
 
-def best(arrays: PlatformArrays, model: OneLive, params: Any, k: int = SLATE) -> Policy:
-    """The k rooms that decoding ranks first."""
-    recommend = make_recommender(model, arrays.config.decoding, k=k)
-    rank = jax.jit(lambda params, request, rooms: recommend(params, request, live_index.from_rooms(
-        rooms, model.num_codes)))
+def ranking(model: OneLive, config: Config, log: Log, platform: Platform, tokenizer: Tokenizer,
+            k: int = SLATE) -> Callable[[Any], Policy]:
+    """Parameters → policy, compiled once for all of them: the k rooms that decoding ranks first, as in the report."""
+    content = played_content(config, log, platform)
+    arrays = PlatformArrays(config, played_ids(config, content, platform, tokenizer), platform)
+    recommend = make_recommender(model, config.decoding, k=k)
+    ties = tie_breaker(model, tokenizer, config, log, content)
+    rank = jax.jit(lambda params, request, rooms, tie_score: recommend(params, request, live_index.from_rooms(
+        rooms, model.num_codes), tie_score))
 
-    def policy(asked: PlatformRequests) -> np.ndarray:
+    def policy(params: Any, asked: PlatformRequests) -> np.ndarray:
+        requests = arrays.requests(asked.log)
+        if ties is not None:
+            ties.views = requests.views  # histories grow as the platform is played
         shown = np.full((asked.user.size, k), -1, np.int32)
         for row, kept in chunks(asked.user.size):
-            request = arrays.requests(asked.log).request(asked.user[row], asked.time_ms[row])
-            ranking = rank(params, request, arrays.rooms(asked, row))
-            slot, valid = np.asarray(ranking.slot), np.asarray(ranking.valid)
+            user, time, rooms = asked.user[row], asked.time_ms[row], arrays.rooms(asked, row)
+            tie_score = None if ties is None else ties.rooms(user, time, rooms.author)
+            made = rank(params, requests.request(user, time), rooms, tie_score)
+            slot, valid = np.asarray(made.slot), np.asarray(made.valid)
             room = asked.room[np.minimum(asked.offsets[row][:, None] + slot, asked.room.size - 1)]
             shown[row[:kept]] = np.where(valid, room, -1)[:kept]
         return shown
 
-    return policy
+    return lambda params: functools.partial(policy, params)
 
 
 def drawer(arrays: PlatformArrays, model: OneLive) -> Callable[[Any], Policy]:
@@ -133,4 +147,5 @@ def heuristics(platform: Platform) -> dict[str, Policy]:
 
 
 def platform_arrays(config: Config, log: Log, platform: Platform, tokenizer: Tokenizer) -> PlatformArrays:
-    return PlatformArrays(config, played_ids(config, log, platform, tokenizer), platform)
+    content = played_content(config, log, platform)
+    return PlatformArrays(config, played_ids(config, content, platform, tokenizer), platform)

@@ -3,6 +3,8 @@
 Axes: R requests, N rooms on air (padded), C candidates of all requests (flat).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,7 +15,9 @@ from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import tasks
 from data_pipelines.log.presence import OnAir
 from experiments.common.log import Log
-from experiments.common.tower_scores import TowerScores
+from experiments.common.tower_scores import TowerScores, tie_breaker
+from experiments.stages.tokenizer import Tokenizer
+from onelive_jax.batch import LiveRooms, Request
 from onelive_jax.config import Config
 from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
@@ -46,16 +50,38 @@ def targets(log: Log, config: Config, split: str, protocol: str) -> tasks.Task:
     return task
 
 
-def make_ranker(model: OneLive, config: Config):
-    """Jitted (params, requests [R], rooms on air [R, N], tie score [R, N] or None) → (slot, score, valid), each [R, N],
-    best first."""
+@dataclass
+class Ranker:
+    """A model's one ranking of rooms on air. Validation, judging, studies and the report all rank by it.
+
+    Attributes:
+      search: jitted (params, requests [R], rooms on air [R, N], tie score [R, N] or None) → (slot, score, valid).
+      ties: what tells rooms of one id apart where codes alone decide (`tower_scores.tie_breaker`), or None.
+    """
+
+    search: Callable
+    ties: TowerScores | None
+
+    def __call__(self, params: Any, request: Request, rooms: LiveRooms, user_R: np.ndarray,
+                 time_ms_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(slot, score, valid), each [R, N], best first. With `ties`, scores are places in an order without ties: the
+        first 0, the next −1, …"""
+        if self.ties is None:
+            return self.search(params, request, rooms, None)
+        tie_score = self.ties.rooms(user_R, time_ms_R, rooms.author)
+        slot, _, valid = self.search(params, request, rooms, tie_score)
+        return slot, np.broadcast_to(-np.arange(slot.shape[1], dtype=np.float32), slot.shape), valid
+
+
+def make_ranker(model: OneLive, config: Config, tokenizer: Tokenizer, log: Log) -> Ranker:
+    """The ranking of `config.decoding`, ties included."""
     @jax.jit
-    def rank(params, request, rooms, tie_score=None):
+    def search(params, request, rooms, tie_score):
         recommend = make_recommender(model, config.decoding, k=rooms.author.shape[-1])
         ranking = recommend(params, request, live_index.from_rooms(rooms, model.num_codes), tie_score)
         return ranking.slot, ranking.score, ranking.valid
 
-    return rank
+    return Ranker(search, tie_breaker(model, tokenizer, config, log))
 
 
 def on_all_devices(config: Config, maker: BatchMaker, model: OneLive, *params: Any) -> tuple:
@@ -70,14 +96,12 @@ def on_all_devices(config: Config, maker: BatchMaker, model: OneLive, *params: A
     return on_mesh(model, mesh), *(jax.device_put(each, shardings) for each in params)
 
 
-def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False,
-          part: tuple[int, int] = (0, 1), tie_breaker: TowerScores | None = None) -> np.ndarray:
+def score(rank: Ranker | Callable, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = False,
+          part: tuple[int, int] = (0, 1)) -> np.ndarray:
     """float32 [C]: what decoding says of every candidate of `task`; −inf for rooms that the beams did not return.
 
-    Args: rank, from `make_ranker` (or of its form, without the tie score where there is no tie_breaker); own_rows, True
-      for a task of the liverec protocol; part, (i, n): only the i-th of n shares of the requests, −inf for all others;
-      tie_breaker, from `tower_scores.tie_breaker`: scores are then places (the first 0, the next −1, …) in an order
-      without ties. Without it rooms of one id tie where codes alone decide.
+    Args: rank, from `make_ranker`, or a function like it; own_rows, True for a task of the liverec protocol; part,
+      (i, n): only the i-th of n shares of the requests, −inf for all others.
 
     The candidates are decoded under a live index of their own moment, so a score is that of the real search.
     """
@@ -95,12 +119,8 @@ def score(rank, params, maker: BatchMaker, task: tasks.Task, own_rows: bool = Fa
         chunk = OnAir(np.append(0, np.cumsum(length)), on_air.author[flat], on_air.room[flat], on_air.viewers[flat],
                       on_air.since_ms[flat])
         rooms, _ = maker.live_rooms(chunk, task.time_ms[r], slots)
-        asked = (params, maker.request(task.user[r], task.time_ms[r]), rooms)
-        if tie_breaker is not None:
-            asked += (tie_breaker.rooms(task.user[r], task.time_ms[r], rooms.author),)
-        slot, value, valid = (np.asarray(x) for x in rank(*asked))
-        if tie_breaker is not None:
-            value = np.broadcast_to(-np.arange(slots, dtype=np.float32), value.shape)
+        request = maker.request(task.user[r], task.time_ms[r])
+        slot, value, valid = map(np.asarray, rank(params, request, rooms, task.user[r], task.time_ms[r]))
         row, _ = np.nonzero(valid)
         scores[begin[row] + slot[valid]] = value[valid]
     return scores

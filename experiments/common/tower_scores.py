@@ -16,9 +16,10 @@ from onelive_jax.model.onelive import OneLive
 class TowerScores:
     """The user tower's embedding of a request · the author tower's of every room, both as of the request's moment."""
 
-    def __init__(self, tokenizer: Tokenizer, config: Config, log: Log):
+    def __init__(self, tokenizer: Tokenizer, config: Config, log: Log, content: Content | None = None):
+        """`content`: of a log that goes on after `log` (the played period); that of `log` itself when None."""
         self.towers, self.config, self.views = tokenizer.encoder.towers, config, log.views
-        self.content: Content | None = author_content(log.tables, log.split.p1_ms)
+        self.content = author_content(log.tables, log.split.p1_ms) if content is None else content
         of_users = side_features_of(log)[0] if config.tokenizer.side_features else None
         self.features_UxF = None if of_users is None else of_users.values
 
@@ -49,9 +50,10 @@ class TowerScores:
         return np.einsum("rd,rnd->rn", self.users(user_R, time_ms_R), author_RxNxD)
 
 
-def tie_breaker(model: OneLive, tokenizer: Tokenizer, config: Config, log: Log) -> TowerScores | None:
+def tie_breaker(model: OneLive, tokenizer: Tokenizer, config: Config, log: Log,
+                content: Content | None = None) -> TowerScores | None:
     """The towers where config.decoding.tie_break asks for them; None where rooms have scores of their own (the identity
     head), or a fixed order is asked for."""
     if config.decoding.tie_break != "towers" or not codes_alone(model, config.decoding):
         return None
-    return TowerScores(tokenizer, config, log)
+    return TowerScores(tokenizer, config, log, content)

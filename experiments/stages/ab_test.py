@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.simulator.platform import Outcomes, Platform, Policy, compare
@@ -24,18 +25,17 @@ def read_config(workdir: Path) -> Config:
     return from_json((workdir / "config.json").read_text()).validate()
 
 
-def make_policy(arm: str, platform: Platform, askers: dict[Path, tuple]) -> Policy:
-    """The policy of an arm. `askers`: what was made for a workdir, kept for the next arm."""
+def make_policy(arm: str, platform: Platform, rankings: dict[Path, Callable]) -> Policy:
+    """The policy of an arm. `rankings`: what was made for a workdir, kept for the next arm."""
     if arm in HEURISTIC_ARMS:
         return played.heuristics(platform)[arm]
     workdir, folder = phase_of(arm)
-    if workdir not in askers:
+    if workdir not in rankings:
         config = read_config(workdir)
         log = prepare(config, workdir)
-        askers[workdir] = (played.platform_arrays(config, log, platform, load_tokenizer(config, workdir, log)),
-                           make_model(config, log))
-    asker, model = askers[workdir]
-    return played.best(asker, model, load_params(folder))
+        rankings[workdir] = played.ranking(make_model(config, log), config, log, platform,
+                                           load_tokenizer(config, workdir, log))
+    return rankings[workdir](load_params(folder))
 
 
 def open_platform(arms: list[str]) -> Platform:
@@ -55,8 +55,8 @@ def open_platform(arms: list[str]) -> Platform:
 
 def play(platform: Platform, arms: list[str], requests: int, seed: int) -> list[Outcomes]:
     """What came of each arm's rankings for the same requests."""
-    asked, askers = platform.requests(requests, seed), {}
-    return [platform.play(make_policy(arm, platform, askers), asked) for arm in arms]
+    asked, rankings = platform.requests(requests, seed), {}
+    return [platform.play(make_policy(arm, platform, rankings), asked) for arm in arms]
 
 
 def report(control: Outcomes, treatment: Outcomes) -> dict[str, dict]:

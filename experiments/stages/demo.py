@@ -44,8 +44,8 @@ def align_and_play(trained: Trained, config: Config, workdir: Path) -> None:
     model, params, policy = train_policy(config, workdir, log, tokenizer, workdir / "supervised")
     print("\nAlignment, judged on validation:\n\n" + format_curve(policy))
     platform = played.make_platform(config, log)
-    asker, asked = played.platform_arrays(config, log, platform, tokenizer), platform.requests(REQUESTS, 0)
-    arms = [platform.play(played.best(asker, model, arm), asked) for arm in (trained.params, params)]
+    ranking, asked = played.ranking(model, config, log, platform, tokenizer), platform.requests(REQUESTS, 0)
+    arms = [platform.play(ranking(arm), asked) for arm in (trained.params, params)]
     result = ab_test.report(*arms)
     print(f"\nPlayed A/B test: the supervised model (control) against the aligned one, {REQUESTS:,} requests of the "
           f"{config.simulator.play_days} days after the log, means over what chance decides:\n")

@@ -7,21 +7,20 @@ from experiments.baselines import heuristics
 from experiments.common import scoring
 from experiments.common.log import Log
 from experiments.common.tables import interval, number, table
-from experiments.common.tower_scores import TowerScores
 from onelive_jax.config import Config
 from onelive_jax.evaluation import bootstrap, ranking_metrics
 
 
-def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str, weights: heuristics.Weights,
-             ties: TowerScores | None = None) -> tuple[dict[str, dict], dict[str, dict], dict[str, int]]:
-    """A split under a protocol; `ties` from `tower_scores.tie_breaker`.
+def evaluate(config: Config, log: Log, rank, params, maker, split: str, protocol: str,
+             weights: heuristics.Weights) -> tuple[dict[str, dict], dict[str, dict], dict[str, int]]:
+    """A split under a protocol; `rank` from `scoring.make_ranker`.
 
     Returns: (metrics of "onelive" and of every heuristic, by name; how much NDCG@10 of "onelive" is above each
     heuristic's, request by request, with its interval: `evaluation.difference`; views of the period that are no target,
     by reason).
     """
     task = scoring.targets(log, config, split, protocol)
-    scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec", tie_breaker=ties)}
+    scores = {"onelive": scoring.score(rank, params, maker, task, own_rows=protocol == "liverec")}
     scores |= heuristics.scores(log.views, task, log.split.p1_ms, weights)
     ranks = {name: ranking_metrics.ranks(score, task.offsets, task.position) for name, score in scores.items()}
     ours = ranks["onelive"]
@@ -73,8 +72,8 @@ def tuned_weights(config: Config, log: Log) -> heuristics.Weights:
     return heuristics.tune(log.views, task, log.split.p1_ms) if task.user.size else heuristics.Weights()
 
 
-def compare_policies(log: Log, config: Config, rank, control, treatment, maker, split: str, protocol: str,
-                     ties: TowerScores | None = None) -> dict[str, dict]:
+def compare_policies(log: Log, config: Config, rank, control, treatment, maker, split: str,
+                     protocol: str) -> dict[str, dict]:
     """Two sets of parameters of one model on the same targets.
 
     Returns: {"ndcg@10" (every target alike), "watch ndcg@10" (weight of a target: minutes watched), "hr@128":
@@ -83,7 +82,7 @@ def compare_policies(log: Log, config: Config, rank, control, treatment, maker, 
     task = scoring.targets(log, config, split, protocol)
     own_rows = protocol == "liverec"
     gains = [ranking_metrics.gains(ranking_metrics.ranks(
-        scoring.score(rank, params, maker, task, own_rows, tie_breaker=ties), task.offsets, task.position))
+        scoring.score(rank, params, maker, task, own_rows), task.offsets, task.position))
         for params in (control, treatment)]
     minutes = (log.views.stop_ms[task.view] - log.views.start_ms[task.view]) / 60_000
     alike = np.ones_like(minutes)

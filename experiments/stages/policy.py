@@ -181,7 +181,7 @@ class Judge:
     def __init__(self, config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, scorer, reward_params):
         self.task = scoring.targets(log, config, "validation", "strict")
         self.maker = log.batch_maker(tokenizer.ids, config)
-        self.rank = scoring.make_ranker(model, config)
+        self.rank = scoring.make_ranker(model, config, tokenizer, log)
         # Every candidate's predicted reward, once: the reward model stays as it is.
         self.reward_C = None if scorer is None else predicted_rewards(scorer, reward_params, self.maker, self.task)
 
@@ -198,7 +198,7 @@ class Judge:
 def predicted_rewards(scorer, reward_params, maker, task: tasks.Task) -> np.ndarray:
     """float32 [C]: the reward model's score of every candidate of a task."""
     @jax.jit
-    def rank(params, request, rooms):
+    def rank(params, request, rooms, user_R, time_ms_R):
         score = jax.nn.sigmoid(scorer.apply({"params": params}, request, rooms)[1])
         slot = np.broadcast_to(np.arange(rooms.mask.shape[1], dtype=np.int32), rooms.mask.shape)
         return slot, score, rooms.mask

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from experiments.common import scoring
 from experiments.common.log import Log, prepare
-from experiments.common.tower_scores import tie_breaker
 from experiments.common.workdir import save_config
 from experiments.reports import run_page
 from experiments.stages import evaluate
@@ -37,11 +36,11 @@ def run(config: Config, workdir: Path) -> Trained:
     tokenizer = train_tokenizer(config, workdir, log)
     model, params, figures = train_supervised(config, workdir, log, tokenizer)
     save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with
-    maker, ties = log.batch_maker(tokenizer.ids, config), tie_breaker(model, tokenizer, config, log)
+    maker = log.batch_maker(tokenizer.ids, config)
     placed, placed_params = scoring.on_all_devices(config, maker, model, params)
-    rank = scoring.make_ranker(placed, config)
+    rank = scoring.make_ranker(placed, config, tokenizer, log)
     weights = evaluate.tuned_weights(config, log)
-    results = {protocol: evaluate.evaluate(config, log, rank, placed_params, maker, "test", protocol, weights, ties)
+    results = {protocol: evaluate.evaluate(config, log, rank, placed_params, maker, "test", protocol, weights)
                for protocol in scoring.PROTOCOLS}
     strict, differences, _ = results["strict"]
     report = {

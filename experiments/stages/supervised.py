@@ -66,7 +66,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
                       in_shardings=(placed, partitioning.batch_sharding(mesh)),
                       out_shardings=(placed, partitioning.replicated(mesh)))
     # Parameters are scored where they lie; with several processes, whole on one device of each (scoring.validate).
-    rank = scoring.make_ranker(on_mesh(model, mesh) if jax.process_count() == 1 else model, config)
+    placed_model = on_mesh(model, mesh) if jax.process_count() == 1 else model
+    rank = scoring.make_ranker(placed_model, config, tokenizer, log)
     validation = scoring.targets(log, config, "validation", "strict")
     validation_maker = log.batch_maker(tokenizer.ids, config)
 

@@ -11,14 +11,16 @@ finished is kept: a killed study resumes.
 Writes W/study.json, W/study.png (predicted reward and true utility over training) and prints the tables.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags as absl_flags
 from matplotlib.figure import Figure
 
 from data_pipelines.pictures import plots
-from data_pipelines.simulator.platform import Platform
+from data_pipelines.simulator.platform import Platform, Policy
 from experiments.common import flags, played, scoring, study
 from experiments.common.log import Log, prepare
 from experiments.common.tables import table
@@ -61,9 +63,9 @@ def run_seed(config: Config, workdir: Path, losses: list[str], requests: int, wa
         _, arms[loss], runs[loss] = train_policy(settings, workdir, log, tokenizer, workdir / "supervised",
                                                  f"policy_{loss}")
     platform = played.make_platform(config, log)
-    asker = played.platform_arrays(config, log, platform, tokenizer)
+    policy = played.ranking(model, config, log, platform, tokenizer)
     final = platform.requests(requests, FINAL)
-    outcomes = {name: platform.play(played.best(asker, model, values), final) for name, values in arms.items()}
+    outcomes = {name: platform.play(policy(values), final) for name, values in arms.items()}
     outcomes |= {name: platform.play(policy, final) for name, policy in played.heuristics(platform).items()
                  if name in HEURISTICS}
     first, *others = losses
@@ -74,7 +76,7 @@ def run_seed(config: Config, workdir: Path, losses: list[str], requests: int, wa
         "against": {loss: ab_test.report(outcomes[loss], outcomes[first]) for loss in others},
         "strict": strict_figures(config, log, tokenizer, model, arms),
         "chosen_step": {loss: run["chosen_step"] for loss, run in runs.items()},
-        "curves": {loss: watch(workdir / f"policy_{loss}", run, platform, asker, model, watched)
+        "curves": {loss: watch(workdir / f"policy_{loss}", run, platform, policy, watched)
                    for loss, run in runs.items()},
     }
 
@@ -82,7 +84,7 @@ def run_seed(config: Config, workdir: Path, losses: list[str], requests: int, wa
 def strict_figures(config: Config, log: Log, tokenizer, model, arms: dict) -> dict[str, dict]:
     """The figures of `STRICT` of every arm on the strict test split."""
     task, maker = scoring.targets(log, config, "test", "strict"), log.batch_maker(tokenizer.ids, config)
-    rank = scoring.make_ranker(model, config)
+    rank = scoring.make_ranker(model, config, tokenizer, log)
     result = {}
     for name, params in arms.items():
         figures = scoring.evaluate_task(rank, params, maker, task)["all"]
@@ -90,15 +92,14 @@ def strict_figures(config: Config, log: Log, tokenizer, model, arms: dict) -> di
     return result
 
 
-def watch(folder: Path, run: dict, platform: Platform, asker: played.PlatformArrays, model,
-          requests: int) -> list[dict]:
+def watch(folder: Path, run: dict, platform: Platform, policy: Callable[[Any], Policy], requests: int) -> list[dict]:
     """The judged steps of a run with the true utility of their checkpoints on requests of their own."""
     asked = platform.requests(requests, WATCHED)
     begun = folder.parent / "supervised"
     result = []
     for line in run["validation"]:
         params = load_params(begun) if line["step"] == 0 else load_params(folder, line["step"])
-        outcomes = platform.play(played.best(asker, model, params), asked)
+        outcomes = platform.play(policy(params), asked)
         result.append(line | {"utility": float(outcomes.utility.mean())})
     return result
 

@@ -94,9 +94,10 @@ def judge(config: Config, seed: int, workdir: Path) -> dict:
     for way, of, ties in (("random order", codes, None),
                           ("tower score", codes, TowerScores(codes.tokenizer, codes_config, log)),
                           ("extra digit", extra, None), ("identity head", identity, None)):
-        rank, maker = scoring.make_ranker(of.model, of.config), log.batch_maker(of.tokenizer.ids, of.config)
+        rank = dataclasses.replace(scoring.make_ranker(of.model, of.config, of.tokenizer, log), ties=ties)
+        maker = log.batch_maker(of.tokenizer.ids, of.config)
         for split, task in tasks.items():
-            scores[split][way] = scoring.score(rank, of.params, maker, task, tie_breaker=ties)
+            scores[split][way] = scoring.score(rank, of.params, maker, task)
     before_content = codes.tokenizer.ids.codes_at(np.arange(log.num_authors), np.iinfo(np.int64).min)
     figures = {"seed": seed, "authors": log.num_authors, "ids": len(np.unique(before_content, axis=0)),
                "numbers_modulo_k": over, "splits": {}}

@@ -83,8 +83,8 @@ def run_variant(config: Config, seed: int, ids: str, model: str, workdir: Path,
 def judge(variant: study.Variant) -> dict[str, dict]:
     config, log, ids = variant.config, variant.log, variant.tokenizer.ids
     task = scoring.targets(log, config, "test", "strict")
-    scores = scoring.score(scoring.make_ranker(variant.model, config), variant.params, log.batch_maker(ids, config),
-                           task)
+    rank = scoring.make_ranker(variant.model, config, variant.tokenizer, log)
+    scores = scoring.score(rank, variant.params, log.batch_maker(ids, config), task)
     ranks = ranking_metrics.ranks(scores, task.offsets, task.position)
     after_jump = jumped(log, config, task.view)
     rows = ranking_metrics.metrics(ranks, task.repeat, groups={"after_jump": after_jump,

@@ -202,10 +202,10 @@ def run_study(config: Config, workdir: Path, days: int) -> dict:
     model, params, _ = train_supervised(config, workdir, log, tokenizer)
     if not (workdir / "config.json").exists():
         save_config(config, workdir)
-    rankers = {"whole model": scoring.make_ranker(model, config)}
+    rankers = {"whole model": scoring.make_ranker(model, config, tokenizer, log)}
     if model.config.identity and config.decoding.identity_weight:
-        rankers["codes alone"] = scoring.make_ranker(model, study.changed(
-            config, {"decoding.identity_weight": 0.0}, config.seed))
+        codes_alone = study.changed(config, {"decoding.identity_weight": 0.0}, config.seed)
+        rankers["codes alone"] = scoring.make_ranker(model, codes_alone, tokenizer, log)
     content = author_content(log.tables, log.split.p1_ms)
     served = Served(tokenizer, until(tokenizer.ids, log.split.p1_ms + day_ms), log.split.p1_ms)
     judge = functools.partial(hit_rates, rankers, params, log, config, tokenizer.ids)

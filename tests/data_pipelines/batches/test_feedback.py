@@ -1,14 +1,17 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, objectives_of, read_shown
+from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, Shown, objectives_of, read_shown
 from data_pipelines.batches.training import BatchMaker
-from data_pipelines.log.presence import Lifetimes, Presence
+from data_pipelines.log import draws
+from data_pipelines.log.presence import NOBODY, Lifetimes, Presence
 from data_pipelines.log.store import timeline_arrays
 from data_pipelines.log.timelines import Timelines
 from data_pipelines.simulator.simulation import simulate
-from data_pipelines.tables import AUTHORS, HOUR_MS, INTERACTIONS, ROOMS, USERS, ReadReport, Tables
+from data_pipelines.tables import AUTHORS, HOUR_MS, INTERACTIONS, LOGGED, ROOMS, USERS, ReadReport, Tables
 from onelive_jax.batch import ROOM_FEATURES
 from onelive_jax.config import DataConfig, SimulatorConfig
 from onelive_jax.tokenizer.semantic_ids import IdTable
@@ -159,3 +162,55 @@ def test_random_clicks_are_not_told_by_what_the_clicker_leaves_behind():
     feedback = FeedbackMaker(maker, shown, 40).batch(np.arange(shown.user.size), np.random.default_rng(0))
     for feature in range(len(ROOM_FEATURES)):  # without the rule .42 and .43
         assert auc(feedback, feature) == pytest.approx(0.5, abs=0.025), ROOM_FEATURES[feature]
+
+
+def test_one_unclicked_row_makes_one_slate():
+    """It used to turn every view of the log into a slate without rivals."""
+    tables = random_log(1)
+    views = Timelines.from_arrays(timeline_arrays(tables))
+    presence = Presence.of(views, None, 40)
+    maker = BatchMaker(views, presence, IdTable.static(np.zeros((40, 2), int)), DataConfig())
+    before = read_shown(tables, presence, ("click", "watch"), 600)
+    row = tables.interactions[:1].with_columns(click=pl.lit(False), watch_ms=pl.lit(0, pl.Int64),
+                                               start_ms=pl.col("start_ms") + 1)
+    more = pl.concat([tables.interactions, row]).sort("user_id", "start_ms")
+    after = read_shown(dataclasses.replace(tables, interactions=more), presence, ("click", "watch"), 600)
+    assert after.user.size == before.user.size + 1
+    assert after.counts["slates"] == after.slate.sum() == 1
+    assert after.click[after.ptr[:-1][after.slate]].tolist() == [False]
+    all_rows = np.arange(after.user.size)
+    feedback = FeedbackMaker(maker, after, 8).batch(all_rows, draws.keys_of(0, all_rows))
+    rooms = feedback.rooms.mask.sum(1)
+    assert rooms[after.slate].tolist() == [1]
+    assert rooms[~after.slate].mean() > 6
+    assert feedback.outcomes[..., 0].sum() == before.user.size
+    np.testing.assert_array_equal(feedback.rooms.author[:, 0], after.author[after.ptr[:-1]])
+
+
+def slates(*rows) -> Shown:
+    """Of (user, room, position, click) rows at one moment; room r is of author r."""
+    user, room, position, click = (list(column) for column in zip(*rows, strict=True))
+    zeros = np.zeros(len(rows), int)
+    frame = pl.DataFrame({"user_id": user, "room_id": room, "author_id": room, "start_ms": zeros + 1000, "click": click,
+                          "watch_ms": 60_000 * np.array(click), "position": position, "propensity": zeros}
+                         | dict.fromkeys(("like", "comment", "follow", "share", "gift_value", "negative"), zeros))
+    frame = frame.select(*INTERACTIONS, *LOGGED).cast(INTERACTIONS | LOGGED)
+    tables = dataclasses.replace(random_log(0), interactions=frame)
+    start = np.zeros(40, np.int64)
+    presence = Presence(start, start + 10**6, np.arange(40), np.arange(40), NOBODY)
+    return read_shown(tables, presence, ("click", "watch"), 600)
+
+
+def test_what_lies_below_the_last_click_is_unknown_and_both_clicks_count():
+    shown = slates((0, 5, 0, False), (0, 6, 1, True), (0, 7, 2, False), (0, 8, 3, True), (0, 9, 4, False))
+    assert shown.slate.tolist() == [True]
+    assert shown.known.tolist() == [True, True, True, True, False]
+    assert shown.outcomes[:, 0].tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_position_that_is_not_logged_is_no_place_at_the_top():
+    shown = slates((0, 5, 0, False), (0, 6, -1, True), (0, 7, 1, True), (0, 8, 2, False),  # where was room 6?
+                   (1, 5, 0, True), (1, 6, 1, False))
+    assert shown.known.tolist() == [True] * 5 + [False]
+    assert shown.counts["slates without all their positions"] == 1
+    assert shown.counts["rooms below a click"] == 1

@@ -4,7 +4,7 @@ import pytest
 
 from data_pipelines.simulator import policies
 from data_pipelines.simulator import reactions as people_lib
-from data_pipelines.simulator.platform import Platform, compare, table, to_interactions
+from data_pipelines.simulator.platform import Platform, compare, to_interactions
 from data_pipelines.simulator.reactions import OBJECTIVES, UTILITY
 from data_pipelines.simulator.world import DAY_MS, HOUR_MS
 from onelive_jax.config import SimulatorConfig
@@ -162,7 +162,7 @@ def test_a_comparison_is_paired_by_user_and_needs_the_same_requests(platform, re
     assert lifts["watch"].low < lifts["watch"].lift < lifts["watch"].high
     assert lifts["click_through"].control == pytest.approx(
         control.expected["click"].sum() / control.expected["exposure"].sum())
-    assert "utility" in table(lifts)
+    assert "utility" in lifts
     with pytest.raises(ValueError, match="different requests"):
         compare(control, platform.play(policies.random(), platform.requests(10_000, seed=1)))
 

@@ -233,6 +233,24 @@ def test_a_played_model_sees_what_evaluation_sees(aligned, stage):
     jax.tree.map(np.testing.assert_array_equal, request, maker.request(task.user[r], task.time_ms[r]))
 
 
+def test_a_played_model_ranks_as_the_report_does(aligned, stage, finished):
+    """Codes alone: ties are broken by the towers here as there."""
+    config, workdir, log, tokenizer, _, _ = aligned
+    platform, _ = stage
+    config = dataclasses.replace(config, decoding=dataclasses.replace(config.decoding, identity_weight=0.0))
+    model, params = finished.trained.model, finished.trained.params
+    task, maker = scoring.targets(log, config, "test", "strict"), log.batch_maker(tokenizer.ids, config)
+    score = scoring.score(scoring.make_ranker(model, config, tokenizer, log), params, maker, task)
+    r = np.arange(min(8, task.user.size))
+    told = platform.rooms_for(platform.requests(0, 0)._replace(
+        user=task.user[r].astype(np.int32), time_ms=task.time_ms[r], key=r.astype(np.uint64)))
+    shown = played.ranking(model, config, log, platform, tokenizer, k=6)(params)(told)
+    for i in r:
+        part = slice(task.offsets[i], task.offsets[i + 1])
+        best = task.candidates[part][np.argsort(-score[part])][:6]
+        assert platform.world.room_author[shown[i][shown[i] >= 0]].tolist() == best.tolist()
+
+
 def test_codes_move_on_in_the_played_period(aligned, stage):
     _, _, log, tokenizer, _, _ = aligned
     platform, arrays = stage
@@ -367,7 +385,7 @@ def test_targets_can_weigh_as_much_as_they_were_watched(aligned):
     few = evaluate.weighted_lift(np.array([1.0, 0.0]), np.array([0.5, 0.5]), np.array([1.0, 3.0]))
     assert (few["control"], few["treatment"], few["lift"]) == (0.25, 0.5, 1.0)
     model, params, _ = load_supervised(config, workdir, log)
-    figures = evaluate.compare_policies(log, config, scoring.make_ranker(model, config), params, params,
+    figures = evaluate.compare_policies(log, config, scoring.make_ranker(model, config, tokenizer, log), params, params,
                                         log.batch_maker(tokenizer.ids, config), "test", "strict")
     assert figures["watch ndcg@10"]["lift"] == figures["watch ndcg@10"]["high"] == 0
     assert figures["watch ndcg@10"]["control"] != figures["ndcg@10"]["control"]

@@ -102,7 +102,7 @@ def test_the_ranking_is_the_one_that_evaluation_scores(ask, finished):
     t = finished.trained
     maker = t.log.batch_maker(t.tokenizer.ids, finished.config)
     task = scoring.make_task(t.log, finished.config, "test", "strict")
-    scores = scoring.score(scoring.make_ranker(t.model, finished.config), t.params, maker, task)
+    scores = scoring.score(scoring.make_ranker(t.model, finished.config, t.tokenizer, t.log), t.params, maker, task)
     for r in range(0, task.user.size, 20):
         part = slice(task.offsets[r], task.offsets[r + 1])
         expected = dict(zip(map(str, task.candidates[part]), scores[part].tolist(), strict=True))

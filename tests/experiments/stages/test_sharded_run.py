@@ -66,8 +66,9 @@ def test_a_sharded_run_learns_and_is_judged_as_on_one_device(finished, folders):
     log, config = finished.trained.log, finished.config
     params = checkpoints.restore_params(folders["straight"] / "supervised", step=json.loads(
         (folders["straight"] / "supervised.json").read_text())["chosen_step"])
-    maker, rank = log.batch_maker(finished.trained.tokenizer.ids, config), scoring.make_ranker(finished.trained.model,
-                                                                                               config)
+    tokenizer = finished.trained.tokenizer
+    maker = log.batch_maker(tokenizer.ids, config)
+    rank = scoring.make_ranker(finished.trained.model, config, tokenizer, log)
     for protocol in scoring.PROTOCOLS:
         task = scoring.targets(log, config, "test", protocol)
         alone = scoring.evaluate_task(rank, params, maker, task, protocol == "liverec")["all"]

@@ -1,6 +1,7 @@
 """Telling authors of one id apart: the pieces by hand, and the whole study on a tiny run."""
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 
 from data_pipelines.log.content import author_content
 from experiments.common import scoring, tower_scores
+from experiments.stages.policy import Judge
 from experiments.stages.recommend import recommend
 from experiments.stages.run import run
 from experiments.stages.supervised import load_supervised
 from experiments.studies import collisions
 from onelive_jax.decoding.recommend import make_recommender
+from onelive_jax.evaluation import ranking_metrics
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
 
@@ -113,9 +116,9 @@ def test_the_commands_break_ties_where_codes_alone_decide(finished, study, make_
     assert isinstance(tower_scores.tie_breaker(finished.trained.model, tokenizer, make_config(
         decoding__identity_weight=0.0), log), tower_scores.TowerScores)
 
-    maker, rank = log.batch_maker(tokenizer.ids, config), scoring.make_ranker(model, config)
+    maker, rank = log.batch_maker(tokenizer.ids, config), scoring.make_ranker(model, config, tokenizer, log)
     task = scoring.targets(log, config, "test", "strict")
-    places, scores = (scoring.score(rank, params, maker, task, tie_breaker=tie) for tie in (ties, None))
+    places, scores = (scoring.score(each, params, maker, task) for each in (rank, dataclasses.replace(rank, ties=None)))
     serve = make_recommender(model, config.decoding, k=64)
     told_apart = 0
     for r in range(0, task.user.size, 20):
@@ -128,6 +131,12 @@ def test_the_commands_break_ties_where_codes_alone_decide(finished, study, make_
         rooms = recommend(config, log, tokenizer.ids, serve, params, int(user[0]), int(time[0]), ties)
         assert [row["author"] for row in rooms] == [str(a) for a in authors[order]]
     assert told_apart > 0
+    # What a training run is selected by, and what judges a policy, is the ranking of the report.
+    figures = [ranking_metrics.metrics(ranking_metrics.ranks(each, task.offsets, task.position), task.repeat)["all"]
+               for each in (places, scores)]
+    assert scoring.validate(rank, params, maker, task)["mrr"] == figures[0]["mrr"] != figures[1]["mrr"]
+    judge = Judge(config, log, tokenizer, model, None, None)
+    np.testing.assert_array_equal(scoring.score(judge.rank, params, maker, task), places)
 
 
 def test_a_report_breaks_ties_too(finished, study, make_config):
