@@ -173,14 +173,11 @@ class FeedbackMaker:
                         pad(shown.propensity, 0), np.ones(row.size, np.float32))
 
     def _others(self, users, times, target, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(request ascending, author, room) of at most C − 1 other rooms on air each."""
+        """(request ascending, author, room) of at most C − 1 other rooms on air each; the target is one of C."""
         on_air = self.maker.presence.draw(times, users, self.candidates, target, rng)
         owner = on_air.moment
         other = on_air.author != target[owner]
-        owner, author, room = owner[other], on_air.author[other], on_air.room[other]
-        order = np.lexsort((draws.uniform(rng, owner, users.size, purpose=4), owner))
-        order = order[_numbered(owner) < self.candidates - 1]
-        return owner[order], author[order], room[order]
+        return owner[other], on_air.author[other], on_air.room[other]
 
 
 @dataclass
@@ -232,11 +229,6 @@ def _looked_at(log: pl.DataFrame, request: np.ndarray, slate: np.ndarray) -> tup
     above = np.cumsum(click) - click  # clicks of all rows above, those of earlier requests too
     left = np.cumsum(clicks)[request] - above  # clicks of this row and those below it
     return (left > 0) | (clicks == 0)[request] | unordered[request], int((unordered & slate).sum())
-
-
-def _numbered(owner: np.ndarray) -> np.ndarray:
-    """int64 [n]: how many equal entries stand before each one of an ascending array."""
-    return np.arange(owner.size) - np.searchsorted(owner, owner)
 
 
 def _rewards(tables: Tables, user, time, room, watch, click, negative, until_ms) -> tuple[np.ndarray, dict[str, int]]:

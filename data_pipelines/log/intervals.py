@@ -141,57 +141,75 @@ def count_covering(groups, by_user, keys, times_ms, author, stop_ms, users, out)
 
 
 @numba.njit(nogil=True, cache=True)
-def draw(bucket_ptr, bucket_interval, buckets, groups, packed_Ix4, stop_ms, owner, times_ms, users, targets, seeds,
-         slots, out):
-    """Up to `slots` intervals on air at each moment, drawn without replacement, one an author: out int64 [R, slots].
+def bucket_keys(ptr, interval, key, num_keys):
+    """The keys of the intervals in each bucket, every key once: ptr int64 [buckets + 1], key int32 [ptr[-1]].
 
-    The target's own interval (its author's newest that others show) comes first, if it is on air. `out` comes filled
-    with −1. seeds uint64 [R] decide the draw of a row, whatever the other rows are.
+    ptr, interval: from `bucket_index`. key: [I], 0 … num_keys − 1.
     """
-    largest = 1
-    for row in range(times_ms.size):
-        if buckets[row] >= 0:
-            largest = max(largest, bucket_ptr[buckets[row] + 1] - bucket_ptr[buckets[row]])
+    last = np.full(num_keys, -1, np.int64)  # the bucket that a key was last seen in
+    out_ptr, out = np.zeros(ptr.size, np.int64), np.empty(interval.size, np.int32)
+    count = 0
+    for bucket in range(ptr.size - 1):
+        for i in range(ptr[bucket], ptr[bucket + 1]):
+            who = key[interval[i]]
+            if last[who] != bucket:
+                last[who] = bucket
+                out[count] = who
+                count += 1
+        out_ptr[bucket + 1] = count
+    return out_ptr, out[:count].copy()
+
+
+class Draw(NamedTuple):
+    """R draws. bucket: int64 [R], −1 outside the log; time_ms, user, target: int64 [R]; seed: uint64 [R]."""
+
+    bucket: np.ndarray
+    time_ms: np.ndarray
+    user: np.ndarray
+    target: np.ndarray
+    seed: np.ndarray
+
+
+@numba.njit(nogil=True, cache=True)
+def draw(key_ptr, bucket_key, groups, stop_ms, owner, asked, out):
+    """Keys that cover each moment, every one as likely, without replacement: their newest intervals, int64 [R, slots].
+
+    The target comes first, if it covers the moment. `out` comes filled with −1. A row's seed decides its draw, whatever
+    the other rows are. key_ptr, bucket_key: from `bucket_keys`; groups, stop_ms, owner: as in `newest_covering`.
+    """
+    slots, largest = out.shape[1], 1
+    for bucket in asked.bucket:
+        if bucket >= 0:
+            largest = max(largest, key_ptr[bucket + 1] - key_ptr[bucket])
     place = np.arange(largest)  # a permutation, put back after every row
     swapped = np.empty(largest, np.int64)
-    size = 4
-    while size < 4 * slots:
-        size *= 2
-    table_author = np.empty(size, np.int64)
-    table_row = np.full(size, -1, np.int64)
-    for row in range(times_ms.size):
-        if buckets[row] < 0:
+    for row in range(asked.time_ms.size):
+        if asked.bucket[row] < 0:
             continue
-        now, user, state = times_ms[row], users[row], seeds[row]
-        low = bucket_ptr[buckets[row]]
-        count = bucket_ptr[buckets[row] + 1] - low
+        now, user, target, state = asked.time_ms[row], asked.user[row], asked.target[row], asked.seed[row]
+        low = key_ptr[asked.bucket[row]]
+        count = key_ptr[asked.bucket[row] + 1] - low
         kept, drawn = 0, 0
-        wanted = newest_covering(groups, targets[row], now, stop_ms, owner, user)
-        while kept < slots and (wanted >= 0 or drawn < count):
-            if wanted >= 0:
-                interval, wanted = wanted, -1
-            else:
-                state += np.uint64(0x9E3779B97F4A7C15)  # splitmix64
-                mixed = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                mixed = mixed ^ (mixed >> np.uint64(31))
-                other = drawn + np.int64(mixed >> np.uint64(11)) % (count - drawn)
-                place[drawn], place[other] = place[other], place[drawn]
-                swapped[drawn] = other
-                interval = bucket_interval[low + place[drawn]]
-                drawn += 1
-                own = packed_Ix4[interval, 3] != NOBODY and packed_Ix4[interval, 3] == user
-                if own or packed_Ix4[interval, 0] > now or packed_Ix4[interval, 1] <= now:
-                    continue
-            who = packed_Ix4[interval, 2]
-            slot = (who * 2654435761) & (size - 1)
-            while table_row[slot] == row and table_author[slot] != who:
-                slot = (slot + 1) & (size - 1)
-            if table_row[slot] == row:
+        interval = newest_covering(groups, target, now, stop_ms, owner, user)
+        if interval >= 0:
+            out[row, 0] = interval
+            kept = 1
+        while kept < slots and drawn < count:
+            state += np.uint64(0x9E3779B97F4A7C15)  # splitmix64
+            mixed = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            mixed = mixed ^ (mixed >> np.uint64(31))
+            other = drawn + np.int64(mixed >> np.uint64(11)) % (count - drawn)
+            place[drawn], place[other] = place[other], place[drawn]
+            swapped[drawn] = other
+            who = bucket_key[low + place[drawn]]
+            drawn += 1
+            if who == target:
                 continue
-            table_row[slot], table_author[slot] = row, who
-            out[row, kept] = interval
-            kept += 1
+            interval = newest_covering(groups, who, now, stop_ms, owner, user)
+            if interval >= 0:
+                out[row, kept] = interval
+                kept += 1
         for back in range(drawn - 1, -1, -1):
             other = swapped[back]
             place[back], place[other] = place[other], place[back]

@@ -199,28 +199,24 @@ class Presence:
 
     def draw(self, times_ms: np.ndarray, users: np.ndarray, slots: int, targets: np.ndarray,
              rng: np.random.Generator | np.ndarray) -> OnAir:
-        """As `at`, but at most `slots` authors a moment, drawn at random; never enumerates them all.
+        """As `at`, but at most `slots` authors a moment, every one as likely as another; never lists them all.
 
         Args:
-          targets: int32 [R], an author who is kept if on air. Where an author has several rooms on air, the target's
-            is the one that began last, another author's any of them.
+          targets: int32 [R], an author who is kept if on air.
           rng: a generator, or a key for each moment (data_pipelines/log/draws.py).
 
         Returns: rooms in order of (moment, author).
         """
         times_ms, users = np.asarray(times_ms, np.int64), self._users(users)
         out = np.full((times_ms.size, slots), -1, np.int64)
-        seeds = draws.seeds(rng, times_ms.size, purpose=1)
-        intervals.draw(self.bucket_ptr, self.interval, self._bucket(times_ms), self.by_author, self.packed,
-                       self.stop_ms, self.user, times_ms, users, self._authors(targets), seeds,
-                       slots, out)
-        kept = out >= 0
-        author = np.where(kept, self.author[out] if self.author.size else 0, np.iinfo(np.int32).max)
+        asked = intervals.Draw(self._bucket(times_ms), times_ms, users, self._authors(targets),
+                               draws.seeds(rng, times_ms.size, purpose=1))
+        intervals.draw(*self.bucket_authors, self.by_author, self.stop_ms, self.user, asked, out)
+        author = np.where(out >= 0, self.author[out] if self.author.size else 0, np.iinfo(np.int32).max)
         out = np.take_along_axis(out, np.argsort(author, axis=1), 1)  # a place must not tell which is the target
-        kept = out >= 0
-        offsets = np.concatenate([[0], np.cumsum(kept.sum(1))])
-        interval, row = out[kept], np.nonzero(kept)[0]
-        author, room = self.author[interval], self.room[interval]
+        row, slot = np.nonzero(out >= 0)
+        offsets = np.concatenate([[0], np.cumsum((out >= 0).sum(1))])
+        author, room = self.author[out[row, slot]], self.room[out[row, slot]]
         return OnAir(offsets, author, room, *self.describe(author, room, times_ms[row], users[row]))
 
     def shows(self, author: np.ndarray, times_ms: np.ndarray, users: np.ndarray) -> np.ndarray:
@@ -257,9 +253,9 @@ class Presence:
         return int(np.diff(self.bucket_ptr).max(initial=0))
 
     @functools.cached_property
-    def packed(self) -> np.ndarray:
-        """int64 [I, 4]: start, stop, author and user of each interval."""
-        return np.stack([self.start_ms, self.stop_ms, self.author, self.user], 1).astype(np.int64)
+    def bucket_authors(self) -> tuple[np.ndarray, np.ndarray]:
+        """`intervals.bucket_keys` of authors."""
+        return intervals.bucket_keys(self.bucket_ptr, self.interval, self.author, int(self.author.max(initial=-1)) + 1)
 
     @functools.cached_property
     def by_author(self) -> Grouped:

@@ -122,6 +122,28 @@ def test_with_fewer_slots_than_rooms_the_target_stays_and_the_others_are_drawn(s
     assert sum(len(one) for one in seen) > 0.97 * sum(len(one) for one in whole_sets)
 
 
+@pytest.mark.parametrize("lifetimes", [False, True])
+def test_two_ways_to_the_same_negatives_have_one_distribution(lifetimes):
+    """Listing all rooms on air and leaving some out, or drawing authors: an author's viewers or rooms weigh nothing."""
+    n, slots, target = 4000, 4, 2
+    watched = [(user, author) for author in range(AUTHORS) for user in range(0 if author % 3 else USERS - 1, USERS)]
+    user, author = np.array(sorted(watched)).T  # author 0, 3, … have one viewer, the others all
+    zeros = np.zeros(user.size, np.int64)
+    views = Timelines(np.searchsorted(user, np.arange(USERS + 1)), author.astype(np.int32), author, zeros, zeros + 100)
+    twice = np.concatenate([np.arange(AUTHORS), np.arange(0, AUTHORS, 3)])
+    rooms = Lifetimes(twice, np.zeros(twice.size, int), np.full(twice.size, 100), np.arange(twice.size))
+    presence = Presence.of(views, rooms if lifetimes else None, AUTHORS)
+    maker = BatchMaker(views, presence, id_table(), DataConfig(live_slots=slots))
+    times, users, targets = np.full(n, 50), np.zeros(n, int), np.full(n, target)
+    listed, _ = maker.live_rooms(maker.on_air(users, times), times, slots, targets, np.random.default_rng(0))
+    drawn, _ = maker.live_rooms(presence.draw(times, users, slots, targets, np.random.default_rng(0)), times, slots)
+    expected = n * (slots - 1) / (AUTHORS - 1)
+    for way in (listed, drawn):
+        count = np.bincount(way.author.ravel(), minlength=AUTHORS)
+        assert count[target] == n
+        np.testing.assert_allclose(np.delete(count, target), expected, atol=5 * np.sqrt(expected))
+
+
 def test_the_draw_depends_on_the_generator_alone():
     maker = make(slots=2)
     first, again, other = (maker.batch(ALL, np.random.default_rng(seed)) for seed in (1, 1, 2))

@@ -159,9 +159,10 @@ def test_random_clicks_are_not_told_by_what_the_clicker_leaves_behind():
     assert alone > 300
     assert presence.shows(shown.author, shown.time_ms, shown.user).all()
     maker = BatchMaker(views, presence, IdTable.static(np.zeros((40, 2), int)), DataConfig())
-    feedback = FeedbackMaker(maker, shown, 40).batch(np.arange(shown.user.size), np.random.default_rng(0))
-    for feature in range(len(ROOM_FEATURES)):  # without the rule .42 and .43
-        assert auc(feedback, feature) == pytest.approx(0.5, abs=0.025), ROOM_FEATURES[feature]
+    for candidates in (5, 40):
+        feedback = FeedbackMaker(maker, shown, candidates).batch(np.arange(shown.user.size), np.random.default_rng(0))
+        for feature in range(len(ROOM_FEATURES)):  # without the rule .42 and .43
+            assert auc(feedback, feature) == pytest.approx(0.5, abs=0.025), ROOM_FEATURES[feature]
 
 
 def test_one_unclicked_row_makes_one_slate():
