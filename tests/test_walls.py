@@ -35,6 +35,7 @@ LAYERS = (
     ("reward",),
     ("alignment",),
     ("serving",),
+    ("console",),
 )
 NEVER = {"tensorflow", "torch", "pandas", "pickle", "cloudpickle", "dill", "joblib"}
 # What an accelerator image may lack. (optax itself imports absl, so that absl is held back by the check on imports.)

@@ -66,7 +66,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, schedule: Schedule, settings: Mapping[str, Any], batch_size: int,
-                 progress: Callable[[str, int, int], Any], *, flops: int | None = None,
+                 progress: Callable[[str, int, int], Any], *, flops: float | None = None,
                  validate: Callable[[int, TrainState], tuple[TrainState, dict]] | None = None,
                  shown: tuple[str, ...] = ("loss",), keep: int = 2, best_metric: str | None = None):
         self.folder, self.schedule, self.settings, self.clock = folder, schedule, settings, Stopwatch()
