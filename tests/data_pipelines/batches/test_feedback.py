@@ -133,7 +133,7 @@ def random_log(seed: int) -> Tables:
     watch_ms = np.minimum(600_000, start.ravel()[room] + life_ms - time)
     frame = pl.DataFrame({"user_id": user, "room_id": room, "author_id": room % authors, "start_ms": time,
                           "watch_ms": watch_ms, "click": nothing["like"] == 0} | nothing)
-    frame = frame.select(INTERACTIONS).cast(INTERACTIONS).sort("user_id", "start_ms")
+    frame = frame.select(*INTERACTIONS).cast(INTERACTIONS).sort("user_id", "start_ms")
     ids = lambda n, schema: pl.DataFrame({name: range(n) for name in schema}).cast(schema)  # noqa: E731
     rooms = pl.DataFrame({"room_id": range(authors * rooms_each), "author_id": list(range(authors)) * rooms_each,
                           "start_ms": start.ravel(), "end_ms": start.ravel() + life_ms, "category": -1,
