@@ -27,7 +27,7 @@ ALONE = {
 }
 # What a part of the library may import: itself, and the rows above it.
 LAYERS = (
-    ("batch", "config", "files"),
+    ("batch", "config", "console", "files"),
     ("presets", "sharding"),
     ("model",),
     ("tokenizer", "decoding", "evaluation"),
