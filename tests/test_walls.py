@@ -25,18 +25,29 @@ ALONE = {
                     for part in ("files", "kuailive", "kuailive_m3", "pipeline", "steps")},
     "pyarrow": {"data_pipelines/beam/files.py"},
 }
-# What a part of the library may import: itself, and the rows above it.
-LAYERS = (
-    ("batch", "config", "console", "files"),
-    ("presets", "sharding"),
-    ("model",),
-    ("tokenizer", "decoding", "evaluation"),
-    ("training",),
-    ("reward",),
-    ("alignment",),
-    ("serving",),
-    ("console",),
-)
+# What a part of a package may import of it: itself, and the rows above its own.
+LAYERS = {
+    "onelive_jax": (
+        ("batch", "config", "files"),
+        ("presets", "sharding"),
+        ("model",),
+        ("tokenizer", "decoding", "evaluation"),
+        ("training",),
+        ("reward",),
+        ("alignment",),
+        ("serving",),
+        ("console",),
+    ),
+    "data_pipelines": (
+        ("tables",),
+        ("readers", "log"),
+        ("simulator",),
+        ("batches", "pictures"),
+        ("live",),
+        ("prepare", "report"),
+        ("beam",),
+    ),
+}
 NEVER = {"tensorflow", "torch", "pandas", "pickle", "cloudpickle", "dill", "joblib"}
 # What an accelerator image may lack. (optax itself imports absl, so that absl is held back by the check on imports.)
 ABSENT = ("tensorflow", "tensorflow_datasets", "grain", "array_record", "polars", "tensorboardX", "ml_collections",
@@ -90,19 +101,28 @@ def test_the_library_imports_only_what_it_may():
     assert breaches(OWN["onelive_jax"], forbidden) == []
 
 
-def test_nothing_in_the_library_imports_upward():
-    floor = {part: row for row, parts in enumerate(LAYERS) for part in parts}
-    for path in OWN["onelive_jax"]:
-        part = path.relative_to(ROOT / "onelive_jax").parts[0].removesuffix(".py")
+@pytest.mark.parametrize("package", LAYERS)
+def test_nothing_imports_upward(package):
+    floor = {part: row for row, parts in enumerate(LAYERS[package]) for part in parts}
+    for path in OWN[package]:
+        part = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
         if part == "__init__":
             continue
-        assert part in floor, f"onelive_jax/{part} has no row in LAYERS"
+        assert part in floor, f"{package}/{part} has no row in LAYERS"
 
         def forbidden(file, top, module, part=part):
-            other = module.split(".")[1] if top == "onelive_jax" else part
+            other = module.split(".")[1] if top == package else part
             return other != part and other in floor and floor[other] >= floor[part]
 
         assert breaches([path], forbidden) == []
+
+
+def test_every_package_says_what_lives_in_it():
+    """The first paragraph of its docstring is a sentence or more."""
+    signs = {name(path): (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
+             for path in EVERY_FILE if path.name == "__init__.py"}
+    assert len(signs) > 20
+    assert [file for file, sign in signs.items() if not sign.endswith(".") or len(sign.split()) < 4] == []
 
 
 def test_the_model_knows_no_files():

@@ -49,9 +49,12 @@ def lifts(control_RxF: np.ndarray, treatment_RxF: np.ndarray, figures: Callable 
 
     figures: sums over rows [B, F] → what is compared [B, G], e.g. ratios of sums.
     """
-    both = np.concatenate([control_RxF, treatment_RxF], axis=1)
+    # Differences are summed, not the treatment: those of an arm and itself are exactly zero, in whatever order a
+    # processor sums.
+    both = np.concatenate([control_RxF, treatment_RxF - control_RxF], axis=1)
     total = np.concatenate([both.sum(0, keepdims=True), resampled_sums(both, resamples, seed)])  # row 0: everyone once
     with np.errstate(divide="ignore", invalid="ignore"):
-        control, treatment = (figures(part) for part in np.split(total, 2, axis=1))
+        control, difference = np.split(total, 2, axis=1)
+        control, treatment = figures(control), figures(control + difference)
         lift = np.where(control > 0, treatment / control - 1, np.nan)
     return Lifts(control[0], treatment[0], lift[0], *np.percentile(lift[1:], [2.5, 97.5], axis=0))

@@ -135,12 +135,16 @@ def test_lifts_are_paired_and_of_sums():
     rng = np.random.default_rng(4)
     shared = rng.random((400, 1))
     control, treatment = np.hstack([shared, 1 + shared]), np.hstack([1.1 * shared, 1 + shared])
-    found = bootstrap.lifts(control, treatment, lambda sums: np.column_stack([sums, sums[:, 0] / sums[:, 1]]))
+    figures = lambda sums: np.column_stack([sums, sums[:, 0] / sums[:, 1]])  # noqa: E731
+    found = bootstrap.lifts(control, treatment, figures)
     np.testing.assert_allclose(found.control[:2], control.sum(0))
     np.testing.assert_allclose(found.control[2], control[:, 0].sum() / control[:, 1].sum())
     # Whoever is drawn, a tenth more is a tenth more.
     for each in (found.lift, found.low, found.high):
         np.testing.assert_allclose(each, [0.1, 0.0, 0.1], atol=1e-12)
+    same = bootstrap.lifts(control, control, figures)
+    for each in (same.lift, same.low, same.high):
+        np.testing.assert_array_equal(each, 0)
     # Unrelated arms: the interval of a difference of two means.
     other = bootstrap.lifts(shared, rng.random((400, 1)))
     assert 0.1 < other.high[0] - other.low[0] < 0.25

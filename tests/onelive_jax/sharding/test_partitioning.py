@@ -1,24 +1,17 @@
-"""Shardings follow from axis names, rules and mesh; a step on eight devices gives what one device gives.
-
-Eight CPU devices need a flag that is read when jax starts, so those checks run in a process of their own.
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Shardings follow from axis names, rules and mesh; a step on eight devices gives what one device gives."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from onelive_jax.config import MeshConfig
+from onelive_jax.config import MeshConfig, TrainingConfig
 from onelive_jax.sharding import partitioning
-
-ROOT = Path(__file__).resolve().parents[3]
+from onelive_jax.training import checkpoints, train_state
 
 
 def test_one_device_is_a_mesh_of_ones():
@@ -62,14 +55,14 @@ def test_too_few_names_are_told_with_their_parameter():
 
 
 @pytest.mark.parametrize("names, shape, want", [
-    (("embed", "mlp"), (8, 16), PartitionSpec("fsdp", "tensor")),
-    (("embed", "heads", "head_dim"), (8, 4, 2), PartitionSpec("fsdp", "tensor", None)),
-    (("authors", "embed"), (8, 8), PartitionSpec(("fsdp", "tensor"), None)),
-    (("authors", "embed"), (6, 8), PartitionSpec("fsdp", None)),
-    (("authors", "embed"), (7, 8), PartitionSpec(None, "fsdp")),
-    ((None, "embed", "codes"), (3, 8, 9), PartitionSpec(None, "fsdp", None)),
-    (("embed", "embed"), (8, 8), PartitionSpec("fsdp", None)),
-    ((), (), PartitionSpec()),
+    (("embed", "mlp"), (8, 16), P("fsdp", "tensor")),
+    (("embed", "heads", "head_dim"), (8, 4, 2), P("fsdp", "tensor", None)),
+    (("authors", "embed"), (8, 8), P(("fsdp", "tensor"), None)),
+    (("authors", "embed"), (6, 8), P("fsdp", None)),
+    (("authors", "embed"), (7, 8), P(None, "fsdp")),
+    ((None, "embed", "codes"), (3, 8, 9), P(None, "fsdp", None)),
+    (("embed", "embed"), (8, 8), P("fsdp", None)),
+    ((), (), P()),
 ])
 def test_names_and_lengths_decide_the_partition(names, shape, want):
     mesh = AbstractMesh((2, 2, 2), partitioning.MESH_AXES)
@@ -93,18 +86,12 @@ def test_a_batch_goes_to_one_device_unchanged():
     batch = {"a": np.arange(6).reshape(3, 2), "mask": np.array([True, False, True])}
     placed = partitioning.put_batch(batch, mesh)
     np.testing.assert_array_equal(placed["a"], batch["a"])
-    assert placed["mask"].sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert placed["mask"].sharding.spec == P(("data", "fsdp"))
 
 
-COMMON = """
-import logging, sys
-import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, optax
-from jax.sharding import PartitionSpec as P
-from onelive_jax.config import Config, DataConfig, MeshConfig, TrainingConfig
-from onelive_jax.training import checkpoints, partitioning, train_state
+def optimizer():
+    return train_state.make_optimizer(TrainingConfig(steps=10, warmup_steps=0, learning_rate=0.1))
 
-assert jax.device_count() == 8
-TX = train_state.make_optimizer(TrainingConfig(steps=10, warmup_steps=0, learning_rate=0.1))
 
 class Model(nn.Module):
     @nn.compact
@@ -120,66 +107,54 @@ class Model(nn.Module):
         y = jax.nn.gelu(x_BxD @ up_DxF) @ down_FxD @ both_DxD * scale_D
         return y @ authors_AxD.T
 
+
 def init_params(key):
     return Model().init(key, jnp.ones((1, 8)))["params"]
+
 
 def make_step(shardings, mesh):
     def step(state, x_BxD):
         def loss(params):
             return jnp.mean(Model().apply({"params": params}, x_BxD) ** 2)
         value, grads = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = TX.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer().update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), value
     return jax.jit(step, in_shardings=(shardings, partitioning.batch_sharding(mesh)),
                    out_shardings=(shardings, partitioning.replicated(mesh)), donate_argnums=0)
 
+
 def start(config, devices=None):
     mesh = partitioning.make_mesh(config, devices)
-    abstract = train_state.abstract_state(init_params, TX, mesh)
-    state = train_state.init_state(init_params, TX, mesh, jax.random.key(3))
-    return mesh, abstract, state
+    abstract = train_state.abstract_state(init_params, optimizer(), mesh)
+    return mesh, abstract, train_state.init_state(init_params, optimizer(), mesh, jax.random.key(3))
+
 
 X = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
-"""
 
 
-def run_on_eight_devices(program: str, *args: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-                   "JAX_ENABLE_COMPILATION_CACHE": "false",
-                   # More threads than devices: a collective must not wait for one that has no thread.
-                   "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-c", COMMON + program, *args], env=environment, capture_output=True,
-                          text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def test_parameters_moments_and_batch_are_split_as_the_rules_say():
-    said = run_on_eight_devices("""
-mesh, abstract, state = start(MeshConfig(data=2, fsdp=2, tensor=2))
-assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-want = {"up": P("fsdp", "tensor"), "down": P("tensor", "fsdp"), "author_table": P(None, "fsdp"),
-        "both": P("fsdp", None), "scale": P()}
-adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
-for tree in (abstract.params, state.params, adam.mu, adam.nu):
-    for name, spec in want.items():
-        assert tree[name].sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), tree[name].ndim), (name, tree[name])
-assert state.params["up"].addressable_shards[0].data.shape == (4, 8)
-assert adam.mu["up"].addressable_shards[0].data.shape == (4, 8)
-assert adam.count.sharding.is_fully_replicated and state.step.sharding.is_fully_replicated
-batch = partitioning.put_batch({"x": X}, mesh)
-assert {s.data.shape for s in batch["x"].addressable_shards} == {(2, 8)}
-np.testing.assert_array_equal(batch["x"], X)
-try:
-    partitioning.put_batch({"x": X[:6]}, mesh)
-except ValueError as error:
-    assert "6 rows" in str(error) and "= 4 devices" in str(error) and "config.training.batch_size" in str(error)
-else:
-    raise AssertionError("6 rows were split over 4 devices")
-""")
+@pytest.mark.eight_devices
+def test_parameters_moments_and_batch_are_split_as_the_rules_say(caplog):
+    mesh, abstract, state = start(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    want = {"up": P("fsdp", "tensor"), "down": P("tensor", "fsdp"), "author_table": P(None, "fsdp"),
+            "both": P("fsdp", None), "scale": P()}
+    adam = next(part for part in jax.tree.leaves(state.opt_state, is_leaf=lambda part: hasattr(part, "mu"))
+                if hasattr(part, "mu"))
+    for tree in (abstract.params, state.params, adam.mu, adam.nu):
+        for name, spec in want.items():
+            assert tree[name].sharding.is_equivalent_to(NamedSharding(mesh, spec), tree[name].ndim), (name, tree[name])
+    assert state.params["up"].addressable_shards[0].data.shape == (4, 8)
+    assert adam.mu["up"].addressable_shards[0].data.shape == (4, 8)
+    assert adam.count.sharding.is_fully_replicated
+    assert state.step.sharding.is_fully_replicated
+    batch = partitioning.put_batch({"x": X}, mesh)
+    assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 8)}
+    np.testing.assert_array_equal(batch["x"], X)
+    with pytest.raises(ValueError, match="6 rows .*= 4 devices.*config.training.batch_size"):
+        partitioning.put_batch({"x": X[:6]}, mesh)
     # Seven authors cannot be halved: kept whole, and told.
-    assert "author_table: axis 'authors' of length 7 is not a multiple of 4 devices (fsdp x tensor)" in said
+    assert "author_table: axis 'authors' of length 7 is not a multiple of 4 devices (fsdp x tensor)" in caplog.text
 
 
 def test_a_process_by_itself_takes_all_its_devices(monkeypatch, caplog):
@@ -196,58 +171,60 @@ def test_a_process_by_itself_takes_all_its_devices(monkeypatch, caplog):
     assert partitioning.process_mesh(MeshConfig()) is None
 
 
-def test_eight_devices_learn_what_one_learns_and_the_step_compiles_once():
-    run_on_eight_devices("""
-compiled = []
+@pytest.fixture
+def compiled():
+    """Names of the functions that have been compiled."""
+    names = []
 
-def note_compilation(event, duration, **details):
-    if event.endswith("backend_compile_duration"):
-        compiled.append(details["fun_name"])
+    def note(event, duration, **details):
+        if event.endswith("backend_compile_duration"):
+            names.append(details["fun_name"])
 
-jax.monitoring.register_event_duration_secs_listener(note_compilation)
-
-def train(config, devices=None):
-    compiled.clear()
-    mesh, abstract, state = start(config, devices)
-    step = make_step(train_state.shardings(abstract), mesh)
-    first = jax.device_get(state.params)
-    losses = []
-    for _ in range(3):
-        state, loss = step(state, partitioning.put_batch(X, mesh))
-        losses.append(float(loss))
-    assert compiled.count("jit(step)") == 1, compiled
-    return first, losses, state
-
-first, losses, state = train(MeshConfig(data=1), jax.devices()[:1])
-assert losses[2] < losses[0]
-for config in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=4, tensor=-1)):
-    first_8, losses_8, state_8 = train(config)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), first, first_8)
-    np.testing.assert_allclose(losses_8, losses, rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-                 jax.device_get(state.params), jax.device_get(state_8.params))
-""")
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
 
 
+@pytest.mark.eight_devices
+def test_eight_devices_learn_what_one_learns_and_the_step_compiles_once(compiled):
+    def train(config, devices=None):
+        compiled.clear()
+        mesh, abstract, state = start(config, devices)
+        step = make_step(train_state.shardings(abstract), mesh)
+        first = jax.device_get(state.params)
+        losses = []
+        for _ in range(3):
+            state, loss = step(state, partitioning.put_batch(X, mesh))
+            losses.append(float(loss))
+        assert compiled.count("jit(step)") == 1, compiled
+        return first, losses, jax.device_get(state.params)
+
+    first, losses, params = train(MeshConfig(data=1), jax.devices()[:1])
+    assert losses[2] < losses[0]
+    for config in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=4, tensor=-1)):
+        first_8, losses_8, params_8 = train(config)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), first, first_8)
+        np.testing.assert_allclose(losses_8, losses, rtol=1e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), params, params_8)
+
+
+@pytest.mark.eight_devices
 def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path):
-    run_on_eight_devices("""
-folder = sys.argv[1]
-mesh, abstract, state = start(MeshConfig(data=2, fsdp=2, tensor=2))
-state, _ = make_step(train_state.shardings(abstract), mesh)(state, partitioning.put_batch(X, mesh))
-with checkpoints.Checkpoints(folder) as saver:
-    saver.save(state, "here", {})
-saved = jax.device_get((state.params, state.opt_state))
-for config, devices in ((MeshConfig(data=2, fsdp=2, tensor=2), None), (MeshConfig(data=1, fsdp=4, tensor=2), None),
-                        (MeshConfig(data=1), jax.devices()[:1])):
-    target = train_state.abstract_state(init_params, TX, partitioning.make_mesh(config, devices))
-    with checkpoints.Checkpoints(folder) as saver:
-        restored, _ = saver.restore(target)
-    jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get((restored.params, restored.opt_state)))
-    assert int(restored.step) == 1
-    np.testing.assert_array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
-    assert jax.tree.map(lambda x: x.sharding, restored) == train_state.shardings(target)
-    params = checkpoints.restore_params(folder, target.params)
-    assert jax.tree.map(lambda x: x.sharding, params) == train_state.shardings(target.params)
-host = checkpoints.restore_params(folder)
-jax.tree.map(np.testing.assert_array_equal, saved[0], host)
-""", str(tmp_path))
+    mesh, abstract, state = start(MeshConfig(data=2, fsdp=2, tensor=2))
+    state, _ = make_step(train_state.shardings(abstract), mesh)(state, partitioning.put_batch(X, mesh))
+    with checkpoints.Checkpoints(tmp_path) as saver:
+        saver.save(state, "here", {})
+    saved = jax.device_get((state.params, state.opt_state))
+    for config, devices in ((MeshConfig(data=2, fsdp=2, tensor=2), None), (MeshConfig(data=1, fsdp=4, tensor=2), None),
+                            (MeshConfig(data=1), jax.devices()[:1])):
+        target = train_state.abstract_state(init_params, optimizer(), partitioning.make_mesh(config, devices))
+        with checkpoints.Checkpoints(tmp_path) as saver:
+            restored, _ = saver.restore(target)
+        jax.tree.map(np.testing.assert_array_equal, saved, jax.device_get((restored.params, restored.opt_state)))
+        assert int(restored.step) == 1
+        np.testing.assert_array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
+        assert jax.tree.map(lambda x: x.sharding, restored) == train_state.shardings(target)
+        params = checkpoints.restore_params(tmp_path, target.params)
+        assert jax.tree.map(lambda x: x.sharding, params) == train_state.shardings(target.params)
+    host = checkpoints.restore_params(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, saved[0], host)

@@ -1,10 +1,8 @@
 """One level: sums, starts, mini-batches, bounded sizes, eight devices against one."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
+import math
+import re
 
 import chex
 import jax
@@ -12,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onelive_jax.config import TokenizerConfig
+from onelive_jax.config import MeshConfig, TokenizerConfig
+from onelive_jax.sharding import partitioning
 from onelive_jax.tokenizer import kmeans, residual_kmeans
 from tests.onelive_jax.kmeans_fit import fit
 
-ROOT = Path(__file__).resolve().parents[3]
 KEY = jax.random.key(0)
 
 
@@ -144,67 +142,49 @@ def test_settings_reach_the_fit_and_wrong_ones_are_named():
         residual_kmeans.residual_norms(books, cloud(), np.zeros((300, 1), int))
 
 
-def on_eight_devices(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={
-        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
-    assert done.returncode == 0, done.stderr
+def eight_parts():
+    return partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
 
 
+@pytest.mark.eight_devices
 def test_eight_devices_fit_what_one_fits():
-    on_eight_devices("""
-import jax, numpy as np
-from onelive_jax.config import MeshConfig
-from onelive_jax.sharding import partitioning
-from onelive_jax.tokenizer import kmeans
-from tests.onelive_jax.kmeans_fit import fit
-points = np.random.default_rng(0).normal(size=(501, 4)).astype(np.float32)
-mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
-blocks = kmeans.make_blocks(points, 8, 16, mesh)
-assert len(blocks.points.addressable_shards) == 8
-assert blocks.points.addressable_shards[0].data.shape[1] * 8 == blocks.points.shape[1]
-settings = dict(levels=2, codes=8, key=jax.random.key(0), iterations=4, chunk=16)
-one, eight = fit(points, **settings), fit(points, **settings, mesh=mesh)
-np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
-assert len(eight.centroids.devices()) == 1, "encode would run on all devices, each for all points"
-for more in (dict(mode="minibatch", batch=100), dict(balance=1.2), dict(warm_iterations=2, init="sample")):
-    one_of, eight_of = (fit(points, **settings, **more, mesh=m) for m in (None, mesh))
-    np.testing.assert_allclose(one_of.centroids, eight_of.centroids, atol=1e-5, err_msg=str(more))
-    assert np.abs(np.asarray(one_of.centroids) - one.centroids).max() > 1e-3, more
-""")
+    points, mesh = cloud(501), eight_parts()
+    blocks = kmeans.make_blocks(points, 8, 16, mesh)
+    assert len(blocks.points.addressable_shards) == 8
+    assert blocks.points.addressable_shards[0].data.shape[1] * 8 == blocks.points.shape[1]
+    settings = dict(levels=2, codes=8, key=KEY, iterations=4, chunk=16)
+    one, eight = fit(points, **settings), fit(points, **settings, mesh=mesh)
+    np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
+    assert len(eight.centroids.devices()) == 1, "encode would run on all devices, each for all points"
+    for more in (dict(mode="minibatch", batch=100), dict(balance=1.2), dict(warm_iterations=2, init="sample")):
+        one_of, eight_of = (fit(points, **settings, **more, mesh=m) for m in (None, mesh))
+        np.testing.assert_allclose(one_of.centroids, eight_of.centroids, atol=1e-5, err_msg=str(more))
+        assert np.abs(np.asarray(one_of.centroids) - one.centroids).max() > 1e-3, more
 
 
-def test_points_do_not_travel_between_devices():
-    on_eight_devices("""
-import math, re
-import jax, jax.numpy as jnp, numpy as np
-from onelive_jax.config import MeshConfig
-from onelive_jax.sharding import partitioning
-from onelive_jax.tokenizer import kmeans
-KINDS = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
-
-def most_elements(compiled):
-    # The greatest array that a collective yields.
-    found = re.findall(rf"= (.*?) (?:{KINDS})(?:-start)?\\(", compiled.as_text())
+def most_elements(lowered) -> int:
+    """The greatest array that a collective yields."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", lowered.compile().as_text())
     assert found, "nothing is summed over devices"
     return max(math.prod(map(int, filter(None, shape.split(",")))) for result in found
-               for shape in re.findall(r"\\[([\\d,]*)\\]", result))
+               for shape in re.findall(r"\[([\d,]*)\]", result))
 
-points = np.random.default_rng(0).normal(size=(2003, 4)).astype(np.float32)
-mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
-blocks, one = kmeans.make_blocks(points, 8, 16, mesh), kmeans.make_blocks(points, 8, 16)
-centroids, key = jnp.asarray(points[:8]), jax.random.key(0)
-rows = blocks.is_point().size
-gathered = jax.jit(lambda blocks: blocks.flat(blocks.points)[jnp.arange(7) ** 3]).lower(blocks).compile()
-assert most_elements(gathered) >= rows, "this test would see it"
-for one_hot in (False, True):
-    assert most_elements(kmeans._lloyd.lower(blocks, centroids, jnp.int32(4), 0, one_hot).compile()) < 100
-# Codes and distances are sorted as a whole, points stay where they are.
-assert most_elements(kmeans._lloyd.lower(blocks, centroids, jnp.int32(4), 260, False).compile()) <= rows
-assert most_elements(kmeans._minibatch.lower(blocks, centroids, jnp.int32(9), key, 100, False).compile()) <= 4 * 100
-assert most_elements(jax.jit(kmeans.Blocks.take).lower(blocks, jnp.arange(50)).compile()) <= 4 * 50
-# Dead codes move to the same points.
-dead = centroids.at[3:].set(99.0)
-np.testing.assert_allclose(kmeans.lloyd(one, dead, 1), kmeans.lloyd(blocks, dead, 1), atol=1e-5)
-np.testing.assert_array_equal(kmeans.spread_sample(one, 50, key), kmeans.spread_sample(blocks, 50, key))
-""")
+
+@pytest.mark.eight_devices
+def test_points_do_not_travel_between_devices():
+    points = cloud(2003)
+    blocks, one = kmeans.make_blocks(points, 8, 16, eight_parts()), kmeans.make_blocks(points, 8, 16)
+    centroids, rows = jnp.asarray(points[:8]), blocks.is_point().size
+    gathered = jax.jit(lambda blocks: blocks.flat(blocks.points)[jnp.arange(7) ** 3]).lower(blocks)
+    assert most_elements(gathered) >= rows, "this test would see it"
+    for one_hot in (False, True):
+        assert most_elements(kmeans._lloyd.lower(blocks, centroids, jnp.int32(4), 0, one_hot)) < 100
+    # Codes and distances are sorted as a whole, points stay where they are.
+    assert most_elements(kmeans._lloyd.lower(blocks, centroids, jnp.int32(4), 260, False)) <= rows
+    assert most_elements(kmeans._minibatch.lower(blocks, centroids, jnp.int32(9), KEY, 100, False)) <= 4 * 100
+    assert most_elements(jax.jit(kmeans.Blocks.take).lower(blocks, jnp.arange(50))) <= 4 * 50
+    # Dead codes move to the same points.
+    dead = centroids.at[3:].set(99.0)
+    np.testing.assert_allclose(kmeans.lloyd(one, dead, 1), kmeans.lloyd(blocks, dead, 1), atol=1e-5)
+    np.testing.assert_array_equal(kmeans.spread_sample(one, 50, KEY), kmeans.spread_sample(blocks, 50, KEY))

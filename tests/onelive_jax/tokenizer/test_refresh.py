@@ -1,22 +1,18 @@
 """Refresh: ids stay where content stays, at little cost; stickiness by hand; clear errors."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from onelive_jax.config import MeshConfig
+from onelive_jax.sharding import partitioning
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids
 from onelive_jax.tokenizer.refresh import encode_sticky, refresh
 from onelive_jax.tokenizer.residual_kmeans import Codebooks
 from tests.onelive_jax.kmeans_fit import fit
 
-ROOT = Path(__file__).resolve().parents[3]
 LINE = Codebooks(jnp.array([[[0.0], [10.0]], [[-1.0], [1.0]]]))
 
 
@@ -65,32 +61,21 @@ def test_ids_stay_where_content_stays():
     assert float(residual_kmeans.residual_norms(moved, later, after)[-1]) ** 2 <= 1.02 * scratch
 
 
+@pytest.mark.eight_devices
 def test_eight_devices_refresh_what_one_refreshes():
-    program = """
-import jax, numpy as np
-from onelive_jax.config import MeshConfig
-from onelive_jax.sharding import partitioning
-from onelive_jax.tokenizer import residual_kmeans
-from onelive_jax.tokenizer.refresh import encode_sticky, refresh
-from tests.onelive_jax.kmeans_fit import fit
-rng = np.random.default_rng(0)
-points = rng.normal(size=(501, 4)).astype(np.float32)
-mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
-books = fit(points, 2, 8, jax.random.key(0), iterations=4, mesh=mesh)
-later = points + 0.3 * rng.normal(size=points.shape).astype(np.float32)
-before = np.array(residual_kmeans.encode(books, points))
-before[::7] = -1
-one, eight = (refresh(books, later, before, chunk=16, mesh=m) for m in (None, mesh))
-assert np.abs(np.asarray(one.centroids) - books.centroids).max() > 1e-2, "nothing moved"
-np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
-kept, kept_by_eight = (np.asarray(encode_sticky(one, later, before, 0.1, 16, m)) for m in (None, mesh))
-np.testing.assert_array_equal(kept, kept_by_eight)
-assert (kept != np.asarray(residual_kmeans.encode(one, later))).any(), "the margin kept no code"
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env={
-        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "NPROC": "32", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
-    assert done.returncode == 0, done.stderr
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(501, 4)).astype(np.float32)
+    mesh = partitioning.make_mesh(MeshConfig(data=4, fsdp=2, tensor=1))
+    books = fit(points, 2, 8, jax.random.key(0), iterations=4, mesh=mesh)
+    later = points + 0.3 * rng.normal(size=points.shape).astype(np.float32)
+    before = np.array(residual_kmeans.encode(books, points))
+    before[::7] = -1
+    one, eight = (refresh(books, later, before, chunk=16, mesh=m) for m in (None, mesh))
+    assert np.abs(np.asarray(one.centroids) - books.centroids).max() > 1e-2, "nothing moved"
+    np.testing.assert_allclose(one.centroids, eight.centroids, atol=1e-5)
+    kept, kept_by_eight = (np.asarray(encode_sticky(one, later, before, 0.1, 16, m)) for m in (None, mesh))
+    np.testing.assert_array_equal(kept, kept_by_eight)
+    assert (kept != np.asarray(residual_kmeans.encode(one, later))).any(), "the margin kept no code"
 
 
 def test_bad_input_is_named():
