@@ -117,6 +117,14 @@ def test_nothing_imports_upward(package):
         assert breaches([path], forbidden) == []
 
 
+def test_nothing_imports_a_command():
+    """What two commands share lies in a package below experiments/."""
+    commands = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
+    assert "run" in commands
+    assert breaches(EVERY_FILE, lambda file, top, module: top == "experiments" and (
+        module.split(".")[1] in commands)) == []
+
+
 def test_every_package_says_what_lives_in_it():
     """The first paragraph of its docstring is a sentence or more."""
     signs = {name(path): (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
