@@ -1,5 +1,6 @@
 """The commands that ask a finished run: which rooms now, and what its rankings are worth."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -34,14 +35,12 @@ def compiled():
 
 
 @pytest.fixture
-def ask(finished, compiled, monkeypatch):
+def ask(finished, compiled):
     """(user, time, settings) → the rooms that `recommend` returns."""
-    monkeypatch.setattr(recommend, "make_recommender", compiled)
-
     def ask(user: int, time_ms: int, k: int = ALL_ROOMS, config=None):
         t = finished.trained
         config = config or finished.config
-        rank = recommend.make_recommender(t.model, config.decoding, k)
+        rank = compiled(t.model, config.decoding, k)
         return recommend.recommend(config, t.log, t.tokenizer.ids, rank, t.params, user, time_ms)
     return ask
 
@@ -58,7 +57,8 @@ def evening(finished) -> int:
 @pytest.fixture
 def answer(finished, monkeypatch, capsys):
     """Runs a command's main with these flags; returns what it printed."""
-    def answer(command, config=None, **values) -> str:
+    def answer(command: str, config=None, **values) -> str:
+        command = importlib.import_module(f"experiments.{command}")
         monkeypatch.setattr(command.absl_flags, "FLAGS", SimpleNamespace(**values))
         command.main(config or finished.config, finished.workdir)
         return capsys.readouterr().out
@@ -124,8 +124,8 @@ def test_nobody_on_air_is_an_empty_answer(ask, finished, answer, monkeypatch):
     assert ask(3, quiet) == []
     assert ask(3, before)  # somebody watched something then, and this person had no history yet
     monkeypatch.setattr(recommend, "recommend", lambda *args: [])
-    assert answer(recommend, user="3", at=before, k=3, json=False) == "no room is on air at that moment\n"
-    assert answer(recommend, user="3", at=before, k=3, json=True) == "[]\n"
+    assert answer("recommend", user="3", at=before, k=3, json=False) == "no room is on air at that moment\n"
+    assert answer("recommend", user="3", at=before, k=3, json=True) == "[]\n"
 
 
 def test_a_person_without_history_gets_rooms(ask, finished, evening):
@@ -137,11 +137,11 @@ def test_a_person_without_history_gets_rooms(ask, finished, evening):
 
 def test_tables_and_json_say_the_same(answer, ask, evening):
     rooms = ask(3, evening, k=3)
-    assert json.loads(answer(recommend, user="3", at=evening, k=3, json=True)) == rooms
-    head, *lines = answer(recommend, user="3", at=evening, k=3, json=False).splitlines()
+    assert json.loads(answer("recommend", user="3", at=evening, k=3, json=True)) == rooms
+    head, rule, *lines = answer("recommend", user="3", at=evening, k=3, json=False).splitlines()
     assert head.split() == ["rank", "author", "room", "score", "codes", "own", "views", "viewers"]
     assert [line.split()[:3] for line in lines] == [[str(r["rank"]), r["author"], r["room"]] for r in rooms]
-    assert len({len(line) for line in (head, *lines)}) == 1
+    assert len({len(line) for line in (head, rule, *lines)}) == 1
 
 
 @pytest.mark.parametrize("user,at,sentence", [
@@ -151,7 +151,7 @@ def test_tables_and_json_say_the_same(answer, ask, evening):
 ])
 def test_unknown_people_and_times_are_told(answer, user, at, sentence):
     with pytest.raises(ValueError, match=sentence):
-        answer(recommend, user=user, at=at, k=3, json=False)
+        answer("recommend", user=user, at=at, k=3, json=False)
 
 
 def test_moments_of_a_log_in_rounds(finished, make_config):
@@ -167,7 +167,7 @@ def test_moments_of_a_log_in_rounds(finished, make_config):
 
 @pytest.mark.parametrize("split,protocol", [("test", "strict"), ("validation", "liverec")])
 def test_evaluate_prints_the_table(answer, finished, split, protocol):
-    printed = answer(evaluate, split=split, protocol=protocol, policy=None)
+    printed = answer("evaluate", split=split, protocol=protocol, policy=None)
     assert f"tiny: {split} split, {protocol} protocol" in printed
     rows = {line.split()[0]: line for line in reversed(printed.splitlines()) if line}  # of the first table
     assert {"onelive", "viewers", "popularity", "own_counts", "own_counts_time", "own_counts_knn"} <= rows.keys()
