@@ -1,5 +1,6 @@
 """A log becomes a folder of canonical tables.
 
+    python -m data_pipelines.prepare --source=log --data_dir=views.csv --out_dir=/data/tables
     python -m data_pipelines.prepare --source=kuailive --data_dir=/data/KuaiLive --out_dir=/data/tables
     python -m data_pipelines.prepare --source=simulated --users=2000 --authors=500 --days=14 --out_dir=/data/tables
 
@@ -13,38 +14,38 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from data_pipelines import tables as tables_lib
-from data_pipelines.readers import kuailive, kuailive_m3, twitch
+from data_pipelines.readers import kuailive, kuailive_m3, log, room_logs, rows, twitch
+from data_pipelines.readers.rows import DEFAULTS, Options
 from data_pipelines.simulator import simulation
 from data_pipelines.tables import Tables
 from onelive_jax.config import SimulatorConfig
 
-SOURCES = ("kuailive", "kuailive_m3", "twitch", "simulated")
+READERS = {"log": log.read_log, "twitch": twitch.read_twitch, "kuailive": kuailive.read_kuailive,
+           "kuailive_m3": kuailive_m3.read_kuailive_m3}
+SOURCES = (*READERS, "simulated")
 SETTINGS = "prepare.json"  # written first: whose folder this is
+DAY_MS = 86_400_000
 
 
-def read_source(source: str, path: str | Path, limit_users: int | None = None,
-                simulator_config: SimulatorConfig | None = None, progress: bool = True,
-                drop_unknown_rooms: bool = False) -> Tables:
+def read_source(source: str, path: str | Path, options: Options = DEFAULTS,
+                simulator_config: SimulatorConfig | None = None) -> Tables:
     """The canonical tables of a log.
 
     Args:
       source: one of SOURCES, or "canonical" for tables that are already made.
-      path: folder of the log; for twitch a file, or a folder that holds one .csv; not used for "simulated".
-      limit_users: keep the first so many people in the order of their ids; the Kuaishou sources only.
+      path: of the log, a file or a folder; not used for "simulated".
+      options: what a person says of the log; not used for "simulated" and "canonical".
       simulator_config: size and seed, for "simulated".
-      progress: bars on a terminal. drop_unknown_rooms: see the readers of the Kuaishou sources.
 
     Raises:
       FileNotFoundError: if there is no such file or folder.
-      ValueError: if the content breaks the source's form, with file, line and column, or the source is not known.
+      ValueError: if the content cannot be understood, with file, line and column; if nothing or less than half of its
+        rows can be used, or its times cannot be right; or the source is not known.
     """
-    if source in ("kuailive", "kuailive_m3"):
-        read = kuailive.read_kuailive if source == "kuailive" else kuailive_m3.read_kuailive_m3
-        return read(path, limit_users, progress, drop_unknown_rooms)
-    if limit_users is not None:
-        raise ValueError(f"limit_users={limit_users} is for kuailive and kuailive_m3; source={source!r} is read whole")
-    if source == "twitch":
-        return twitch.read_twitch(_only_csv(Path(path)))
+    if source in READERS:
+        return plausible(READERS[source](path, options))
+    if options.limit_users is not None:
+        raise ValueError(f"limit_users={options.limit_users} is for {', '.join(READERS)}; {source} is read whole")
     if source == "simulated":
         return simulation.simulate(simulator_config or SimulatorConfig())
     if source == "canonical":
@@ -52,10 +53,38 @@ def read_source(source: str, path: str | Path, limit_users: int | None = None,
     raise ValueError(f"source={source!r} is not one of {', '.join(SOURCES)}, canonical")
 
 
-def prepare(out_dir: str | Path, source: str, data_dir: str | Path = "", limit_users: int | None = None,
-            simulator_config: SimulatorConfig | None = None, progress: bool = True, drop_unknown_rooms: bool = False
-            ) -> list[str]:
-    """Reads a log and writes its canonical tables; returns the lines of the summary.
+def plausible(tables: Tables) -> Tables:
+    """The tables, or ValueError where they cannot be what the log says."""
+    rows.require_most(tables.report)
+    views = tables.interactions.filter("click")
+    if tables.rooms_are_true_lifetimes and len(views):
+        outside = room_logs.views_outside(views, tables.rooms)
+        if 2 * outside > len(views):
+            raise ValueError(f"{tables.report.source}: {outside:,} of {len(views):,} views lie outside their rooms' "
+                             "lives: their times are in another unit or zone (--utc_offset_hours is for clocks without "
+                             "a zone), or the ids of rooms do not match")
+    middle = views["watch_ms"].median() or 0
+    if middle > DAY_MS:
+        raise ValueError(f"{tables.report.source}: half of the views last {middle / DAY_MS:,.1f} days or longer: a "
+                         "length or an end is in another unit (--columns=watch=COLUMN:s says which)")
+    return tables
+
+
+def described(tables: Tables, utc_offset_hours: float = 0.0) -> list[str]:
+    """What the log is, in words: from when to when, and how long people watch."""
+    views = tables.interactions
+    if not len(views):
+        return []
+    first, last = int(views["start_ms"].min()), int(views["start_ms"].max())
+    middle = (views.filter("click")["watch_ms"].median() or 0) / 1000
+    length = f"{middle / 60:,.1f} min" if middle >= 60 else f"{middle:,.1f} s"
+    return [f"from {tables_lib.moment(first, utc_offset_hours)} to {tables_lib.moment(last, utc_offset_hours)}, "
+            f"{(last - first) / DAY_MS:,.1f} days; median watch {length}"]
+
+
+def prepare(out_dir: str | Path, source: str, data_dir: str | Path = "", options: Options = DEFAULTS,
+            simulator_config: SimulatorConfig | None = None, dry_run: bool = False) -> list[str]:
+    """Reads a log and writes its canonical tables, unless `dry_run`; returns the lines of the summary.
 
     Raises:
       ValueError: if `out_dir` holds anything but tables, whole or not, that the same call began to write; and as
@@ -63,20 +92,21 @@ def prepare(out_dir: str | Path, source: str, data_dir: str | Path = "", limit_u
     """
     out_dir = Path(out_dir)
     settings = {"source": source, "data_dir": str(Path(data_dir).resolve()) if data_dir else "",
-                "bytes": _size(Path(data_dir)) if data_dir else 0, "limit_users": limit_users,
-                "drop_unknown_rooms": drop_unknown_rooms,
+                "bytes": _size(Path(data_dir)) if data_dir else 0, "options": asdict(options),
                 "simulator": asdict(simulator_config or SimulatorConfig()) if source == "simulated" else {}}
-    if _is_ours(out_dir, settings) and (out_dir / "report.json").is_file():
+    if not dry_run and _is_ours(out_dir, settings) and (out_dir / "report.json").is_file():
         tables = tables_lib.load(out_dir)
         return [f"{out_dir} is already made; its log:", *tables.report.lines()]
-    tables = read_source(source, data_dir, limit_users, simulator_config, progress, drop_unknown_rooms)
+    tables = read_source(source, data_dir, options, simulator_config)
+    lines = [*tables.report.lines(), *described(tables, options.utc_offset_hours)]
+    lines += [f"{name}: {len(frame):,} rows" for name in tables_lib.REQUIRED + tables_lib.OPTIONAL
+              if (frame := getattr(tables, name)) is not None]
+    if dry_run:
+        return [*lines, "dry run: nothing is written"]
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / SETTINGS).write_text(json.dumps(settings, indent=1))
     tables_lib.save(tables, out_dir)
-    rows = {name: len(frame) for name in tables_lib.REQUIRED + tables_lib.OPTIONAL
-            if (frame := getattr(tables, name)) is not None}
-    return [*tables.report.lines(), *[f"{name}: {count:,} rows" for name, count in rows.items()],
-            f"{out_dir}: {_size(out_dir) / 1e6:,.1f} MB"]
+    return [*lines, f"{out_dir}: {_size(out_dir) / 1e6:,.1f} MB"]
 
 
 def _is_ours(out_dir: Path, settings: dict) -> bool:
@@ -100,40 +130,54 @@ def _is_ours(out_dir: Path, settings: dict) -> bool:
     return True
 
 
-def _only_csv(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    files = sorted([*path.glob("*.csv"), *path.glob("*.csv.gz")])
-    if len(files) != 1:
-        raise ValueError(f"{path} holds {len(files)} .csv files, one is needed: give the path of the log itself")
-    return files[0]
-
-
 def _size(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; 0 if there is none."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of `Options`."""
+    parser.add_argument("--columns", default="", help="log: which column is what, where the names do not say it: "
+                        "user=uid,author=channel,start=joined_at,watch=secs:s. Fields: "
+                        f"{', '.join(c.name for c in log.FIELDS)}; units: ms, s, min, h, rounds")
+    parser.add_argument("--utc_offset_hours", type=float, default=0.0,
+                        help="zone of clocks that name none (Beijing: 8); numbers and clocks with a zone need it not")
+    parser.add_argument("--room_gap_min", type=float, default=30.0,
+                        help="log: pause of a streamer after which a room without an id is another one")
+    parser.add_argument("--default_watch_s", type=float, default=0.0,
+                        help="log: length of a view of which the log does not say it (0: it is left out)")
+    parser.add_argument("--bad_rows", choices=("drop", "stop"), default="drop",
+                        help="leave out rows that cannot be read, and count them, or stop at the first")
+    parser.add_argument("--limit_users", type=int, help="keep the first so many people in the order of their ids")
+
+
+def options_of(said: dict) -> Options:
+    """The flags of `add_options`, taken out of the parsed flags. Raises: ValueError: if one is wrong."""
+    return Options(log.parse_columns(said.pop("columns")), said.pop("utc_offset_hours"), said.pop("room_gap_min"),
+                   said.pop("default_watch_s"), said.pop("bad_rows") == "stop", said.pop("limit_users"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Reads a log and writes it as canonical tables.")
     parser.add_argument("--source", required=True, choices=SOURCES)
-    parser.add_argument("--data_dir", default="", help="folder (or, for twitch, file) of the log; not for simulated")
-    parser.add_argument("--out_dir", required=True, help="folder for the tables; it must be new or empty")
-    parser.add_argument("--limit_users", type=int, help="keep the first so many people in the order of their ids")
-    parser.add_argument("--drop_unknown_rooms", action="store_true",
-                        help="leave out comments, likes and gifts of rooms that the log does not list, and count them")
+    parser.add_argument("--data_dir", default="", help="the log: a file (log, twitch) or a folder; not for simulated")
+    parser.add_argument("--out_dir", default="", help="folder for the tables; it must be new or empty")
+    parser.add_argument("--dry_run", action="store_true", help="only say how the log is understood")
+    add_options(parser)
     for f in fields(SimulatorConfig):
         parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default,
                             help=f"simulated: {f.metadata['doc']}")
-    options = vars(parser.parse_args())
-    config = SimulatorConfig(**{f.name: options.pop(f.name) for f in fields(SimulatorConfig)})
-    if (options["source"] == "simulated") == bool(options["data_dir"]):
-        parser.error("--data_dir is needed, the folder of the log" if options["source"] != "simulated" else
+    said = vars(parser.parse_args())
+    config = SimulatorConfig(**{f.name: said.pop(f.name) for f in fields(SimulatorConfig)})
+    if (said["source"] == "simulated") == bool(said["data_dir"]):
+        parser.error("--data_dir is needed, the log" if said["source"] != "simulated" else
                      "--data_dir has no meaning with --source=simulated, which makes its own log")
+    if not said["out_dir"] and not said["dry_run"]:
+        parser.error("--out_dir is needed, the folder for the tables (or --dry_run)")
     try:
-        print("\n".join(prepare(simulator_config=config, **options)))
+        print("\n".join(prepare(options=options_of(said), simulator_config=config, **said)))
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(1, f"error: {error}\n")
 
 
 if __name__ == "__main__":

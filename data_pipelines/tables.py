@@ -5,6 +5,7 @@ dense int32: row i of `users`, `authors` and `rooms` is id i.
 """
 
 import dataclasses
+import datetime
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ ROOMS = {
     "room_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "end_ms": pl.Int64, "category": pl.Int32,
     "title_embedding": pl.Int32,
 }
-LOGGED = {"position": pl.Int32, "propensity": pl.Float32}  # of interactions, where the platform logs them
+# Of interactions, where the platform logs them; satisfaction is null where nobody was asked.
+LOGGED = {"position": pl.Int32, "propensity": pl.Float32, "satisfaction": pl.Float32}
 SEGMENTS = {"room_id": pl.Int32, "end_ms": pl.Int64}  # and `embedding`, whose width is the source's
 TITLES = {"title_id": pl.Int32}  # and `embedding`
 AUTHORS = {"author_id": pl.Int32, "source_id": pl.String}
@@ -31,6 +33,7 @@ VIDEOS = {"user_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "wat
 REQUIRED = ("interactions", "rooms", "authors", "users")
 OPTIONAL = ("segments", "videos", "titles")
 HOUR_MS = 3_600_000
+EARLIEST_DATE_MS = 315_576_000_000  # 1980; a time before it is no date but one since the log's beginning
 # Later than any real clock in milliseconds (year 33658) and far from overflow when a duration is added.
 LATEST_MS = 10**15
 
@@ -48,6 +51,8 @@ class ReadReport:
       dropped: reason → rows left out.
       notes: observation → rows; these rows were kept.
       merged: reason → rows that became part of another row (a comment of the view in which it was written).
+      examples: reason → the first rows of it, as "FILE, line N: VALUE".
+      about: sentences on how the source was understood.
     """
 
     source: str
@@ -56,13 +61,17 @@ class ReadReport:
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     merged: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    about: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Sentences to print."""
-        result = [f"{self.source}: {self.rows_read:,} rows read, {self.rows_kept:,} kept"]
-        result += [f"merged {count:,}: {reason}" for reason, count in self.merged.items() if count]
-        result += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items() if count]
-        result += [f"noted {count:,}: {reason}" for reason, count in self.notes.items() if count]
+        result = [f"{self.source}: {self.rows_read:,} rows read, {self.rows_kept:,} kept", *self.about]
+        for word, reasons in (("merged", self.merged), ("dropped", self.dropped), ("noted", self.notes)):
+            for reason, count in reasons.items():
+                if count:
+                    shown = "; ".join(self.examples.get(reason, ()))
+                    result.append(f"{word} {count:,}: {reason}" + (f" ({shown})" if shown else ""))
         return result
 
 
@@ -92,6 +101,14 @@ class Tables:
     videos: pl.DataFrame | None = None
     titles: pl.DataFrame | None = None
     rooms_are_true_lifetimes: bool = False
+
+
+def moment(time_ms: int, utc_offset_hours: float = 0.0) -> str:
+    """A time in words: Sun 4 May 2025 20:00 UTC+8; or day 3, 04:10, where times are since the log's beginning."""
+    local = datetime.datetime(1970, 1, 1) + datetime.timedelta(milliseconds=time_ms, hours=utc_offset_hours)
+    if time_ms < EARLIEST_DATE_MS:
+        return f"day {time_ms // (24 * HOUR_MS) + 1}, {time_ms // HOUR_MS % 24:02d}:{time_ms // 60_000 % 60:02d}"
+    return f"{local:%a} {local.day} {local:%b %Y %H:%M} UTC{f'{utc_offset_hours:+g}' if utc_offset_hours else ''}"
 
 
 class Split(NamedTuple):
@@ -171,7 +188,7 @@ def validate(tables: Tables) -> Tables:
 
     for column in LOGGED:
         if column in log.columns:
-            _check_schema("interactions", log, {column: LOGGED[column]})
+            _check_schema("interactions", log, {column: LOGGED[column]}, nullable=("satisfaction",))
     if "position" in log.columns:
         _check_rows("interactions", "position", log, pl.col("position") >= -1, "must be -1 (unknown) or more")
     if "propensity" in log.columns:

@@ -1,343 +1,335 @@
 """Reader of KuaiLive-M3 (Hugging Face imgkkk2004/KuaiLive-M3): live views, rooms, their content and short videos.
 
-live_interaction.csv and live_room_meta.parquet are needed; the content (live_emb_128_ts/), the short-video history
-(photo_play.parquet) and the lists of people (user_id_set.csv, author_profile.csv) are used where they are there. The
-files may lie side by side or in live/ and short_video/, as the publisher packs them. Times are milliseconds since 1970,
-or dates with a clock, which are read as UTC. Columns beyond those named here are not used, and counted in the notes.
+live_interaction and live_room_meta are needed; all else is used where it is there: rooms that were shown and not
+entered (live_show), comments, likes and shares as events, answers to a questionnaire, the content (live_emb_128_ts/),
+short videos (photo_play) and the lists of people. Each is a .csv (.gz, .zip) or a .parquet file, side by side or in
+live/ and short_video/, as the publisher packs them. Times are milliseconds since 1970, or clocks.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from data_pipelines.readers import room_logs
-from data_pipelines.readers.csv_files import RECORD, Column, check_times, clock_ms, ids_in, read_csv, refuse, text_ids
-from data_pipelines.readers.room_logs import World, known_rooms
-from data_pipelines.tables import ReadReport, Tables, validate
+from data_pipelines.readers import forms as forms_lib
+from data_pipelines.readers import room_logs, rows
+from data_pipelines.readers.forms import Column, Form
+from data_pipelines.readers.room_logs import Known, known_rooms
+from data_pipelines.readers.rows import DEFAULTS, Counts, Options
+from data_pipelines.readers.text_files import LINE
+from data_pipelines.tables import Tables, validate
 
-AUTHOR = Column("author_id", "id", also=("streamer_id",))
+USER, AUTHOR = Column("user_id", "id"), Column("author_id", "id", also=("streamer_id",))
+LIVE = Column("live_id", "id", also=("live_stream_id",))
+EVENT = (USER, LIVE, Column("timestamp", "time", also=("time_ms", "time", "event_timestamp", "show_timestamp",
+                                                       "impression_timestamp", "exposure_timestamp")))
 COUNTS = {"like_cnt": "like", "comment_cnt": "comment", "follow_author_cnt": "follow", "share_cnt": "share"}
-INTERACTION = (
-    Column("user_id", "id"), AUTHOR, Column("live_id", "id"), Column("live_play_start_timestamp", "time"),
-    Column("live_play_end_timestamp", "end", needed=False, empty=True), Column("play_duration", "end", empty=True),
-    *[Column(name, "whole", needed=False, empty=True) for name in (*COUNTS, "send_gift_cnt")])
-ROOM = {"live_id": True, "author_id": True, "live_name": False, "start_timestamp": True, "end_timestamp": True,
-        "live_duration": False}  # column → whether it is needed
-SEGMENT = dict.fromkeys(("live_stream_id", "segment_id", "feature_128", "timestamp"), True)
-# Columns of the lists of people, which are side features and, like the lists, need not be there.
-PEOPLE = {"user_id_set.csv": (Column("user_id", "id"),),
-          "author_profile.csv": (AUTHOR, *[Column(name, "text", needed=False, empty=True) for name in (
-              "is_photo_author", "is_live_author", "gender", "age_segment", "fans_user_num")])}
-VIDEO = dict.fromkeys(("user_id", "author_id", "enter_timestamp", "leave_timestamp"), True)
-PLACES = {"live_interaction.csv": "live", "live_room_meta.parquet": "live", "live_emb_128_ts": "live",
-          "photo_play.parquet": "short_video", "user_id_set.csv": "", "author_profile.csv": ""}
+FILES = {
+    "live_interaction": (
+        USER, AUTHOR, LIVE, Column("live_play_start_timestamp", "time"),
+        Column("live_play_end_timestamp", "end", needed=False, empty=True),
+        Column("play_duration", "length", empty=True, unit="ms"),
+        *[Column(name, "whole", needed=False, empty=True) for name in (*COUNTS, "send_gift_cnt")]),
+    "live_room_meta": (
+        LIVE, AUTHOR, Column("live_name", "text", needed=False, empty=True), Column("start_timestamp", "time"),
+        Column("end_timestamp", "end", empty=True),
+        Column("live_duration", "length", needed=False, empty=True, unit="ms")),
+    "live_show": EVENT,
+    "live_comment": EVENT,
+    "live_like": EVENT,
+    "live_share": EVENT,
+    "live_questionnaire": (
+        USER, LIVE, replace(EVENT[2], needed=False, empty=True),
+        Column("satisfaction", "real", also=("satisfaction_score", "score", "answer", "rating", "option"))),
+    "photo_play": (USER, AUTHOR, Column("enter_timestamp", "time"), Column("leave_timestamp", "end")),
+    "user_id_set": (USER,),
+    "author_profile": (AUTHOR, *[Column(name, "category", needed=False, empty=True) for name in (
+        "is_photo_author", "is_live_author", "gender", "age_segment", "fans_user_num")]),
+}
+SEGMENT = (LIVE, Column("segment_id", "text", needed=False, empty=True), Column("feature_128", "any"),
+           Column("timestamp", "time"))
+CONTENT = "live_emb_128_ts"
+NEEDED = ("live_interaction", "live_room_meta")
+# File of events → column of the interactions table that they fill, where they belong to a view.
+EVENTS = {"live_interaction": "", "live_comment": "comment", "live_like": "like", "live_share": "share",
+          "live_show": "", "live_questionnaire": ""}
 NO_SHARD = "holds no .parquet and no .csv file: download its shards, or remove it"
+NOWHERE = "neither live_interaction nor user_id_set"
+ZONE_SLACK_MS = 120_000  # a segment that ends so long after its room lies in it all the same
+ALWAYS = 2**62  # later than any time: an answer without a time is about the last view
 
 
-def read_kuailive_m3(folder: str | Path, limit_users: int | None = None, progress: bool = True,
-                     drop_unknown_rooms: bool = False) -> Tables:
+def read_kuailive_m3(folder: str | Path, options: Options = DEFAULTS) -> Tables:
     """Canonical tables of a KuaiLive-M3 folder.
 
-    Every row of live_interaction.csv is a view (click=True) of play_duration milliseconds, or, where that is empty,
-    of the time between its start and its end. gift_value is the number of gifts: M3 has no prices. Views of a room
-    that live_room_meta does not have are left out and counted.
-
-    Args:
-      folder: as it was downloaded. limit_users: keep the first so many people in the order of their ids, and only the
-        content of rooms that they entered; the content of everything is 45 GB.
-      progress: show a bar on a terminal, file by file.
-      drop_unknown_rooms: also leave out and count, rather than refuse, views with gifts for an unknown room.
+    Every row of live_interaction is a view (click=True) of play_duration milliseconds, or, where that is missing, of
+    the time between its start and its end. gift_value is the number of gifts: M3 has no prices. Rows of a room that
+    live_room_meta does not have are left out and counted. With `options.limit_users` only the content of rooms that
+    those people entered is read; the content of everything is 45 GB.
 
     Raises:
       FileNotFoundError: if the folder or a needed file is missing.
-      ValueError: with file, row and column, for a cell of the wrong type, an impossible time, or a gift for a room
-        that does not exist.
+      ValueError: with file, row and column, for a missing column or a file that cannot be read; and where the content
+        lies outside of its rooms: then clocks without a zone are of another one (`options.utc_offset_hours`).
     """
-    if limit_users is not None and limit_users < 1:
-        raise ValueError(f"limit_users={limit_users} must be at least 1")
     folder = Path(folder)
-    paths = _find(folder)
-    shards = _shards(paths)
-    notes: dict[str, int] = {}
-    dropped: dict[str, int] = {}
-    with tqdm(total=len(paths) - bool(shards) + len(shards), desc="KuaiLive-M3", unit="file",
-              disable=None if progress else True) as bar:
-        file = paths["live_interaction.csv"]
-        texts = text_ids(file, INTERACTION, unknown_is_error=False)
-        people = {}
-        for name in PEOPLE:
-            if name in paths:
-                people[name] = read_csv(paths[name], PEOPLE[name], texts, unknown_is_error=False)
-                bar.update()
-        listed = [people["user_id_set.csv"].frame["user_id"]] if "user_id_set.csv" in people else []
-        users = room_logs.all_ids(ids_in(file, INTERACTION, "user_id", texts, unknown_is_error=False), *listed)
-        only = users[:limit_users] if limit_users is not None and limit_users < len(users) else None
-        users = users if only is None else only
-
-        file_of_rooms = paths["live_room_meta.parquet"]
-        rooms = room_logs.one_row_a_room(file_of_rooms, room_rows(file_of_rooms, texts, notes), notes)
-        bar.update()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder. Give the folder of the downloaded data set")
+    places = places_of(folder, lambda place: (folder / place).exists())
+    paths = {name: folder / place for name, place in places.items()}
+    forms = forms_of(paths, options)
+    content = []
+    if CONTENT in paths:
+        content = content_forms(paths[CONTENT], sorted(paths[CONTENT].rglob("*")), forms, options)
+    counts = Counts(options.stop)
+    with tqdm(total=len(forms) + len(content), desc="KuaiLive-M3", unit="file", disable=None) as bar:
+        people = {name: rows.read(forms[name], counts) for name in ("user_id_set", "author_profile") if name in forms}
+        listed = [people["user_id_set"]["user_id"]] if "user_id_set" in people else []
+        everybody = room_logs.all_ids(rows.ids_in(forms["live_interaction"], "user_id"), *listed)
+        users = everybody[:options.limit_users]
+        found = room_rows(forms["live_room_meta"], rows.read(forms["live_room_meta"], counts), counts)
+        rooms = room_logs.one_row_a_room(forms["live_room_meta"], found, counts)
+        bar.update(1 + len(people))
         videos = None
-        if "photo_play.parquet" in paths:
-            videos = video_rows(paths["photo_play.parquet"], texts, users, notes)
+        if "photo_play" in forms:
+            known = Known(pl.DataFrame(), users, everybody[:0], everybody)
+            videos = rows.read(forms["photo_play"], counts, functools.partial(
+                video_rows, forms["photo_play"], known=known, counts=counts))
             bar.update()
-        profiles = people.get("author_profile.csv")
         authors = room_logs.all_ids(rooms["author"], *([] if videos is None else [videos["author"]]),
-                                   *([] if profiles is None else [profiles.frame["author_id"]]))
+                                    *([people["author_profile"]["author_id"]] if "author_profile" in people else []))
         rooms = room_logs.number(rooms, "author", authors, "author_id")
-
-        rows = read_csv(file, INTERACTION, texts, only, unknown_is_error=False)
-        notes |= {f"value of the column {name!r} of {file.name}, which is not used": rows.total for name in rows.unused}
-        if only is not None:
-            dropped[f"row of a person beyond the first {len(only):,} (limit_users)"] = rows.total - len(rows.frame)
-        world = World(known_rooms(rooms), users, authors, drop_unknown_rooms)
-        views = once(views_in(file, rows.frame, world, notes, dropped), notes, dropped)
-        bar.update()
-        segments = None
-        if shards:
-            wanted = rooms["live_id"] if only is None else rooms["live_id"].gather(views["room_id"].unique().sort())
-            segments = _segments(shards, rooms["live_id"], wanted, notes, bar)
-    table = room_logs.interactions(views)
+        known = Known(known_rooms(rooms), users, authors, everybody)
+        events = {}
+        for name in EVENTS:
+            if name in forms:
+                events[name] = rows.read(forms[name], counts, functools.partial(
+                    in_rooms, name, forms[name], known=known, counts=counts))
+                bar.update()
+        table = table_of(events, counts)
+        segments, zone = None, {}
+        if content:
+            wanted = known.rooms
+            if len(users) < len(everybody):
+                wanted = wanted.filter(pl.col("room_id").is_in(table["room_id"].unique().implode()))
+            parts, width = [], None
+            for i, form in enumerate(content):
+                for part in rows.parts(form, counts):
+                    part = segments_in(part, wanted, known.rooms, counts)
+                    part, width = embedded(form, part, width, counts)
+                    parts.append(part.with_columns(pl.lit(i, pl.Int32).alias("file")))
+                bar.update()
+            segments = segment_table(pl.concat(parts), counts)
+            zone = inside_by_shift(segments, known.rooms)
+            check_zone(zone, forms["live_room_meta"])
     if videos is not None:
         videos = video_table(videos, authors)
-    features = [] if profiles is None else room_logs.side_features(profiles, "author_id", PEOPLE["author_profile.csv"],
-                                                                  authors, notes)
-    report = ReadReport(str(folder), rows.total, len(table), {k: v for k, v in dropped.items() if v},
-                        {k: v for k, v in notes.items() if v})
+    features = room_logs.side_features(forms["author_profile"], people["author_profile"], authors, counts
+                                       ) if "author_profile" in people else []
     author_table = room_logs.id_table("author_id", authors).with_columns(features)
+    report = counts.report(str(folder), len(table), room_logs.about([*forms.values(), *content[:1]]))
     return validate(Tables(table, room_logs.room_table(rooms), author_table, room_logs.id_table("user_id", users),
                            report, segments=segments, videos=videos, rooms_are_true_lifetimes=True))
 
 
-def _find(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder. Give the folder of the downloaded data set")
-    return {name: folder / place for name, place in places_of(folder, lambda place: (folder / place).exists()).items()}
-
-
 def places_of(folder: str | Path, exists: Callable[[str], bool]) -> dict[str, str]:
-    """Key of PLACES → where it is in the folder, of which `exists` tells what is there."""
+    """Key of FILES, or CONTENT → where it is in the folder, of which `exists` tells what is there."""
     found = {}
-    for name, inner in PLACES.items():
-        place = next((p for p in (name, f"{inner}/{name}") if exists(p)), None)
+    for name in (*FILES, CONTENT):
+        endings = ("",) if name == CONTENT else (".csv", ".parquet", ".csv.gz", ".csv.zip")
+        places = [f"{inner}{name}{ending}" for inner in ("", "live/", "short_video/") for ending in endings]
+        place = next((place for place in places if exists(place)), None)
         if place is not None:
             found[name] = place
-        elif name in ("live_interaction.csv", "live_room_meta.parquet"):
-            raise FileNotFoundError(f"{folder}/{name} is missing (nor is it in {inner}/); a KuaiLive-M3 folder has at "
-                                    "least live_interaction.csv and live_room_meta.parquet")
+        elif name in NEEDED:
+            raise FileNotFoundError(f"{folder}/{name}.csv (or .parquet) is missing, nor is it in live/; a KuaiLive-M3 "
+                                    f"folder has at least {' and '.join(NEEDED)}")
     return found
 
 
-def _shards(paths: dict[str, Path]) -> list[Path]:
-    if "live_emb_128_ts" not in paths:
-        return []
-    folder = paths["live_emb_128_ts"]
-    shards = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".csv"))
+def forms_of(paths: dict[str, Path], options: Options) -> dict[str, Form]:
+    """Key of FILES → form of the file, for those that are there; ids are whole numbers in all files, or text in all."""
+    labels = {name: "" if name == "live_interaction" else f"{path.name}: " for name, path in paths.items()}
+    forms = {name: forms_lib.form_of(path, FILES[name], name in EVENTS, labels[name], options.offset_ms)
+             for name, path in paths.items() if name != CONTENT}
+    whole = all(form.whole_ids for form in forms.values())
+    return {name: replace(form, whole_ids=whole) for name, form in forms.items()}
+
+
+def content_forms(folder: Path, files: Iterable[Path], forms: dict[str, Form], options: Options) -> list[Form]:
+    """Forms of the shards of content among some files. Raises: FileNotFoundError: if there is none."""
+    shards = [path for path in files if path.suffixes[-1:] in ([".parquet"], [".csv"])]
     if not shards:
         raise FileNotFoundError(f"{folder} {NO_SHARD}")
-    return shards
+    return [replace(forms_lib.form_of(path, SEGMENT, False, f"{path.name}: ", options.offset_ms),
+                    whole_ids=forms["live_room_meta"].whole_ids) for path in shards]
 
 
-def _frame(path: Path, columns: dict[str, bool], notes: dict[str, int], keep: pl.Expr | None = None,
-           part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
-    """The known columns of a parquet (or CSV) file, times as int64 ms, with RECORD.
-
-    `part` is some of the file's rows and the number of rows before them, or None for the whole file.
-    """
-    try:
-        scan, first = part or (pl.scan_parquet(path) if path.suffix == ".parquet" else pl.scan_csv(path), 0)
-        schema = scan.collect_schema()
-        if "author_id" in columns and "author_id" not in schema and "streamer_id" in schema:
-            scan, schema = scan.rename({"streamer_id": "author_id"}), schema | {"author_id": None}
-        missing = [name for name, needed in columns.items() if needed and name not in schema]
-        if missing:
-            raise ValueError(f"{path} lacks the column {missing[0]!r}; found {', '.join(schema)}")
-        unused = [name for name in schema if name not in columns and name != "streamer_id"]
-        scan = scan.select(name for name in columns if name in schema).with_row_index(RECORD, first)
-        frame = (scan if keep is None else scan.filter(keep)).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): download it again") from error
-    for name in unused:
-        reason = f"value of the column {name!r} of {path.name}, which is not used"
-        notes[reason] = notes.get(reason, 0) + len(frame)
-    for name in frame.columns:
-        if not name.endswith("timestamp"):
-            continue
-        if frame.schema[name] == pl.String:
-            clock = pl.coalesce(pl.col(name).cast(pl.Int64, strict=False), clock_ms(pl.col(name)))
-            refuse(path, frame, name, pl.col(name).is_not_null() & clock.is_null(), "is not a time")
-            frame = frame.with_columns(clock.alias(name))
-        elif isinstance(frame.schema[name], pl.Datetime):
-            frame = frame.with_columns(pl.col(name).dt.epoch("ms"))
-        if frame.schema[name].is_float():
-            frame = frame.with_columns(pl.col(name).fill_nan(None))
-        elif not frame.schema[name].is_integer():
-            raise ValueError(f"{path}, column {name}: holds {frame.schema[name]}; times in milliseconds are needed")
-        check_times(path, frame, name)
-        frame = frame.with_columns(pl.col(name).cast(pl.Int64))
-    for name in columns:
-        if name in frame.columns and columns[name] and name != "end_timestamp":
-            refuse(path, frame, name, pl.col(name).is_null(), "is empty; every row needs a value there")
-    return frame
-
-
-def _typed(path: Path, frame: pl.DataFrame, column: str, is_text: bool) -> pl.DataFrame:
-    """Ids as in live_interaction.csv: text, or whole numbers."""
-    dtype = pl.String if is_text else pl.Int64
-    ids = pl.col(column).cast(dtype, strict=False)
-    refuse(path, frame, column, ids.is_null(), "is not a whole number, like the ids of live_interaction.csv")
-    return frame.with_columns(ids)
-
-
-def room_rows(path: Path, texts: frozenset[str], notes: dict[str, int],
-              part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
-    """Rows of live_room_meta, or of a part of it (see `_frame`), as `indexing.one_row_a_room` takes them."""
-    frame = _frame(path, ROOM, notes, part=part)
-    for name in ("live_id", "author_id"):
-        frame = _typed(path, frame, name, name in texts)
+def room_rows(form: Form, frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
+    """Rows of live_room_meta, or of a part of it, as `room_logs.one_row_a_room` takes them."""
     if "live_duration" in frame.columns:
         differs = (pl.col("end_timestamp") - pl.col("start_timestamp") - pl.col("live_duration")).abs() > 1000
-        notes[f"{path.name}: live_duration is more than a second off its start and end, which are believed"] = int(
-            frame.select(differs.sum()).item())
+        counts.add("notes", f"{form.label}live_duration is more than a second off its start and end, which are "
+                   "believed", frame.select(differs.sum()).item())
     frame = frame.drop("live_duration", strict=False).rename(
         {"author_id": "author", "start_timestamp": "start_ms", "end_timestamp": "end_ms"})
     return frame.with_columns(pl.lit(-1, pl.Int32).alias(name) for name in ("category", "title_embedding"))
 
 
-def views_in(path: Path, frame: pl.DataFrame, world: World, notes: dict[str, int], dropped: dict[str, int]
-             ) -> pl.DataFrame:
-    """Views of rooms that there are, from rows of live_interaction.csv or of a part of it.
+def in_rooms(name: str, form: Form, frame: pl.DataFrame, known: Known, counts: Counts) -> pl.DataFrame:
+    """Rows of a file of EVENTS, or of a part of it, that name a room and a person that there are.
 
     Returns:
-      columns of the interactions table, and `outside`: whether the view begins outside of the room's life.
+      user_id, room_id, author_id (dense) and start_ms; of live_interaction also the columns of the interactions table
+      and `outside` (whether it is outside of the room's life), of live_questionnaire also satisfaction.
     """
-    start, end = pl.col("live_play_start_timestamp"), pl.col("live_play_end_timestamp")
+    frame = frame.join(known.rooms.rename({"author_id": "owner"}), on="live_id", how="left", maintain_order="left")
+    frame = counts.keep_good(form, frame, pl.col("room_id").is_null(), "live_id", "is a room that live_room_meta does "
+                             "not have", dirt=True)
+    frame = room_logs.of_people(frame, known, form, NOWHERE, counts)
+    if name == "live_interaction":
+        return _views(form, frame, known, counts)
+    time = pl.col("timestamp").fill_null(ALWAYS) if "timestamp" in frame.columns else pl.lit(ALWAYS, pl.Int64)
+    return frame.select("user_id", "room_id", pl.col("owner").alias("author_id"), time.alias("start_ms"),
+                        *[column for column in ("satisfaction",) if column in frame.columns])
+
+
+def _views(form: Form, frame: pl.DataFrame, known: Known, counts: Counts) -> pl.DataFrame:
+    start, end, told = (pl.col(name) for name in ("live_play_start_timestamp", "live_play_end_timestamp",
+                                                  "play_duration"))
     if "live_play_end_timestamp" not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.Int64).alias("live_play_end_timestamp"))
-    refuse(path, frame, "live_play_end_timestamp", end < start, "is before the start of the view; correct or remove "
-           "the row")
-    refuse(path, frame, "play_duration", pl.col("play_duration").is_null() & end.is_null(), "is empty, and so is "
-           "live_play_end_timestamp; one of them is needed")
-    for name in (*COUNTS, "send_gift_cnt"):
-        if name in frame.columns:
-            refuse(path, frame, name, pl.col(name) < 0, "is negative; a count is 0 or more")
-        else:
-            frame = frame.with_columns(pl.lit(0).alias(name))
-    off = (end - start - pl.col("play_duration")).abs() > 1000
-    notes["view whose play_duration is more than a second off its start and end (play_duration is believed)"] = int(
-        frame.select(off.sum()).item())
-    rooms = world.rooms.rename({"author_id": "owner"})
-    frame = frame.join(rooms, on="live_id", how="left", maintain_order="left")
-    unknown = pl.col("room_id").is_null()
-    if not world.drop_unknown_rooms:
-        refuse(path, frame, "live_id", unknown & (pl.col("send_gift_cnt") > 0), "is a room that live_room_meta does "
-               "not have, yet a gift was sent there. Add the room, remove the row, or prepare the folder with "
-               "--drop_unknown_rooms, which leaves such rows out and counts them")
-    dropped["room that live_room_meta does not have"] = frame["room_id"].null_count()
-    frame = room_logs.number(frame.filter(~unknown), "user_id", world.users, "user").rename({"user": "user_id"})
-    notes["author_id differs from live_room_meta, which is believed"] = int(
-        (frame["author_id"] != world.authors.gather(frame["owner"])).sum())
+    counts.remark(form, frame, end < start, "live_play_end_timestamp", "is before the start of the view, read as "
+                  "unknown", dirt=True, kind="notes")
+    frame = frame.with_columns(pl.when(end >= start).then(end).alias("live_play_end_timestamp"))
+    frame = counts.keep_good(form, frame, told.is_null() & end.is_null(), "play_duration", "is missing, and so is "
+                             "live_play_end_timestamp", dirt=True)
+    counts.add("notes", "view whose play_duration is more than a second off its start and end (play_duration is "
+               "believed)", frame.select(((end - start - told).abs() > 1000).sum()).item())
+    counts.add("notes", "author_id differs from live_room_meta, which is believed",
+               (frame["author_id"] != known.authors.gather(frame["owner"])).sum())
+    absent = [name for name in (*COUNTS, "send_gift_cnt") if name not in frame.columns]
+    frame = frame.with_columns(pl.lit(0).alias(name) for name in absent)
     return frame.select(
         "user_id", "room_id", pl.col("owner").alias("author_id"), start.alias("start_ms"),
-        pl.coalesce("play_duration", end - start).alias("watch_ms"), pl.lit(True).alias("click"),
-        *[pl.col(name).fill_null(0).alias(target) for name, target in COUNTS.items()],
+        pl.coalesce(told, end - start).alias("watch_ms"), pl.lit(True).alias("click"),
+        *[pl.col(name).fill_null(0).cast(pl.Int32).alias(target) for name, target in COUNTS.items()],
         pl.col("send_gift_cnt").fill_null(0).cast(pl.Float32).alias("gift_value"),
         room_logs.is_outside(start, pl.col("room_start_ms"), pl.col("room_end_ms")).alias("outside"))
 
 
-def once(views: pl.DataFrame, notes: dict[str, int], dropped: dict[str, int]) -> pl.DataFrame:
-    """The views of some people, all of each of them, without those that repeat person, room and time of another."""
-    kept = room_logs.longest_watch(views)
-    dropped["repeats person, room and time of another row (the longest watch is kept)"] = len(views) - len(kept)
-    notes["view that begins before its room does, or after its end"] = int(kept["outside"].sum())
-    return kept
+def table_of(events: dict[str, pl.DataFrame], counts: Counts) -> pl.DataFrame:
+    """The canonical interactions of some people, from all of their events: file → rows that `in_rooms` returns."""
+    views = room_logs.longest_watch(events["live_interaction"])
+    counts.add("dropped", "repeats person, room and time of another row (the longest watch is kept)",
+               len(events["live_interaction"]) - len(views))
+    counts.add("notes", room_logs.OUTSIDE, int(views["outside"].sum()))
+    views = views.with_columns(pl.int_range(pl.len()).alias("view"))
+    for name, column in EVENTS.items():
+        if name in events and column:  # the counts of live_interaction may hold the same events
+            total = room_logs.total_of_last_view(events[name].with_columns(value=1.0), views, name, counts)
+            views = views.with_columns(pl.max_horizontal(column, total.cast(pl.Int32)).alias(column))
+    if "live_questionnaire" in events:
+        answers = room_logs.last_view(events["live_questionnaire"].drop("author_id"), views, order=("satisfaction",))
+        lost = answers["view"].null_count()
+        answers = answers.drop_nulls("view").group_by("view").agg(pl.col("satisfaction").last().cast(pl.Float32))
+        counts.add("dropped", "live_questionnaire: the person has no view of the room before", lost)
+        counts.add("merged", "live_questionnaire: row that belongs to a view", len(events["live_questionnaire"]) - lost)
+        views = views.join(answers, on="view", how="left", maintain_order="left")
+    shown = [room_logs.impressions(events["live_show"], views, "live_show", counts)] if "live_show" in events else []
+    return room_logs.interactions(pl.concat([views, *shown], how="diagonal"))
 
 
-def _segments(shards: list[Path], live_ids: pl.Series, wanted: pl.Series, notes: dict[str, int], bar) -> pl.DataFrame:
-    """Segments of the wanted rooms, sorted by (room_id, end_ms)."""
-    numbered = pl.DataFrame([live_ids.alias("live_id")]).with_row_index("room_id").cast({"room_id": pl.Int32})
-    keep = None if len(wanted) == len(live_ids) else pl.col("live_stream_id").cast(wanted.dtype, strict=False).is_in(
-        wanted.implode())
-    parts, width = [], None
-    for i, path in enumerate(shards):
-        frame = in_rooms(segment_rows(path, live_ids.dtype == pl.String, notes, keep), numbered, notes)
-        if len(frame):
-            frame, width = embedded(path, frame, width)
-            parts.append(frame.with_columns(pl.lit(i, pl.Int32).alias("file")))
-        bar.update()
-    if not parts:
-        return pl.DataFrame(schema={"room_id": pl.Int32, "end_ms": pl.Int64, "embedding": pl.Array(pl.Float32, 128)})
-    return segment_table(pl.concat(parts), notes)
+def segments_in(frame: pl.DataFrame, wanted: pl.DataFrame, rooms: pl.DataFrame, counts: Counts) -> pl.DataFrame:
+    """Segments of the wanted rooms, of some rows of content, with their room_id; `rooms` are all that there are."""
+    frame = frame.join(rooms.select("live_id", "room_id"), on="live_id", how="left", maintain_order="left")
+    counts.add("notes", "segment of a room that live_room_meta does not have, left out", frame["room_id"].null_count())
+    frame = frame.drop_nulls("room_id")
+    return frame if len(wanted) == len(rooms) else frame.filter(pl.col("room_id").is_in(wanted["room_id"].implode()))
 
 
-def segment_rows(path: Path, is_text: bool, notes: dict[str, int], keep: pl.Expr | None = None,
-                 part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
-    """Rows of a file of content, or of a part of it (see `_frame`), with the room under live_id."""
-    frame = _typed(path, _frame(path, SEGMENT, notes, keep, part), "live_stream_id", is_text)
-    return frame.rename({"live_stream_id": "live_id"})
-
-
-def in_rooms(rows: pl.DataFrame, rooms: pl.DataFrame, notes: dict[str, int]) -> pl.DataFrame:
-    """Rows with the room_id of their live_id, without those of a room that `rooms` (live_id, room_id) lack."""
-    frame = rows.join(rooms.select("live_id", "room_id"), on="live_id", how="left", maintain_order="left")
-    reason = "segment of a room that live_room_meta does not have, left out"
-    notes[reason] = notes.get(reason, 0) + frame["room_id"].null_count()
-    return frame.drop("live_id").filter(pl.col("room_id").is_not_null())
-
-
-def segment_table(rows: pl.DataFrame, notes: dict[str, int]) -> pl.DataFrame:
-    """The canonical table from all segments of some rooms: room_id, end_ms, segment_id, embedding, file, RECORD."""
-    frame = rows.sort("room_id", "end_ms", "segment_id", "file", RECORD)
+def segment_table(frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
+    """The canonical table from all segments of some rooms: room_id, end_ms, segment_id, embedding, file, LINE."""
+    frame = frame.sort("room_id", "end_ms", "segment_id", "file", LINE)
     again = room_logs.like_the_row_before(frame, "room_id", "end_ms")
-    notes["segment that ends with another of its room, left out"] = int(again.sum())
+    counts.add("notes", "segment that ends with another of its room, left out", int(again.sum()))
     return frame.filter(~again).select("room_id", "end_ms", "embedding")
 
 
-def embedded(path: Path, frame: pl.DataFrame, width: int | None) -> tuple[pl.DataFrame, int]:
+def embedded(form: Form, frame: pl.DataFrame, width: int | None, counts: Counts) -> tuple[pl.DataFrame, int | None]:
     """Segments with `embedding`, an array of float32 [width]; feature_128 is a list, an array, or a text with commas.
 
     `width` is that of every other segment, or None if these are the first. Returns also the width.
+    Raises: ValueError: for content that is no list of numbers.
     """
-    cells = pl.col("feature_128")
-    if frame.schema["feature_128"] == pl.String:
-        parts = cells.str.strip_chars("[] ").str.replace_all(r"[,\s]+", ",").str.split(",")
-        frame = frame.with_columns(parts.list.eval(pl.element().cast(pl.Float32, strict=False)).alias("feature_128"))
-    elif isinstance(frame.schema["feature_128"], pl.Array):
-        frame = frame.with_columns(cells.arr.to_list())
-    elif not isinstance(frame.schema["feature_128"], pl.List):
-        raise ValueError(f"{path}, column feature_128: holds {frame.schema['feature_128']}; lists of numbers are "
-                         "needed")
-    width = width or int(frame["feature_128"].list.len()[0])
-    size = pl.col("feature_128").list.len()
-    refuse(path, frame.with_columns(size=size), "feature_128", (size != width) | (size == 0),
-           f"numbers are there; every segment needs {width}", "size")
-    numbers = pl.col("feature_128").list.eval(pl.element().is_finite().fill_null(False)).list.all()
-    refuse(path, frame.with_columns(size=size), "feature_128", ~numbers, "numbers are there, one of which is not "
-           "finite or not a number", "size")
-    vectors = pl.col("feature_128").cast(pl.Array(pl.Float32, width)).alias("embedding")
-    return frame.select("room_id", pl.col("timestamp").alias("end_ms"), "segment_id", vectors, RECORD), width
+    vectors = pl.col("feature_128")
+    dtype = frame.schema["feature_128"]
+    if dtype == pl.String:
+        parts = vectors.str.strip_chars("[] ").str.replace_all(r"[,\s]+", ",").str.split(",")
+        frame = frame.with_columns(parts.list.eval(pl.element().cast(pl.Float32, strict=False)))
+    elif isinstance(dtype, pl.Array):
+        frame = frame.with_columns(vectors.arr.to_list())
+    elif not isinstance(dtype, pl.List) or not dtype.inner.is_numeric():
+        raise ValueError(f"{form.path}, column feature_128: holds {dtype}; lists of numbers are needed")
+    if width is None and len(frame):
+        width = int(frame["feature_128"].list.len().mode().max()) or 1
+    frame = frame.with_columns(size=vectors.list.len().fill_null(0))
+    frame = counts.keep_good(form, frame, pl.col("size") != (width or 1), "feature_128", f"numbers are there, where "
+                             f"{width} are needed", "size")
+    finite = vectors.list.eval(pl.element().cast(pl.Float32).is_finite().fill_null(False)).list.all()
+    frame = counts.keep_good(form, frame, ~finite, "feature_128", "numbers are there, one of which is not finite",
+                             "size")
+    if "segment_id" not in frame.columns:
+        frame = frame.with_columns(segment_id=pl.lit(None, pl.String))
+    made = vectors.cast(pl.Array(pl.Float32, width or 128)).alias("embedding")
+    return frame.select("room_id", pl.col("timestamp").alias("end_ms"), "segment_id", made, LINE), width
 
 
-def video_rows(path: Path, texts: frozenset[str], users: pl.Series, notes: dict[str, int],
-               part: tuple[pl.LazyFrame, int] | None = None) -> pl.DataFrame:
-    """Short-video views, all or a part (see `_frame`), of the people that are kept.
+def inside_by_shift(segments: pl.DataFrame, rooms: pl.DataFrame) -> dict[str, int]:
+    """Rooms that hold their first segment if their clocks are h hours further ahead than taken for: "h" → rooms.
 
-    Returns:
-      user_id (dense), author (as in the source), start_ms, watch_ms.
+    "all" → rooms with a segment. Of some rooms (room_id, room_start_ms, room_end_ms) and all segments of them.
     """
-    keep = pl.col("user_id").cast(users.dtype, strict=False).is_in(users.implode())
-    frame = _typed(path, _frame(path, VIDEO, notes, keep, part), "author_id", "author_id" in texts)
-    refuse(path, frame, "leave_timestamp", pl.col("leave_timestamp") < pl.col("enter_timestamp"),
-           "is before enter_timestamp; correct or remove the row")
-    frame = room_logs.number(_typed(path, frame, "user_id", "user_id" in texts), "user_id", users, "user")
+    first = segments.group_by("room_id").agg(pl.col("end_ms").min()).join(rooms, on="room_id")
+    end = pl.col("room_end_ms").fill_null(ALWAYS) + ZONE_SLACK_MS
+    hours = np.arange(-28, 29) / 2
+    made = first.select(
+        (pl.col("end_ms") + round(h * 3_600_000)).is_between(pl.col("room_start_ms"), end).sum().alias(f"{h:g}")
+        for h in hours)
+    return {"all": len(first)} | made.row(0, named=True)
+
+
+def check_zone(inside: dict[str, int], form: Form) -> None:
+    """Raises ValueError where most rooms do not hold their own content, with the offset that would fit, if any."""
+    total = inside.get("all", 0)
+    if 2 * inside.get("0", 0) >= total:
+        return
+    best = max((h for h in inside if h != "all"), key=lambda h: (inside[h], -abs(float(h))))
+    said = f"{form.path}: {inside['0']:,} of {total:,} rooms hold their first segment of content"
+    if 2 * inside[best] < total or form.medians["start_timestamp"] is not None:
+        raise ValueError(f"{said}, whatever the zone of their clocks: rooms and content are not of the same log, or a "
+                         "time is in another unit")
+    raise ValueError(f"{said}; {inside[best]:,} would if clocks without a zone are those of UTC"
+                     f"{form.offset_ms / 3_600_000 + float(best):+g}: give --utc_offset_hours="
+                     f"{form.offset_ms / 3_600_000 + float(best):g}")
+
+
+def video_rows(form: Form, frame: pl.DataFrame, known: Known, counts: Counts) -> pl.DataFrame:
+    """Short-video views, all or a part, of the people that are kept: user_id (dense), author (as in the source),
+    start_ms, watch_ms."""
+    frame = room_logs.number(frame, "user_id", known.users, "user").drop_nulls("user")
+    frame = counts.keep_good(form, frame, pl.col("leave_timestamp") < pl.col("enter_timestamp"), "leave_timestamp",
+                             "is before enter_timestamp", dirt=True)
     return frame.select(pl.col("user").alias("user_id"), pl.col("author_id").alias("author"),
                         pl.col("enter_timestamp").alias("start_ms"),
                         (pl.col("leave_timestamp") - pl.col("enter_timestamp")).alias("watch_ms"))
 
 
-def video_table(rows: pl.DataFrame, authors: pl.Series) -> pl.DataFrame:
+def video_table(frame: pl.DataFrame, authors: pl.Series) -> pl.DataFrame:
     """The canonical table from `video_rows` of some people, all of each of them."""
-    return room_logs.number(rows, "author", authors, "author_id").select(
+    return room_logs.number(frame, "author", authors, "author_id").select(
         "user_id", "author_id", "start_ms", "watch_ms").sort("user_id", "start_ms", "author_id", "watch_ms")

@@ -1,41 +1,66 @@
-"""What readers of logs with room lifetimes share: dense ids, one row a room, side features, one row a view."""
+"""What readers of logs share: dense ids, one row a room, side features, views and what happened in them."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from data_pipelines.readers.csv_files import RECORD, Column, Rows, clock_ms, refuse
-from data_pipelines.tables import INTERACTIONS, ROOMS, sort_interactions
+from data_pipelines.readers import cells as cell_rules
+from data_pipelines.readers.forms import Form
+from data_pipelines.readers.rows import Counts
+from data_pipelines.readers.text_files import LINE
+from data_pipelines.tables import INTERACTIONS, LOGGED, ROOMS, sort_interactions
 
 LARGEST = 2**31 - 1
+OUTSIDE = "view that begins before its room does, or after its end"
 DATES = ("reg_timestamp", "first_watch_live_timestamp", "first_live_timestamp")
 CATEGORIES = ("age", "gender", "country", "device_brand", "device_price", "is_live_streamer", "is_photo_author",
               "is_live_author", "age_segment", "live_operation_tag", *[f"onehot_feat{i}" for i in range(7)])
-_RANGE = r"^-?\d+(\.\d+)?\s*(\+|[-~]\s*\d+(\.\d+)?\s*\+?)$"  # 100-500, 5000+
-_LOWER = r"^(-?\d+(?:\.\d+)?)"
+_NUMBER = r"-?\d+(?:\.\d+)?\s*[kKwWmM]?"
+# 0-1k, 5000+, [0,10), >5
+_RANGE = rf"^(?:[\[(]?{_NUMBER}\s*(?:[-~,]\s*{_NUMBER}\s*[\])]?\s*\+?|\+)|[<>]=?\s*{_NUMBER})$"
+_LOWER, _TIMES = r"^[\[(>=]*\s*(-?\d+(?:\.\d+)?)", r"^[\[(>=]*\s*-?\d+(?:\.\d+)?\s*([kKwWmM])"
+_UNITS = {"k": 1e3, "w": 1e4, "m": 1e6}
 
 
 @dataclass
-class World:
-    """What the rows of a file of views or events are joined with.
+class Known:
+    """The rooms and people that rows of views or events may name.
 
     Attributes:
-      rooms: live_id, author_id, room_id (dense), room_start_ms, room_end_ms: every room that the rows may name.
-      users, authors: ids in the source, in order.
-      drop_unknown_rooms: leave out, rather than refuse, what names a room that there is not.
+      rooms: live_id, author_id, room_id (dense), room_start_ms, room_end_ms.
+      users, authors: ids in the source, in order. everybody: users before `limit_users`.
     """
 
     rooms: pl.DataFrame
     users: pl.Series
     authors: pl.Series
-    drop_unknown_rooms: bool
+    everybody: pl.Series
+
+
+def beyond(limit: int) -> str:
+    """Why a row is left out where only some of the people are wanted."""
+    return f"row of a person beyond the first {limit:,} (limit_users)"
+
+
+def about(forms: Iterable[Form]) -> list[str]:
+    """Columns that are not read, and clocks without a zone, as sentences."""
+    return [f"{form.label}columns not used: {', '.join(form.unused)}" for form in forms if form.unused]
+
+
+def ordered(ids: pl.Series) -> pl.Series:
+    """Different ids in the order in which they are numbered: of numbers where all are, else of the alphabet."""
+    ids = ids.sort()
+    if ids.dtype != pl.String:
+        return ids
+    number = ids.cast(pl.Int64, strict=False)
+    return ids if number.has_nulls() else pl.DataFrame({"id": ids, "number": number}).sort("number", "id")["id"]
 
 
 def all_ids(*columns: pl.Series) -> pl.Series:
     """The different ids of several columns, in the order in which they are numbered."""
-    return pl.concat([column.unique() for column in columns]).unique().sort()
+    return pl.concat([column.unique() for column in columns]).unique().drop_nulls().sort()
 
 
 def id_table(key: str, ids: pl.Series) -> pl.DataFrame:
@@ -49,40 +74,51 @@ def number(frame: pl.DataFrame, column: str, ids: pl.Series, name: str) -> pl.Da
     return frame.join(places, on=column, how="left", maintain_order="left").drop(column)
 
 
-def one_row_a_room(path: Path, rooms: pl.DataFrame, notes: dict[str, int]) -> pl.DataFrame:
+def of_people(frame: pl.DataFrame, known: Known, form: Form, nowhere: str, counts: Counts) -> pl.DataFrame:
+    """Rows of the people that are wanted, with dense user_id; `nowhere` says where a stranger is missing."""
+    frame = number(frame.with_columns(source_user="user_id"), "user_id", known.users, "dense")
+    frame = frame.rename({"dense": "user_id"})
+    absent = pl.col("user_id").is_null()
+    if len(known.users) < len(known.everybody):
+        left = absent & pl.col("source_user").is_in(known.everybody.implode())
+        if form.events:
+            counts.add("dropped", beyond(len(known.users)), frame.select(left.sum()).item())
+        frame = frame.filter(~left)
+    frame = counts.keep_good(form, frame, absent, "user_id", f"is a person whom {nowhere} has", "source_user", True)
+    return frame.drop("source_user")
+
+
+def one_row_a_room(form: Form, rooms: pl.DataFrame, counts: Counts) -> pl.DataFrame:
     """Rooms sorted by live_id, each once: earliest start, latest end, and everything else of its earliest row.
 
-    Args:
-      path: the file, for errors. rooms: live_id, author, start_ms, end_ms (may be null), others, RECORD.
-      notes: to which the merged rows and the rooms without length are added.
+    A row that names another author than the room's earliest one is left out and counted; an end before the start is not
+    known.
 
-    Raises:
-      ValueError: for a room that ends before it starts, or that two authors claim.
+    Args:
+      form: of the file. rooms: live_id, author, start_ms, end_ms (may be null), others, LINE.
     """
-    refuse(path, rooms, "end_timestamp", pl.col("end_ms") < pl.col("start_ms"),
-           "is before the start of the room; a room must end after it starts, or have an empty end", "end_ms")
-    rooms = rooms.sort("live_id", "start_ms", RECORD)
+    early = pl.col("end_ms") < pl.col("start_ms")
+    counts.remark(form, rooms, early, "end_timestamp", "is before the start of the room, read as unknown", "end_ms",
+                  dirt=True)
+    rooms = rooms.with_columns(pl.when(~early).then("end_ms")).sort("live_id", "start_ms", LINE)
     again = like_the_row_before(rooms, "live_id")
     if again.any():
-        other = again & (rooms["author"] != rooms["author"].shift()).fill_null(False)
-        refuse(path, rooms.with_columns(other=other), "live_id", pl.col("other"), "is claimed by two streamers; a room "
-               "has one: correct or remove one of its rows")
         # Of a room with several rows some may have been written before it ended: any end is later than none.
         several = again | again.shift(-1, fill_value=False)
-        merged = rooms.filter(several).group_by("live_id", maintain_order=True).agg(
+        some = rooms.filter(several)
+        other = pl.col("author") != pl.col("author").first().over("live_id")
+        some = counts.keep_good(form, some, other, "author", "is another streamer of a room that has one", dirt=True)
+        merged = some.group_by("live_id", maintain_order=True).agg(
             pl.exclude("end_ms").first(), pl.col("end_ms").max())
+        counts.add("notes", f"{form.path.name}: row of a room that another row names, merged", len(some) - len(merged))
         rooms = pl.concat([rooms.filter(~several), merged.select(rooms.columns)]).sort("live_id")
-        notes[f"{path.name}: row of a room that another row names, merged"] = int(again.sum())
-    empty = int((rooms["end_ms"] == rooms["start_ms"]).sum())
-    if empty:
-        notes[f"{path.name}: room that ends when it starts, given one millisecond"] = empty
-        rooms = rooms.with_columns(pl.when(pl.col("end_ms") == pl.col("start_ms")).then(pl.col("end_ms") + 1)
-                                   .otherwise(pl.col("end_ms")).alias("end_ms"))
-    return rooms
+    empty = (rooms["end_ms"] == rooms["start_ms"]).fill_null(False)
+    counts.add("notes", f"{form.path.name}: room that ends when it starts, given one millisecond", empty.sum())
+    return rooms.with_columns(pl.col("end_ms") + empty.cast(pl.Int64))
 
 
 def known_rooms(rooms: pl.DataFrame, first: int = 0) -> pl.DataFrame:
-    """`World.rooms`, from rooms with author_id in order of their live_id; `first` is the dense id of the first."""
+    """`Known.rooms`, from rooms with author_id in order of their live_id; `first` is the dense id of the first."""
     return rooms.select("live_id", "author_id", pl.int_range(first, first + pl.len(), dtype=pl.Int32).alias("room_id"),
                         room_start_ms="start_ms", room_end_ms="end_ms")
 
@@ -93,7 +129,7 @@ def room_table(rooms: pl.DataFrame, first: int = 0) -> pl.DataFrame:
     `first` is the dense id of the first, where `rooms` are a part of them all.
     """
     rooms = rooms.with_columns(pl.int_range(first, first + pl.len(), dtype=pl.Int32).alias("room_id"),
-                               pl.col("live_id").alias("source_id"))
+                               pl.col("live_id").cast(pl.String).alias("source_id"))
     return rooms.select(*ROOMS, "source_id", *[name for name in ("live_type", "live_name") if name in rooms.columns])
 
 
@@ -101,6 +137,54 @@ def longest_watch(views: pl.DataFrame) -> pl.DataFrame:
     """Views sorted by (user_id, room_id, start_ms), the longest where several have all three in common."""
     views = views.sort("user_id", "room_id", "start_ms", "watch_ms")
     return views.filter(~like_the_row_before(views, "user_id", "room_id", "start_ms").shift(-1, fill_value=False))
+
+
+def once(log: pl.DataFrame, counts: Counts) -> pl.DataFrame:
+    """The interactions table without rows that repeat another in every column; they are counted."""
+    like = like_the_row_before(log, "user_id", "start_ms", "watch_ms", "room_id")
+    if not like.any():
+        return log
+    some = like | like.shift(-1, fill_value=False)
+    kept = pl.concat([log.filter(~some), log.filter(some).unique(maintain_order=True)])
+    counts.add("dropped", "repeated row", len(log) - len(kept))
+    return sort_interactions(kept)
+
+
+def views_outside(log: pl.DataFrame, rooms: pl.DataFrame) -> int:
+    """Views that begin before their room does, or after its end."""
+    start, end = rooms["start_ms"].gather(log["room_id"]), rooms["end_ms"].gather(log["room_id"])
+    return int(((log["start_ms"] < start) | (log["start_ms"] >= end).fill_null(False)).sum())
+
+
+def last_view(events: pl.DataFrame, views: pl.DataFrame, by: Sequence[str] = ("user_id", "room_id"),
+              order: Sequence[str] = ()) -> pl.DataFrame:
+    """The events with view, view_ms and watch_ms of the person's last view at or before start_ms, or null."""
+    views = views.select(*by, "watch_ms", "view", "start_ms", view_ms="start_ms").sort("start_ms")
+    return events.sort("start_ms", *order).join_asof(views, on="start_ms", by=list(by), strategy="backward",
+                                                     check_sortedness=False)
+
+
+def total_of_last_view(events: pl.DataFrame, views: pl.DataFrame, name: str, counts: Counts,
+                       by: Sequence[str] = ("user_id", "room_id")) -> pl.Series:
+    """float64, a view: sum of the `value` of the events whose last view by then it is; counts merged and dropped."""
+    # Values of the same moment are added in the same order always: sums of floats depend on it.
+    events = last_view(events.select(*by, "start_ms", "value"), views, by, ("value",))
+    lost = events["view"].null_count()
+    counts.add("dropped", f"{name}: the person has no view of the room before", lost)
+    counts.add("merged", f"{name}: row that belongs to a view", len(events) - lost)
+    events = events.filter(pl.col("view").is_not_null())
+    return pl.Series(np.bincount(events["view"].to_numpy(), events["value"].to_numpy(), minlength=len(views)))
+
+
+def impressions(events: pl.DataFrame, views: pl.DataFrame, name: str, counts: Counts) -> pl.DataFrame:
+    """Rooms that were shown and not clicked, each once; what falls inside a view of the room was clicked, and is it."""
+    events = last_view(events.select("user_id", "room_id", "author_id", "start_ms"), views)
+    inside = (pl.col("start_ms") <= pl.col("view_ms") + pl.col("watch_ms")).fill_null(False)
+    apart = events.filter(~inside).select("user_id", "room_id", "author_id", "start_ms")
+    counts.add("merged", f"{name}: row inside a view of the room, which was clicked", len(events) - len(apart))
+    once_each = apart.unique(maintain_order=True)
+    counts.add("dropped", f"{name}: repeated row", len(apart) - len(once_each))
+    return once_each.with_columns(watch_ms=pl.lit(0, pl.Int64), click=pl.lit(False))
 
 
 def like_the_row_before(frame: pl.DataFrame, *columns: str) -> pl.Series:
@@ -112,10 +196,15 @@ def like_the_row_before(frame: pl.DataFrame, *columns: str) -> pl.Series:
 def interactions(frame: pl.DataFrame) -> pl.DataFrame:
     """The canonical table; what the source does not tell (like, comment, …, negative) is 0 or False."""
     told = [pl.col(name) if name in frame.columns else pl.lit(None).alias(name) for name in INTERACTIONS]
-    frame = frame.select(column.cast(dtype) for column, dtype in zip(told, INTERACTIONS.values(), strict=True))
+    logged = [pl.col(name).cast(dtype) for name, dtype in LOGGED.items() if name in frame.columns]
+    frame = frame.select(*(column.cast(dtype) for column, dtype in zip(told, INTERACTIONS.values(), strict=True)),
+                         *logged)
     facts = [name for name in INTERACTIONS if name not in ("user_id", "room_id", "author_id", "start_ms", "watch_ms")]
-    return sort_interactions(frame.with_columns(
-        pl.col(name).fill_null(False if INTERACTIONS[name] == pl.Boolean else 0) for name in facts))
+    frame = frame.with_columns(pl.col(name).fill_null(False if INTERACTIONS[name] == pl.Boolean else 0)
+                               for name in facts)
+    if "position" in frame.columns:
+        frame = frame.with_columns(pl.col("position").fill_null(-1))
+    return sort_interactions(frame)
 
 
 def is_outside(moment: pl.Expr, start: pl.Expr, end: pl.Expr) -> pl.Expr:
@@ -123,47 +212,35 @@ def is_outside(moment: pl.Expr, start: pl.Expr, end: pl.Expr) -> pl.Expr:
     return (moment < start) | (moment >= end).fill_null(False)
 
 
-def side_features(rows: Rows, key: str, columns: tuple[Column, ...], ids: pl.Series, notes: dict[str, int]
-                  ) -> list[pl.Series]:
+def side_features(form: Form, frame: pl.DataFrame, ids: pl.Series, counts: Counts) -> list[pl.Series]:
     """Columns of a table of people, in the order of `ids`: categories as int32 (-1: unknown), numbers as float64.
 
-    A column of counts may hold ranges (100-500, 5000+), which become categories in the order of their lower
-    bounds; one of DATES holds days or milliseconds, and becomes milliseconds.
-
-    Raises:
-      ValueError: with file, line and column, for a cell that is none of these.
+    The form's first column is the id. A column of counts may hold ranges (100-500, 5000+, 0-1k, [0,10)), which become
+    categories in the order of their lower bounds; one of DATES holds days or milliseconds, and becomes milliseconds. A
+    cell that is none of these is unknown, and counted.
     """
-    frame = rows.frame
+    key = form.columns[0].name
     kept = frame.unique(key, keep="first", maintain_order=True)
-    if len(kept) < len(frame):
-        notes[f"{rows.path.name}: row of a {key} that another row names, left out"] = len(frame) - len(kept)
+    counts.add("notes", f"{form.path.name}: row of a {key} that another row names, left out", len(frame) - len(kept))
     places = pl.DataFrame([ids.alias(key)]).join(kept.with_columns(at=pl.int_range(pl.len())), on=key, how="left",
                                                  maintain_order="left")["at"]
     result = []
-    for column in columns:
-        if column.name == key or column.name not in kept.columns:
-            continue
-        cells = kept[column.name].str.strip_chars()
+    for column in form.columns[1:]:
+        told = kept[column.name]
         if column.name in DATES:
-            text = pl.col(column.name).str.strip_chars()
-            day = text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("ms")).dt.epoch("ms")
-            values = kept.select(pl.coalesce(text.cast(pl.Float64, strict=False), day, clock_ms(text)).cast(
-                pl.Float64)).to_series()
-            refuse(rows.path, kept.with_columns(bad=cells.is_not_null() & values.is_null()), column.name, pl.col("bad"),
-                   "is not a day (2024-12-31) or a time in milliseconds")
-            result.append(values.gather(places).alias(column.name))
+            values, bad = cell_rules.times(told, "ms", 0)
+            values, what = values.cast(pl.Float64), "is not a day (2024-12-31) or a time, read as unknown"
         elif column.name in CATEGORIES:
-            result.append(categories(cells).gather(places).fill_null(-1).alias(column.name))
+            values, bad = categories(told), None
         else:
-            values = cells.cast(pl.Float64, strict=False)
-            ranges = cells.str.contains(_RANGE)
-            bad = cells.is_not_null() & ~values.is_finite().fill_null(False) & ~ranges.fill_null(False)
-            refuse(rows.path, kept.with_columns(bad=bad), column.name, pl.col("bad"),
-                   "is not a number, nor a range like 100-500 or 5000+")
-            if ranges.any():
-                result.append(categories(cells).gather(places).fill_null(-1).alias(column.name))
-            else:
-                result.append(values.gather(places).alias(column.name))
+            number, ranges = told.cast(pl.Float64, strict=False), told.str.contains(_RANGE).fill_null(False)
+            bad = told.is_not_null() & ~number.is_finite().fill_null(False) & ~ranges
+            values = categories(cell_rules.only(told, ~bad)) if ranges.any() else cell_rules.only(number, ~bad)
+            what = "is not a number, nor a range like 100-500 or 5000+, read as unknown"
+        if bad is not None and bad.any():
+            counts.remark(form, kept, bad, column.name, what, dirt=True)
+        values = values.gather(places)
+        result.append((values.fill_null(-1) if values.dtype == pl.Int32 else values).alias(column.name))
     return result
 
 
@@ -180,6 +257,7 @@ def categories(cells: pl.Series, texts: pl.Series | None = None) -> pl.Series:
     numbers = texts.cast(pl.Float64, strict=False)
     if (numbers.is_finite() & (numbers == numbers.floor()) & numbers.is_between(-1, LARGEST)).fill_null(False).all():
         return cells.cast(pl.Float64).cast(pl.Int32).fill_null(-1)
-    order = pl.DataFrame({"text": texts, "lower": texts.str.extract(_LOWER).cast(pl.Float64, strict=False)})
-    order = order.sort("lower", "text", nulls_last=True)["text"]
+    lower = texts.str.extract(_LOWER).cast(pl.Float64, strict=False) * texts.str.extract(_TIMES).str.to_lowercase(
+        ).replace_strict(_UNITS, default=1.0, return_dtype=pl.Float64).fill_null(1.0)
+    order = pl.DataFrame({"text": texts, "lower": lower}).sort("lower", "text", nulls_last=True)["text"]
     return cells.cast(pl.Enum(order)).to_physical().cast(pl.Int32).fill_null(-1)

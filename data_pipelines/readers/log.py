@@ -1,0 +1,317 @@
+"""Reader of anybody's log: a .csv, .tsv or .parquet file (also .gz, .zip), or a folder of them, a row a view or event.
+
+Columns are found by their usual names (`FIELDS`) or as `columns` says. Needed are a person, a streamer and a moment; a
+view's length is its end, its length of watching, the row of the same person leaving the room, or `default_watch_s`. A
+room without an id is cut out of its streamer's views at gaps. A room's life is only a lower bound, from the first to
+the last moment in which a row shows it, unless the log says when it began and ended.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from data_pipelines.readers import cells, forms, room_logs, rows, text_files
+from data_pipelines.readers.forms import Column, Form
+from data_pipelines.readers.rows import DEFAULTS, Counts, Options
+from data_pipelines.readers.text_files import LINE
+from data_pipelines.tables import ROOMS, Tables, validate
+
+EVENT_COUNTS = ("like", "comment", "follow", "share")
+FIELDS = (
+    Column("user", "id", also=("user_id", "uid", "viewer", "viewer_id", "member_id", "account_id", "audience_id",
+                               "visitor_id", "customer_id", "watcher", "user_name", "username")),
+    Column("author", "id", also=("author_id", "streamer_id", "streamer", "channel_id", "channel", "anchor_id", "anchor",
+                                 "broadcaster_id", "broadcaster", "host_id", "host", "creator_id", "creator",
+                                 "streamer_name", "channel_name", "author_name", "anchor_name")),
+    Column("room", "id", False, True, also=("room_id", "live_id", "stream_id", "stream", "live_stream_id", "live",
+                                            "broadcast_id", "broadcast", "livestream_id", "session", "session_id")),
+    Column("start", "time", also=("start_time", "start_timestamp", "started_at", "joined_at", "join_time", "enter_time",
+                                  "entered_at", "enter_timestamp", "time_start", "view_start", "watch_start", "begin",
+                                  "begin_time", "timestamp", "event_time", "time", "ts", "created_at", "datetime",
+                                  "live_play_start_timestamp")),
+    Column("stop", "end", False, True, also=("stop_time", "end", "end_time", "end_timestamp", "ended_at", "left_at",
+                                             "leave_time", "leave_timestamp", "exit_time", "exited_at", "time_end",
+                                             "time_stop", "view_end", "watch_end", "live_play_end_timestamp")),
+    Column("watch", "length", False, True, also=("watch_time", "watch_duration", "watched", "duration", "play_duration",
+                                                 "view_duration", "dwell_time", "watch_live_time", "length",
+                                                 "session_length", "stay_time")),
+    Column("event", "category", False, True, also=("event_type", "event_name", "action", "action_type")),
+    Column("click", "whole", False, True, also=("clicked", "is_click", "is_clicked")),
+    *[Column(name, "whole", False, True, also=(f"{name}s", f"{name}_cnt", f"{name}_count", f"{name}s_count",
+                                               f"num_{name}s", f"n_{name}s", f"is_{name}", f"{name}d", f"{name}ed"))
+      for name in EVENT_COUNTS],
+    Column("gift", "real", False, True, also=("gift_value", "gift_price", "gifts", "gift_amount", "gift_cnt",
+                                              "gift_count", "send_gift_cnt", "is_gift", "donation", "diamonds")),
+    Column("satisfaction", "real", False, True, also=("rating",)),
+    Column("category", "category", False, True, also=("category_id", "category_name", "game", "game_id", "game_name",
+                                                      "live_content_category", "genre", "topic")),
+    Column("position", "whole", False, True, also=("rank", "slot")),
+    Column("room_start", "end", False, True, also=("room_start_time", "room_started_at", "live_start", "stream_start",
+                                                   "live_start_time", "stream_start_time", "broadcast_start")),
+    Column("room_end", "end", False, True, also=("room_end_time", "room_ended_at", "live_end", "stream_end",
+                                                 "live_end_time", "stream_end_time", "broadcast_end")),
+)
+WORDS = {"enter": ("enter", "entered", "join", "joined", "start", "in", "enter_room", "open", "view_start", "play"),
+         "leave": ("leave", "left", "exit", "exited", "end", "stop", "out", "leave_room", "close", "quit", "view_end"),
+         "view": ("view", "watch", "click", "clicked"), "show": ("show", "shown", "impression", "exposure", "expose"),
+         **{name: (name, f"{name}s", f"{name}d", f"{name}ed") for name in EVENT_COUNTS},
+         "gift": ("gift", "gifts", "send_gift", "donate", "donation")}
+
+
+def parse_columns(said: str) -> dict[str, str]:
+    """`user=uid,start=joined_at:s` as a mapping. Raises: ValueError: for an unknown field."""
+    result = {}
+    for part in filter(None, said.split(",")):
+        name, _, column = part.partition("=")
+        if not column or name.strip() not in {c.name for c in FIELDS}:
+            raise ValueError(f"--columns={said}: {part!r} is not FIELD=COLUMN; fields are "
+                             f"{', '.join(c.name for c in FIELDS)}")
+        result[name.strip()] = column.strip()
+    return result
+
+
+def read_log(path: str | Path, options: Options = DEFAULTS) -> Tables:
+    """Canonical tables of a log. `limit_users` keeps the first so many people, in the order of their ids.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: with file, line, column and what to do, where the log cannot be understood.
+    """
+    found = [_understood(form_of(file, options), options) for file in files_in(Path(path))]
+    dated = {form.middle_ms is not None for form in found}
+    if len(dated) > 1:
+        small = next(form for form in found if form.middle_ms is None)
+        raise ValueError(f"{small.path}: its times are small numbers, those of the other files are dates")
+    counts = Counts(options.stop)
+    return tables_of(found, counts, options, str(path))
+
+
+def files_in(path: Path) -> list[Path]:
+    """The file, or the files of a folder. Raises: FileNotFoundError, ValueError: if there is none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file. Give the path of a log, or of a folder of files of a log")
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith((*text_files.ENDINGS,
+                                                                                         ".parquet")))
+    if not files:
+        raise ValueError(f"{path} holds no .csv, .tsv or .parquet file: give the log, or the folder that holds it")
+    return files
+
+
+def form_of(path: Path, options: Options) -> Form:
+    """The form of a file: its columns by `Options.columns`, or by their usual names."""
+    given, units = {}, {}
+    for name, column in options.columns.items():
+        given[name], _, units[name] = column.partition(":")
+        if units[name] and units[name] not in cells.UNIT_MS:
+            raise ValueError(f"--columns: {name}={column}: {units[name]!r} is not one of {', '.join(cells.UNIT_MS)}")
+    columns = [replace(c, unit=units.get(c.name) or None) for c in FIELDS]
+    try:
+        form = forms.form_of(path, columns, offset_ms=options.offset_ms, given=given)
+    except ValueError as error:
+        if "lacks the column" not in str(error):
+            raise
+        raise ValueError(f"{error}. Say which column it is: --columns=user=…,author=…,start=…; in a file without a "
+                         "header, columns are #1, #2, …") from error
+    return replace(form, whole_ids=False)
+
+
+def _understood(form: Form, options: Options) -> Form:
+    """The form, with the unit of its lengths. Raises: ValueError: where a time or a length can be anything."""
+    names = {c.name: c for c in form.columns}
+    if form.middle_ms is None and form.medians["start"] is not None and not names["start"].unit:
+        spot = form.name("start")
+        raise ValueError(f"{form.path}, column {spot}: numbers like {form.medians['start']:.0f} are no date. Say their "
+                         f"unit: --columns=start={spot}:ms (or :s, :min, or :rounds of ten minutes)")
+    if not {"stop", "watch", "event"} & names.keys() and not options.default_watch_s:
+        found = ", ".join((*form.names, *form.unused))
+        raise ValueError(f"{form.path}: no column says how long a view is (found {found}). Say which: "
+                         "--columns=watch=… or stop=…; or give every view a length: --default_watch_s=60")
+    if "watch" in names and not names["watch"].unit and not forms.unit_in(form.name("watch")):
+        middle, unit = form.medians["watch"] or 0.0, form.units["start"]
+        unit = "s" if unit == "s" or form.medians["start"] is None else "ms"
+        if unit == "ms" and middle < 1000 or unit == "s" and middle > 43_200:  # of two readings, the likelier
+            unit = "s" if unit == "ms" else "ms"
+        form = replace(form, units=form.units | {"watch": unit})
+    return form
+
+
+def about(files: Sequence[Form]) -> list[str]:
+    """How the columns were understood, as sentences; once where all files are alike."""
+    result = []
+    for form in files:
+        said = []
+        for column in form.columns:
+            unit = ""
+            if column.name in form.units:
+                clock = column.kind != "length" and form.medians[column.name] is None
+                unit = f" ({'clock' if clock else cells.UNIT_NAMES[form.units[column.name]]})"
+            said.append(f"{column.name} ← {form.name(column.name)}{unit}")
+        lines = [f"columns: {', '.join(said)}"]
+        if form.unused:
+            lines.append(f"columns not used: {', '.join(form.unused)}")
+        if lines != result[-len(lines):]:
+            result += lines if len(files) == 1 or not result else [f"from {form.path.name} on:", *lines]
+    return result
+
+
+def tables_of(files: Sequence[Form], counts: Counts, options: Options, source: str, drop_empty: bool = False) -> Tables:
+    """Canonical tables of files whose forms are understood. `drop_empty`: leave out views of no length."""
+    with_events = any(c.name == "event" for form in files for c in form.columns)
+    found = []
+    for form in files:
+        for frame in rows.parts(form, counts):
+            found.append(frame if with_events else with_length(form, frame, counts, options, drop_empty))
+    frame = pl.concat(found, how="diagonal") if len(found) > 1 else found[0]
+    del found
+    events = None
+    if with_events:
+        frame, events = paired(frame, counts)
+        frame = with_length(files[0], frame, counts, options, drop_empty)
+    everybody, frame = numbered(frame, "user")
+    if not len(frame):
+        rows.require_most(counts.report(source, 0, about(files)))
+    authors, frame = numbered(frame, "author")
+    frame, rooms, true_lives = with_rooms(frame, authors, counts, options)
+    if events is not None:
+        frame = reactions(frame, events, everybody, authors, counts)
+    users = everybody if options.limit_users is None else everybody[:options.limit_users]
+    if len(users) < len(everybody):
+        kept = frame.filter(pl.col("user_id") < len(users))
+        counts.add("dropped", room_logs.beyond(len(users)), len(frame) - len(kept))
+        frame = kept
+    if "category" in frame.columns:
+        frame = frame.drop("category")
+    table = room_logs.once(room_logs.interactions(frame), counts)
+    if true_lives:
+        counts.add("notes", room_logs.OUTSIDE, room_logs.views_outside(table, rooms))
+    counts.add("notes", "session overlaps an earlier one of the same user", overlapping(table))
+    return validate(Tables(
+        table, rooms, room_logs.id_table("author_id", authors), room_logs.id_table("user_id", users),
+        counts.report(source, len(table), about(files)), rooms_are_true_lifetimes=true_lives))
+
+
+def with_length(form: Form, frame: pl.DataFrame, counts: Counts, options: Options, drop_empty: bool) -> pl.DataFrame:
+    """Rows of a block with watch and click; rooms that were shown and not clicked are not watched."""
+    clicked = pl.col("click") > 0 if "click" in frame.columns else pl.lit(True)
+    frame = frame.with_columns(clicked.fill_null(True).alias("click"))
+    told = pl.col("watch") if "watch" in frame.columns else pl.lit(None, pl.Int64)
+    if "stop" in frame.columns:
+        length = pl.col("stop") - pl.col("start")
+        gone = pl.col("click") & (length <= 0 if drop_empty else length < 0)
+        if "watch" in frame.columns:
+            off = frame.select(((length - told).abs() > 1000).sum()).item()
+            counts.add("notes", "length of watching is more than a second off start and stop, and believed", off)
+            gone &= told.is_null()
+        frame = counts.keep_good(form, frame, gone, "stop", "<= start" if drop_empty else "is before start", dirt=True)
+        told = pl.coalesce(told, length)
+    if options.default_watch_s:
+        told = told.fill_null(round(options.default_watch_s * 1000))
+    frame = frame.with_columns(pl.when("click").then(told).otherwise(0).alias("watch_ms"))
+    frame = counts.keep_good(form, frame, pl.col("watch_ms").is_null(), "start", "begins a view of unknown length "
+                             "(--default_watch_s gives it one)", dirt=True)
+    return frame.drop("watch", "stop", LINE, strict=False)
+
+
+def paired(frame: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows of events as (views with stop and click, other events with their kind).
+
+    A person's row that leaves a room ends the same person's last row that entered it, if nothing came between.
+    """
+    kinds = {word: kind for kind, words in WORDS.items() for word in words}
+    kind = pl.col("event").str.to_lowercase().str.replace_all(r"[\s-]+", "_").replace_strict(kinds, default=None)
+    frame = frame.with_columns(kind.alias("kind")).drop("event")
+    counts.add("dropped", f"event is none of {', '.join(WORDS)}", frame["kind"].null_count())
+    of = ["user", "author", *[name for name in ("room",) if name in frame.columns]]
+    moves = frame.filter(pl.col("kind").is_in(["enter", "leave"])).sort(*of, "start", maintain_order=True)
+    after = pl.struct(of).eq_missing(pl.struct(of).shift(-1)) & (pl.col("kind").shift(-1) == "leave")
+    moves = moves.with_columns(pl.when(after).then(pl.col("start").shift(-1)).alias("left"))
+    entered = moves.filter(pl.col("kind") == "enter")
+    ended = len(entered) - entered["left"].null_count()
+    counts.add("merged", "row of a person leaving a room, which ends a view", ended)
+    counts.add("dropped", "leaves a room that the person had not entered", len(moves) - len(entered) - ended)
+    stop = [pl.col("left") if "stop" not in frame.columns else pl.coalesce("left", "stop")]
+    views = pl.concat([entered.with_columns(stop[0].alias("stop")).drop("left"),
+                       frame.filter(pl.col("kind").is_in(["view", "show"]))], how="diagonal")
+    views = views.with_columns(click=(pl.col("kind") != "show").cast(pl.Int64))
+    return views.drop("kind"), frame.filter(pl.col("kind").is_in([*EVENT_COUNTS, "gift"]))
+
+
+def reactions(views: pl.DataFrame, events: pl.DataFrame, users: pl.Series, authors: pl.Series, counts: Counts
+              ) -> pl.DataFrame:
+    """The views with the likes, gifts, … that have rows of their own: those of the person's last view by then."""
+    for column, ids in (("user", users), ("author", authors)):
+        events = room_logs.number(events, column, ids, f"{column}_id")
+    events = events.rename({"start": "start_ms"})
+    views = views.with_columns(view=pl.int_range(pl.len()))
+    for kind in (*EVENT_COUNTS, "gift"):
+        rows_of = events.filter(pl.col("kind") == kind)
+        if len(rows_of):
+            column = "gift_value" if kind == "gift" else kind
+            value = pl.col("gift").fill_null(1.0) if kind == "gift" and "gift" in events.columns else pl.lit(1.0)
+            total = room_logs.total_of_last_view(rows_of.with_columns(value=value), views, kind, counts,
+                                                 by=("user_id", "author_id"))
+            before = pl.col(column).fill_null(0) if column in views.columns else pl.lit(0)
+            views = views.with_columns((before + total).alias(column))
+    return views.drop("view")
+
+
+def numbered(frame: pl.DataFrame, column: str) -> tuple[pl.Series, pl.DataFrame]:
+    """The different ids of a column, in order, and the frame with their places as COLUMN_id."""
+    ids = room_logs.ordered(frame[column].unique().drop_nulls())
+    return ids, room_logs.number(frame, column, ids, f"{column}_id")
+
+
+def with_rooms(frame: pl.DataFrame, authors: pl.Series, counts: Counts, options: Options
+               ) -> tuple[pl.DataFrame, pl.DataFrame, bool]:
+    """(rows with room_id, the rooms table, whether the log says when rooms begin and end)."""
+    frame = frame.rename({"start": "start_ms", "gift": "gift_value"}, strict=False)
+    stop = pl.col("start_ms") + pl.col("watch_ms")
+    if "room" not in frame.columns:
+        frame = frame.with_columns(pl.lit(None, pl.String).alias("room"))
+    unnamed = frame["room"].null_count()
+    if unnamed:
+        counts.add("notes", f"row without a room: cut where its streamer pauses for {options.room_gap_min:g} minutes "
+                            "(--room_gap_min)", unnamed)
+        frame = frame.sort(pl.col("room").is_not_null(), "author_id", "start_ms", maintain_order=True)
+        part = frame[:unnamed].with_columns(latest=stop.cum_max().shift().over("author_id"))
+        begins = (pl.col("start_ms") > pl.col("latest") + round(options.room_gap_min * 60_000)).fill_null(True)
+        part = part.with_columns(cut=begins.cast(pl.Int32).cum_sum().over("author_id")).drop("latest")
+        frame = pl.concat([part, frame[unnamed:]], how="diagonal")
+    else:
+        frame = frame.with_columns(cut=pl.lit(None, pl.Int32))
+    ids = room_logs.ordered(frame["room"].unique().drop_nulls())
+    frame = room_logs.number(frame, "room", ids, "place")
+    key = ["place", "author_id", "cut"]
+    true_lives = {"room_start", "room_end"} <= set(frame.columns)
+    start, end = pl.col("start_ms").min(), stop.max()
+    if true_lives:
+        start, end = pl.coalesce(pl.col("room_start").min(), start), pl.col("room_end").max()
+    aggregates = [start.alias("start_ms"), end.alias("end_ms")]
+    if "category" in frame.columns:
+        aggregates.append(pl.col("category").drop_nulls().first())
+    rooms = frame.group_by(key).agg(aggregates).sort(key, nulls_last=True)
+    none = pl.lit(-1, pl.Int32)
+    kind = room_logs.categories(rooms["category"]) if "category" in rooms.columns else none
+    rooms = rooms.with_columns(
+        pl.int_range(pl.len(), dtype=pl.Int32).alias("room_id"), title_embedding=none, category=kind,
+        end_ms=pl.when(pl.col("end_ms") <= pl.col("start_ms")).then(pl.col("start_ms") + 1).otherwise("end_ms"),
+        source_id=pl.coalesce(ids.gather(rooms["place"]) if len(ids) else pl.lit(None, pl.String),
+                              pl.format("{}/{}", authors.gather(rooms["author_id"]), "cut")))
+    shared = rooms.filter(pl.col("place").is_not_null() & (pl.len().over("place") > 1))["place"].n_unique()
+    counts.add("notes", "room of several streamers (one room each)", shared)
+    if len(rooms) == len(ids):  # every room is named and has one streamer: its place is its number
+        frame = frame.rename({"place": "room_id"})
+    else:
+        frame = frame.join(rooms.select(*key, "room_id"), on=key, how="left", nulls_equal=True)
+    return frame, rooms.select(*ROOMS, "source_id"), true_lives
+
+
+def overlapping(log: pl.DataFrame) -> int:
+    """Sessions that begin before an earlier session of the same user has ended (rows in canonical order)."""
+    stop = pl.col("start_ms") + pl.col("watch_ms")
+    earlier = stop.cum_max().shift().over("user_id")
+    return int(log.select((pl.col("start_ms") < earlier).fill_null(False).sum()).item())

@@ -1,0 +1,272 @@
+"""Text files of rows: unpacked, decoded, cut into blocks of whole lines, and every row checked for its width.
+
+A Path may also be a file on another file system: it has `open`, `name`, `suffixes`, and its address as its text
+(`beam.files.StoredFile`). A block is what one worker of the Beam pipeline reads, and one step of a reader here.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+LINE = "line"  # int64 column: the line of a text file, or the row of any other, from 1
+BLOCK = 16 * 2**20  # bytes
+HEAD = 2**19  # bytes from which a file's layout and units are told
+DELIMITERS = ",;\t|"
+# What a packed file may unpack to: a log of digits packs 4 to 20 times.
+MAX_RATIO, FREE_BYTES = 100, 2**30
+NOT_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, csv.Error,
+            pl.exceptions.PolarsError)
+# Names of files of text, packed or not.
+ENDINGS = tuple(f".{kind}{pack}" for kind in ("csv", "tsv", "txt") for pack in ("", ".gz", ".zip")) + (".zip",)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file's bytes become rows.
+
+    Attributes:
+      path: the file. delimiter: between the cells of a row. header: the names in the first line, stripped.
+      has_header: False where the first line is a row. cr: lines end with CR alone.
+    """
+
+    path: Path
+    delimiter: str
+    header: tuple[str, ...]
+    has_header: bool
+    cr: bool
+
+
+class _Guarded(io.RawIOBase):
+    """An unpacked stream that stops where it has unpacked to far more than a log can."""
+
+    def __init__(self, stream, path: Path, packed: int):
+        super().__init__()
+        self._stream, self._path, self._left = stream, path, max(packed * MAX_RATIO, FREE_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self._stream.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"{self._path}: unpacks to more than {MAX_RATIO} times its size, which no log does: "
+                             "unpack it yourself and look at it")
+        buffer[:len(data)] = data
+        return len(data)
+
+
+def open_unpacked(path: Path):
+    """A binary stream of a file's text in UTF-8 without a byte order mark; .gz and .zip are unpacked, UTF-16 decoded.
+
+    Raises: ValueError: for an archive of several files.
+    """
+    raw = path.open("rb")
+    magic = raw.read(4)
+    if magic[:2] == b"\x1f\x8b" or magic == b"PK\x03\x04":
+        size = raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+        if magic[:2] == b"\x1f\x8b":
+            inner = gzip.GzipFile(fileobj=raw)
+        else:
+            archive = zipfile.ZipFile(raw)
+            names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+            if len(names) != 1:
+                raise ValueError(f"{path} holds {len(names)} files: unpack it and give the folder or one of them")
+            inner = archive.open(names[0])
+        raw = io.BufferedReader(_Guarded(inner, path, size), 2**20)
+        magic = raw.peek(4)[:4]
+    else:
+        raw.seek(0)
+    if magic[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return codecs.EncodedFile(raw, "utf-8", "utf-16")
+    if magic[:3] == codecs.BOM_UTF8:
+        raw.read(3)
+    return raw
+
+
+def layout_of(path: Path, has_header: bool = True) -> tuple[Layout, list[tuple[str, ...]]]:
+    """How a file is laid out, and the first of its rows.
+
+    Raises: ValueError: if the file is empty or is not text.
+    """
+    try:
+        with open_unpacked(path) as stream:
+            head = stream.read(HEAD)
+        cr = b"\n" not in head and b"\r" in head
+        head = _line_ends(head, cr)
+        if len(head) >= HEAD:  # the last line may be cut
+            head = head[:head.rfind(b"\n") + 1] or head
+        text = head.decode()
+        lines = [line for line in text.split("\n")[:50] if line.strip()]
+        if not lines:
+            raise ValueError(f"{path}: the file is empty")
+        delimiter = _delimiter(lines)
+        rows = [tuple(cell.strip() for cell in row) for row in csv.reader(io.StringIO(text, newline=""),
+                                                                          delimiter=delimiter) if any(row)]
+    except NOT_TEXT as error:
+        raise ValueError(not_text(path, error)) from error
+    layout = Layout(path, delimiter, rows[0], has_header, cr)
+    return layout, [row for row in rows[int(has_header):] if len(row) == len(rows[0])]
+
+
+def not_text(path: Path, error: Exception) -> str:
+    """A sentence about a file that cannot be read as text."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path}: not a CSV file in UTF-8 ({error.reason} at byte {error.start:,}): save it as UTF-8"
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)):
+        return f"{path}: the packed file is damaged or cut short ({error}): copy or download it again"
+    return f"{path}: not a CSV file in UTF-8 ({error})"
+
+
+def blocks(layout: Layout, size: int = BLOCK) -> Iterator[tuple[bytes, int]]:
+    """Whole lines below the header, about `size` bytes at a time, and the line of the first; lines end with LF."""
+    line, kept, skip = 1, b"", layout.has_header
+    try:
+        with open_unpacked(layout.path) as stream:
+            while True:
+                data = stream.read(size)
+                if data.endswith(b"\r"):
+                    data += stream.read(1)
+                more = bool(data)
+                data = kept + _line_ends(data, layout.cr)
+                end = _whole_lines(data) if more else len(data)
+                data, kept = data[:end], data[end:]
+                if skip and data:
+                    header = _header_end(data)
+                    line, data, skip = line + data.count(b"\n", 0, header), data[header:], False
+                if data:
+                    yield data, line
+                    line += data.count(b"\n")
+                if not more:
+                    return
+    except NOT_TEXT as error:
+        raise ValueError(not_text(layout.path, error)) from error
+
+
+def cells_of(layout: Layout, block: bytes, line: int, columns: list[int]) -> tuple[pl.DataFrame, list[tuple[int, int]]]:
+    """The cells of a block as text, and its rows of another width than the first line.
+
+    Args:
+      block: whole lines. line: of the first of them. columns: places of the columns that are wanted.
+
+    Returns:
+      columns "0", "1", … of text and LINE, without blank rows; and (line, cells) of rows that are too short or too
+      long, which the frame leaves out.
+    """
+    if b'"' in block:
+        return _quoted(layout, block, line, columns)
+    width, wrong, lines = len(layout.header), [], None  # lines: where they are not simply one after another
+    block = block if block.endswith(b"\n") else block + b"\n"
+    data = np.frombuffer(block, np.uint8)
+    marks = np.flatnonzero((data == ord(layout.delimiter)) | (data == 10))  # the ends of cells
+    ends = np.flatnonzero(data[marks] == 10)
+    if len(marks) != len(ends) * width or (data[marks[width - 1::width]] != 10).any():
+        found = np.diff(ends, prepend=-1)
+        blank = np.diff(marks[ends], prepend=-1) == 1
+        good = (found == width) & ~blank
+        wrong = [(line + int(i), int(found[i])) for i in np.flatnonzero(~good & ~blank)]
+        rows = block.split(b"\n")
+        block = b"".join(rows[i] + b"\n" for i in np.flatnonzero(good))
+        lines = line + np.flatnonzero(good)
+    names = [str(i) for i in range(width)]
+    wanted = [str(i) for i in columns]
+    if not block:
+        return pl.DataFrame(schema=dict.fromkeys(wanted, pl.String) | {LINE: pl.Int64}), wrong
+    try:
+        frame = pl.scan_csv(block, has_header=False, schema=dict.fromkeys(names, pl.String), quote_char=None,
+                            separator=layout.delimiter).select(wanted).collect()
+    except pl.exceptions.PolarsError as error:
+        if "utf-8" in str(error):
+            raise ValueError(_where_not_utf8(layout, block, line)) from error
+        return _quoted(layout, block, line, columns)
+    lines = pl.int_range(line, line + pl.len(), dtype=pl.Int64) if lines is None else pl.Series(lines, dtype=pl.Int64)
+    return _without_blank(frame.select(wanted).with_columns(lines.alias(LINE)), wanted), wrong
+
+
+def _quoted(layout, block, line, columns):
+    """As `cells_of`, row by row: quoted cells may hold delimiters and line breaks."""
+    try:
+        text = block.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(_where_not_utf8(layout, block, line)) from error
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=layout.delimiter)
+    width, wrong, found, lines, at = len(layout.header), [], [[] for _ in columns], [], line
+    try:
+        for cells in reader:
+            if len(cells) == width:
+                for column, place in zip(found, columns, strict=True):
+                    column.append(cells[place])
+                lines.append(at)
+            elif cells:
+                wrong.append((at, len(cells)))
+            at = line + reader.line_num
+    except csv.Error as error:
+        raise ValueError(f"{layout.path}, line {at}: {error}") from error
+    names = [str(i) for i in columns]
+    frame = pl.DataFrame([pl.Series(name, cells, pl.String) for name, cells in zip(names, found, strict=True)])
+    return _without_blank(frame.with_columns(pl.Series(LINE, lines, pl.Int64)), names), wrong
+
+
+def _without_blank(frame: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    first = frame[names[0]]
+    if not (first.is_null() | (first == "")).any():
+        return frame
+    return frame.filter(~pl.all_horizontal(pl.col(name).is_null() | (pl.col(name).str.strip_chars() == "")
+                                           for name in names))
+
+
+def _where_not_utf8(layout: Layout, block: bytes, line: int) -> str:
+    try:
+        block.decode()
+    except UnicodeDecodeError as error:
+        line += block.count(b"\n", 0, error.start)
+        return f"{layout.path}, line {line}: not a CSV file in UTF-8 ({error.reason}): save it as UTF-8"
+    return f"{layout.path}: not a CSV file in UTF-8"
+
+
+def _line_ends(data: bytes, cr: bool) -> bytes:
+    if b"\r" not in data:
+        return data
+    data = data.replace(b"\r\n", b"\n")
+    return data.replace(b"\r", b"\n") if cr else data
+
+
+def _whole_lines(data: bytes) -> int:
+    """Where the last whole line ends; a line break in an open quote is none (unless the quote stays open too long)."""
+    end = data.rfind(b"\n") + 1
+    if data.count(b'"', 0, end) % 2 == 0:
+        return end
+    quote = data.rfind(b'"', 0, end)
+    before = data.rfind(b"\n", 0, quote) + 1
+    return before if end - before < 2**16 and before else end
+
+
+def _header_end(data: bytes) -> int:
+    """Where the first line that is not blank ends, quoted line breaks included."""
+    end = 0
+    while True:
+        end = data.find(b"\n", end) + 1 or len(data)
+        if end == len(data) or (data[:end].strip() and data.count(b'"', 0, end) % 2 == 0):
+            return end
+
+
+def _delimiter(lines: list[str]) -> str:
+    """The delimiter that cuts the most lines as it cuts the first; of several, the one that makes the most cells."""
+    best, result = (0.0, 1), ","
+    for mark in DELIMITERS:
+        widths = [len(row) for row in csv.reader(lines, delimiter=mark)]
+        if widths and widths[0] > 1:
+            alike = sum(width == widths[0] for width in widths) / len(widths)
+            if (alike, widths[0]) > best:
+                best, result = (alike, widths[0]), mark
+    return result
