@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from data_pipelines import tables as tables_lib
-from data_pipelines.readers import kuailive, kuailive_m3, log, room_logs, rows, twitch
+from data_pipelines.readers import kuailive, kuailive_m3, log, rows, twitch
 from data_pipelines.readers.rows import DEFAULTS, Options
 from data_pipelines.simulator import simulation
 from data_pipelines.tables import Tables
@@ -43,7 +43,9 @@ def read_source(source: str, path: str | Path, options: Options = DEFAULTS,
         rows can be used, or its times cannot be right; or the source is not known.
     """
     if source in READERS:
-        return plausible(READERS[source](path, options))
+        tables = READERS[source](path, options)
+        rows.require_most(tables.report)
+        return tables
     if options.limit_users is not None:
         raise ValueError(f"limit_users={options.limit_users} is for {', '.join(READERS)}; {source} is read whole")
     if source == "simulated":
@@ -51,23 +53,6 @@ def read_source(source: str, path: str | Path, options: Options = DEFAULTS,
     if source == "canonical":
         return tables_lib.load(path)
     raise ValueError(f"source={source!r} is not one of {', '.join(SOURCES)}, canonical")
-
-
-def plausible(tables: Tables) -> Tables:
-    """The tables, or ValueError where they cannot be what the log says."""
-    rows.require_most(tables.report)
-    views = tables.interactions.filter("click")
-    if tables.rooms_are_true_lifetimes and len(views):
-        outside = room_logs.views_outside(views, tables.rooms)
-        if 2 * outside > len(views):
-            raise ValueError(f"{tables.report.source}: {outside:,} of {len(views):,} views lie outside their rooms' "
-                             "lives: their times are in another unit or zone (--utc_offset_hours is for clocks without "
-                             "a zone), or the ids of rooms do not match")
-    middle = views["watch_ms"].median() or 0
-    if middle > DAY_MS:
-        raise ValueError(f"{tables.report.source}: half of the views last {middle / DAY_MS:,.1f} days or longer: a "
-                         "length or an end is in another unit (--columns=watch=COLUMN:s says which)")
-    return tables
 
 
 def described(tables: Tables, utc_offset_hours: float = 0.0) -> list[str]:

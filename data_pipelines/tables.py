@@ -22,8 +22,8 @@ ROOMS = {
     "room_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "end_ms": pl.Int64, "category": pl.Int32,
     "title_embedding": pl.Int32,
 }
-# Of interactions, where the platform logs them; satisfaction is null where nobody was asked.
-LOGGED = {"position": pl.Int32, "propensity": pl.Float32, "satisfaction": pl.Float32}
+LOGGED = {"position": pl.Int32, "propensity": pl.Float32}  # of interactions, where the platform logs them
+ASKED = {"satisfaction": pl.Float32}  # of interactions, where people were asked; null where one was not
 SEGMENTS = {"room_id": pl.Int32, "end_ms": pl.Int64}  # and `embedding`, whose width is the source's
 TITLES = {"title_id": pl.Int32}  # and `embedding`
 AUTHORS = {"author_id": pl.Int32, "source_id": pl.String}
@@ -51,6 +51,7 @@ class ReadReport:
       dropped: reason → rows left out.
       notes: observation → rows; these rows were kept.
       merged: reason → rows that became part of another row (a comment of the view in which it was written).
+      views: rows kept that are views, not just impressions.
       examples: reason → the first rows of it, as "FILE, line N: VALUE".
       about: sentences on how the source was understood.
     """
@@ -61,6 +62,7 @@ class ReadReport:
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     merged: dict[str, int] = field(default_factory=dict)
+    views: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
     about: list[str] = field(default_factory=list)
 
@@ -186,9 +188,9 @@ def validate(tables: Tables) -> Tables:
     _check_sorted("interactions", log.with_columns(watch_end=pl.col("start_ms") + pl.col("watch_ms")),
                   ("user_id", "start_ms", "watch_end", "room_id"), strict=False)
 
-    for column in LOGGED:
+    for column, dtype in (LOGGED | ASKED).items():
         if column in log.columns:
-            _check_schema("interactions", log, {column: LOGGED[column]}, nullable=("satisfaction",))
+            _check_schema("interactions", log, {column: dtype}, nullable=tuple(ASKED))
     if "position" in log.columns:
         _check_rows("interactions", "position", log, pl.col("position") >= -1, "must be -1 (unknown) or more")
     if "propensity" in log.columns:

@@ -16,7 +16,9 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from pyarrow import parquet
 
-from data_pipelines.readers.csv_files import Form
+from data_pipelines.readers import rows, text_files
+from data_pipelines.readers.forms import Form
+from data_pipelines.readers.rows import Counts
 from data_pipelines.tables import shard_name
 
 READ_AHEAD = 2**20  # bytes
@@ -24,7 +26,7 @@ READ_AHEAD = 2**20  # bytes
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file by its address (gs://…, hdfs://…, s3://… or a path), with what `csv_files` asks of a Path."""
+    """A file by its address (gs://…, hdfs://…, s3://… or a path), with what the readers ask of a Path."""
 
     url: str
 
@@ -44,26 +46,36 @@ class StoredFile:
         assert mode == "rb", mode
         return FileSystems.open(self.url, compression_type=CompressionTypes.UNCOMPRESSED)
 
+    def first_rows(self, count: int | None) -> pl.DataFrame:
+        """The first so many rows of a parquet file, or all. Raises: ValueError: if it cannot be read."""
+        with self.parquet() as file:
+            if count is None:
+                return pl.from_arrow(file.read())
+            batches = [batch for batch in [next(file.iter_batches(batch_size=count), None)] if batch is not None]
+            return pl.from_arrow(pyarrow.Table.from_batches(batches, file.schema_arrow))
+
+    @contextlib.contextmanager
+    def parquet(self):
+        """The open parquet file. Raises: ValueError: if it cannot be read."""
+        try:
+            with self.open() as stream:
+                yield parquet.ParquetFile(stream)
+        except (pyarrow.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+            raise ValueError(f"{self} cannot be read ({error}): copy or download it again") from error
+
 
 class Part(NamedTuple):
-    """The lines of a file that begin at its bytes start … stop − 1: its part with this number, from 0."""
+    """A part of a file that one worker reads at a time: its `number`-th, from 0.
+
+    Of a text file, the lines that begin at its bytes start … stop − 1; `before` is the lines above the first part. Of a
+    parquet file, row group `start`, with `before` rows before it.
+    """
 
     name: str
     number: int
     start: int
     stop: int
-
-
-class RowGroup(NamedTuple):
-    """A row group of a parquet file, or a whole file of another form (`group` is −1), and the rows before it.
-
-    `file` is the number of the file among those of its kind.
-    """
-
-    path: StoredFile
-    file: int
-    group: int
-    first: int
+    before: int
 
 
 def files_in(folder: str) -> dict[str, int]:
@@ -74,73 +86,53 @@ def files_in(folder: str) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def row_groups(path: StoredFile, file: int = 0) -> list[RowGroup]:
-    """The parts of a parquet file, at least one, or the only one of another file.
-
-    Raises: ValueError: if the file cannot be read as parquet.
-    """
-    if path.suffixes[-1] != ".parquet":
-        return [RowGroup(path, file, -1, 0)]
-    try:
-        with path.open("rb") as stream:
-            metadata = parquet.read_metadata(stream)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): download it again") from error
-    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] or [0]
-    return [RowGroup(path, file, i, sum(sizes[:i])) for i in range(len(sizes))]
-
-
-def rows_of(part: RowGroup) -> tuple[pl.LazyFrame, int]:
-    """The rows of a part and the number of rows before them.
-
-    Raises: ValueError: if the file cannot be read.
-    """
-    with _readable(part) as stream:
-        if part.group < 0:
-            rows = pl.read_csv(stream.read())
-        else:
-            file = parquet.ParquetFile(stream)
-            rows = pl.from_arrow(file.read_row_group(part.group) if file.num_row_groups else file.read())
-    return rows.lazy(), part.first
-
-
-def first_rows(part: RowGroup, count: int) -> pl.LazyFrame:
-    """The first so many rows of the file of a part, whatever the part; their columns where there is no row.
-
-    Raises: ValueError: if the file cannot be read.
-    """
-    with _readable(part) as stream:
-        if part.group < 0:
-            return pl.read_csv(stream.read(), n_rows=count).lazy()
-        file = parquet.ParquetFile(stream)
-        batches = [next(file.iter_batches(batch_size=count), None)] if count else []
-        table = pyarrow.Table.from_batches([batch for batch in batches if batch is not None], file.schema_arrow)
-        return pl.from_arrow(table).lazy()
-
-
-@contextlib.contextmanager
-def _readable(part: RowGroup):
-    try:
-        with part.path.open("rb") as stream:
-            yield stream
-    except (pyarrow.ArrowException, pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{part.path} cannot be read ({error}): download it again") from error
-
-
 def parts_of(name: str, form: Form, size: int, part_bytes: int) -> list[Part]:
-    """The parts into which workers read a CSV file of `size` bytes; a file without a row has none.
+    """The parts in which workers read a file of `size` bytes.
 
     Raises:
-      ValueError: if the file is packed: only a file that can be read from the middle can be shared out.
+      ValueError: for text that is packed, in UTF-16 or with CR line ends: only a file that can be read from the middle
+        can be shared out.
     """
-    if form.empty:
-        return []
+    if form.layout is None:
+        with form.path.parquet() as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        return [Part(name, i, i, i + 1, sum(sizes[:i])) for i in range(len(sizes))]
     with form.path.open("rb") as file:
         head = file.read(READ_AHEAD)
-    if head[:2] == b"\x1f\x8b":
-        raise ValueError(f"{form.path} is packed with gzip, so that workers cannot read it in parts: unpack it")
-    start = head.find(b"\n") + 1
-    return [Part(name, i, at, min(at + part_bytes, size)) for i, at in enumerate(range(start, size, part_bytes))]
+    for sign, how in ((b"\x1f\x8b", "packed with gzip"), (b"PK", "packed with zip"), (b"\xff\xfe", "in UTF-16"),
+                      (b"\xfe\xff", "in UTF-16")):
+        if head.startswith(sign):
+            raise ValueError(f"{form.path} is {how}, so that workers cannot read it in parts: unpack or convert it, or "
+                             "use python -m data_pipelines.prepare")
+    if form.layout.cr:
+        raise ValueError(f"{form.path} ends its lines with CR, so that workers cannot read it in parts: convert it, or "
+                         "use python -m data_pipelines.prepare")
+    start = text_files.header_end(head)
+    before = head.count(b"\n", 0, start)
+    return [Part(name, i, at, min(at + part_bytes, size), before)
+            for i, at in enumerate(range(start, size, part_bytes))]
+
+
+def read_part(part: Part, form: Form, lines_before: int, counts: Counts) -> pl.DataFrame:
+    """The typed rows of a part. `lines_before`: of a text file, from its first part to this one.
+
+    Raises:
+      ValueError: as `rows.parse_block`, and for a quoted cell that holds a line break: it may begin in another part.
+    """
+    if form.layout is None:
+        with form.path.parquet() as file:
+            group = pl.from_arrow(file.read_row_group(part.start))
+        return rows.parquet_part(form, group.lazy(), part.before, counts)
+    lines = lines_of(form.path, part).replace(b"\r\n", b"\n")
+    line = 1 + part.before + lines_before
+    if b'"' in lines:
+        for i, text in enumerate(lines.split(b"\n")):
+            if text.count(b'"') % 2:
+                raise ValueError(f"{form.path}, line {line + i}: a quoted cell holds a line break, so that the file "
+                                 "cannot be read in parts: remove it, or use python -m data_pipelines.prepare")
+    if not lines.strip(b"\n"):
+        return pl.DataFrame(schema=form.schema)
+    return rows.parse_block(form, lines, line, counts)
 
 
 def lines_of(path: StoredFile, part: Part) -> bytes:

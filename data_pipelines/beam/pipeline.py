@@ -13,17 +13,19 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
-from data_pipelines.beam import kuailive, kuailive_m3
+from data_pipelines.beam import kuaishou
 from data_pipelines.beam.files import StoredFile, files_in, write_file
-from data_pipelines.prepare import SETTINGS
+from data_pipelines.prepare import SETTINGS, add_options, options_of
+from data_pipelines.readers.rows import DEFAULTS, Options
 from data_pipelines.tables import ReadReport
 
-SOURCES = {"kuailive": kuailive.build, "kuailive_m3": kuailive_m3.build}
+SOURCES = tuple(kuaishou.READERS)
 IN_PROCESS = "FnApiRunner"  # Beam's direct runner; under the name DirectRunner it looks for a program to download first
 PART_BYTES = 64 * 2**20
 # What a runner says when a worker has failed: the worker's own error, or a text with its traceback at the end.
@@ -31,15 +33,15 @@ WORKER_ERROR = r"^(?:\w+: )??(?:ValueError|FileNotFoundError): (.*?)(?: \[while 
 
 
 def run(source: str, data_dir: str, out_dir: str, shards: int | None = None, part_bytes: int = PART_BYTES,
-        drop_unknown_rooms: bool = False, beam_options: Sequence[str] = ()) -> list[str]:
+        options: Options = DEFAULTS, beam_options: Sequence[str] = ()) -> list[str]:
     """Runs the pipeline and waits for its end; returns the lines of the summary.
 
     Args:
-      source: a key of SOURCES. data_dir: address of the log's folder. out_dir: of the tables' folder, new or empty, or
+      source: one of SOURCES. data_dir: address of the log's folder. out_dir: of the tables' folder, new or empty, or
         begun by the same call.
       shards: into which rooms and interactions are divided; None for one to each `part_bytes` of the log.
       part_bytes: how much of a file a worker reads at a time.
-      drop_unknown_rooms: as in `kuailive.read_kuailive`.
+      options: what a person says of the log.
       beam_options: --runner=… and others of Beam's.
 
     Raises:
@@ -58,14 +60,14 @@ def run(source: str, data_dir: str, out_dir: str, shards: int | None = None, par
     if not sizes:
         raise FileNotFoundError(f"{data_dir} holds no file, or is no folder: give the folder of the log")
     settings = {"engine": "beam", "source": source, "data_dir": data_dir, "bytes": sum(sizes.values()),
-                "shards": shards, "part_bytes": part_bytes, "drop_unknown_rooms": drop_unknown_rooms}
+                "shards": shards, "part_bytes": part_bytes, "options": asdict(options)}
     if not _begin(out_dir, settings):
         return [f"{out_dir} is already made; its log:", *_summary(out_dir)]
     runner = [] if any(option.startswith("--runner") for option in beam_options) else [f"--runner={IN_PROCESS}"]
-    options = PipelineOptions([*beam_options, *runner])
-    options.view_as(SetupOptions).save_main_session = False
-    pipeline = beam.Pipeline(options=options)
-    SOURCES[source](pipeline, data_dir, out_dir, shards, part_bytes, drop_unknown_rooms)
+    running = PipelineOptions([*beam_options, *runner])
+    running.view_as(SetupOptions).save_main_session = False
+    pipeline = beam.Pipeline(options=running)
+    kuaishou.build(source, pipeline, data_dir, out_dir, shards, part_bytes, options)
     try:
         pipeline.run().wait_until_finish()
     except (RuntimeError, ValueError, FileNotFoundError) as error:
@@ -113,14 +115,10 @@ def main() -> None:
     parser.add_argument("--out_dir", required=True, help="folder for the tables; it must be new or empty")
     parser.add_argument("--shards", type=int, help="files of the interactions and of the rooms; else by size")
     parser.add_argument("--part_bytes", type=int, default=PART_BYTES, help="how much of a file is read at a time")
-    parser.add_argument("--drop_unknown_rooms", action="store_true",
-                        help="leave out comments, likes and gifts of rooms that the log does not list, and count them")
-    options, rest = parser.parse_known_args()
-    if any(option.startswith("--limit_users") for option in rest):
-        parser.error("--limit_users is for one machine: python -m data_pipelines.prepare")
+    add_options(parser)
+    known, rest = parser.parse_known_args()
+    said = vars(known)
     try:
-        print("\n".join(run(**vars(options), beam_options=rest)))
+        print("\n".join(run(options=options_of(said), **said, beam_options=rest)))
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-
-
+        parser.exit(1, f"error: {error}\n")

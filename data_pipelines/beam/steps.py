@@ -7,40 +7,44 @@ part and each range.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 import apache_beam as beam
 import polars as pl
 from apache_beam import pvalue
 
-from data_pipelines.beam.files import Part, lines_of, pack, unpack, write_file
-from data_pipelines.readers.csv_files import Form, parse_part
-from data_pipelines.readers.kuailive import Counts
-from data_pipelines.tables import ReadReport
+from data_pipelines.beam.files import Part, lines_of, pack, read_part, unpack, write_file
+from data_pipelines.readers import kuailive_m3, rows
+from data_pipelines.readers.forms import Form
+from data_pipelines.readers.rows import Counts
 
-COUNTS, WRITTEN = "counts", "written"  # side outputs: ((kind, reason), rows), and (table, shards)
+COUNTS, WRITTEN = "counts", "written"  # side outputs: ((kind, reason), rows or examples), and (table, shards)
 SAMPLE = 256  # ids of a part from which the ranges are chosen
 
 
 class ReadParts(beam.PTransform):
-    """Parts of CSV files → (name of the file, packed rows), typed and checked, with their numbers in their file."""
+    """Parts of files → (name of the file, packed rows), typed and checked, with their lines, and COUNTS."""
 
-    def __init__(self, forms: dict[str, Form], parts: list[Part]):
+    def __init__(self, forms: dict[str, Form], parts: list[Part], stop: bool):
         super().__init__()
-        self._forms, self._parts = forms, parts
+        self._forms, self._parts, self._stop = forms, parts, stop
 
     def expand(self, begin):
         parts = begin | beam.Create(self._parts) | beam.Reshuffle()
         before = (parts | "CountLines" >> beam.Map(count_lines, self._forms) | beam.combiners.ToList()
                   | "LinesBefore" >> beam.Map(lines_before))
-        return parts | "Parse" >> beam.Map(parse, self._forms, pvalue.AsSingleton(before))
+        return parts | "Parse" >> beam.FlatMap(parse, self._forms, pvalue.AsSingleton(before), self._stop).with_outputs(
+            COUNTS, main="rows")
 
 
 def count_lines(part: Part, forms: dict[str, Form]) -> tuple[str, int, int]:
     """(name, number of the part, lines that begin in it)."""
-    lines = lines_of(forms[part[0]].path, Part(*part))
-    return part[0], part[1], lines.count(b"\n") + (not lines.endswith(b"\n") and bool(lines))
+    part = Part(*part)
+    if forms[part.name].layout is None:
+        return part.name, part.number, 0
+    lines = lines_of(forms[part.name].path, part)
+    return part.name, part.number, lines.count(b"\n") + (not lines.endswith(b"\n") and bool(lines))
 
 
 def lines_before(counts: list[tuple[str, int, int]]) -> dict[tuple[str, int], int]:
@@ -53,9 +57,11 @@ def lines_before(counts: list[tuple[str, int, int]]) -> dict[tuple[str, int], in
     return before
 
 
-def parse(part: Part, forms: dict[str, Form], before: dict[tuple[str, int], int]) -> tuple[str, bytes]:
-    form = forms[part[0]]
-    return part[0], pack(parse_part(form, lines_of(form.path, Part(*part)), before[part[0], part[1]]).frame)
+def parse(part: Part, forms: dict[str, Form], before: dict[tuple[str, int], int], stop: bool) -> Iterator:
+    """A part → (name, packed rows), and its counts."""
+    part, counts = Part(*part), Counts(stop)
+    yield part.name, pack(read_part(part, forms[part.name], before[part.name, part.number], counts))
+    yield from counted(counts)
 
 
 def distinct(frames: Iterable[bytes]) -> bytes:
@@ -94,9 +100,9 @@ def range_boundaries(samples, empty: pl.DataFrame, ranges: int):
 
 def split(frame: pl.DataFrame, ranges: pl.Series) -> Iterator[tuple[int, pl.DataFrame]]:
     """(range, its rows in their order) for the range of each row."""
-    for (key,), rows in frame.with_columns(ranges.alias("range")).partition_by(
+    for (key,), part in frame.with_columns(ranges.alias("range")).partition_by(
             "range", maintain_order=True, include_key=False, as_dict=True).items():
-        yield int(key), rows
+        yield int(key), part
 
 
 def range_of(ids: pl.Series, begins: pl.Series) -> pl.Series:
@@ -133,40 +139,55 @@ def first_rooms(merged):
 def by_room(row: tuple[str, bytes], ranges: bytes) -> Iterator[tuple[int, tuple[str, bytes]]]:
     """Packed rows → (range of live_id, (file, packed rows))."""
     frame = unpack(row[1])
-    for key, rows in split(frame, range_of(frame["live_id"], unpack(ranges)["id"])):
-        yield key, (row[0], pack(rows))
+    for key, part in split(frame, range_of(frame["live_id"], unpack(ranges)["id"])):
+        yield key, (row[0], pack(part))
 
 
-def counted(counts: Counts, kept: int = 0) -> Iterator[pvalue.TaggedOutput]:
+def counted(counts: Counts, kept: int = 0, views: int = 0) -> Iterator[pvalue.TaggedOutput]:
     """The counts of a part of the log, for COUNTS."""
-    kinds = asdict(counts) | {"rows_read": {"": counts.rows_read}, "rows_kept": {"": kept}}
+    kinds = {"rows_read": {"": counts.rows_read}, "rows_kept": {"": kept}, "views": {"": views}}
+    kinds |= {kind: getattr(counts, kind) for kind in ("dropped", "notes", "merged", "examples")}
     for kind, reasons in kinds.items():
-        for reason, rows in reasons.items():
-            if rows:
-                yield pvalue.TaggedOutput(COUNTS, ((kind, reason), rows))
+        for reason, found in reasons.items():
+            if found:
+                yield pvalue.TaggedOutput(COUNTS, ((kind, reason), found))
+
+
+def total(found: Iterable) -> int | list:
+    """The sum of numbers of rows, or the first examples of all."""
+    found = list(found)
+    if found and not isinstance(found[0], int):
+        return sorted(tuple(example) for examples in found for example in examples)[:rows.EXAMPLES]
+    return sum(found)
 
 
 class WriteReport(beam.PTransform):
     """Counts and the names of the written tables → report.json, which is written last."""
 
-    def __init__(self, source: str, folder: str, true_lifetimes: bool = True):
+    def __init__(self, source: str, folder: str, about: Sequence[str], rooms: Form):
         super().__init__()
-        self._meta = (source, folder, true_lifetimes)
+        self._meta = (source, folder, list(about), rooms)
 
     def expand(self, outputs):
         counts, written = outputs
-        total = counts | "Sum" >> beam.CombinePerKey(sum)
-        return (total.pipeline | "Report" >> beam.Create([None]) | "WriteReport" >> beam.Map(
-            write_report, pvalue.AsList(total), pvalue.AsList(written), *self._meta))
+        totals = counts | "Sum" >> beam.CombinePerKey(total)
+        return (totals.pipeline | "Report" >> beam.Create([None]) | "WriteReport" >> beam.Map(
+            write_report, pvalue.AsList(totals), pvalue.AsList(written), *self._meta))
 
 
-def write_report(_, counts: list[tuple[tuple[str, str], int]], written: list[str], source: str, folder: str,
-                 true_lifetimes: bool) -> None:
-    """Writes report.json as `tables.save` does; reasons are in the order of the alphabet."""
-    kinds: dict[str, dict[str, int]] = {}
-    for (kind, reason), rows in sorted(counts):
-        kinds.setdefault(kind, {})[reason] = rows
-    totals = {kind: kinds.get(kind, {}).get("", 0) for kind in ("rows_read", "rows_kept")}
-    report = ReadReport(source, **totals, **{kind: kinds.get(kind, {}) for kind in ("dropped", "notes", "merged")})
-    meta = {"report": asdict(report), "tables": sorted(set(written)), "rooms_are_true_lifetimes": true_lifetimes}
+def write_report(_, found: list[tuple[tuple[str, str], int | list]], written: list[str], source: str, folder: str,
+                 about: list[str], rooms: Form) -> None:
+    """Writes report.json as `tables.save` does, unless the log is refused; reasons are in the order of the alphabet."""
+    kinds: dict[str, dict] = {}
+    for (kind, reason), value in sorted(found, key=lambda pair: pair[0]):
+        kinds.setdefault(kind, {})[reason] = value
+    read, kept, views = (kinds.get(kind, {}).get("", 0) for kind in ("rows_read", "rows_kept", "views"))
+    counts = Counts(False, read, **{kind: kinds.get(kind, {}) for kind in ("dropped", "notes", "merged", "examples")})
+    report = counts.report(source, (kept, views), about)
+    try:
+        rows.require_most(report)
+        kuailive_m3.check_zone(kinds.get("zone", {}), rooms)
+    except ValueError as error:
+        raise ValueError(str(error).replace("\n", "; ")) from error  # runners hand on one line
+    meta = {"report": asdict(report), "tables": sorted(set(written)), "rooms_are_true_lifetimes": True}
     write_file(folder, "report.json", json.dumps(meta, indent=2).encode())

@@ -177,7 +177,8 @@ def form_of(path: Path, columns: Sequence[Column], events: bool = True, label: s
                                        and not plain(name).startswith("unnamed"))
     names = tuple(f"#{at[c.name] + 1}" if numbered else header[at[c.name]] for c in known)
     places = tuple(at[c.name] for c in known) if layout else names
-    middle = None if middle is None or middle < cells.DECADE_MS else int(middle)
+    dated = middle is not None and middle > cells.DECADE_MS and units[first] in cells.EPOCHS
+    middle = int(middle) if dated else None
     return Form(path, tuple(known), places, names, layout, units, medians, middle, whole, offset_ms, unused, events,
                 label)
 
@@ -196,11 +197,14 @@ def _unit(path: Path, column: Column, name: str, median: float | None) -> str | 
 def first_rows(path: Path, limit: int = HEAD_ROWS) -> pl.DataFrame:
     """The first rows of a parquet file. Raises: ValueError: if it cannot be read."""
     try:
-        return scan(path).head(limit).collect()
+        return scan(path).head(limit).collect() if isinstance(path, Path) else path.first_rows(limit)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): copy or download it again") from error
 
 
 def scan(path: Path) -> pl.LazyFrame:
+    """The rows of a parquet file."""
     # A name with [1] or * in it is a name, not a pattern, and a=1/ in it is no column.
-    return pl.scan_parquet(path if isinstance(path, Path) else path.open("rb"), glob=False, hive_partitioning=False)
+    if not isinstance(path, Path):
+        return path.first_rows(None).lazy()
+    return pl.scan_parquet(path, glob=False, hive_partitioning=False)

@@ -54,6 +54,9 @@ FILES = {
         "accu_play_cnt", "accu_play_duration", "reg_timestamp")),
 }
 NEEDED = ("click.csv", "room.csv")
+ROOMS = "room.csv"
+LISTS = {"user_id": "user.csv", "author_id": "streamer.csv"}  # of people, with what is known of them
+PEOPLE_IN = ("click.csv", "negative.csv")  # files whose rows say who there is
 # File of events → column of the interactions table that they fill, where they belong to a view.
 EVENTS = {"click.csv": "", "comment.csv": "comment", "like.csv": "like", "gift.csv": "gift_value", "negative.csv": ""}
 ROOM_CATEGORIES = {"live_type": "live_type", "live_content_category": "category"}  # in the file → in the table
@@ -79,8 +82,8 @@ def read_kuailive(folder: str | Path, options: Options = DEFAULTS) -> Tables:
     with tqdm(total=len(paths), desc="KuaiLive", unit="file", disable=None) as bar:
         people = {name: rows.read(forms[name], counts) for name in ("user.csv", "streamer.csv") if name in forms}
         listed = [people["user.csv"]["user_id"]] if "user.csv" in people else []
-        everybody = room_logs.all_ids(*listed, *(rows.ids_in(forms[name], "user_id") for name in (
-            "click.csv", "negative.csv") if name in forms))
+        everybody = room_logs.all_ids(*listed, *(rows.ids_in(forms[name], "user_id") for name in PEOPLE_IN
+                                                if name in forms))
         users = everybody[:options.limit_users]
         bar.update(len(people))
 
@@ -88,7 +91,7 @@ def read_kuailive(folder: str | Path, options: Options = DEFAULTS) -> Tables:
         found = rows.read(forms["room.csv"], counts)
         if not len(found):
             raise ValueError(f"{paths['room.csv']}: {NO_ROW}")
-        found = room_rows(forms["room.csv"], found, {}, titles, counts)
+        found = room_rows(forms["room.csv"], found, counts, {}, titles)
         rooms = room_logs.one_row_a_room(forms["room.csv"], found, counts)
         bar.update(1 + (titles is not None))
         streamers = [people["streamer.csv"]["streamer_id"]] if "streamer.csv" in people else []
@@ -98,16 +101,16 @@ def read_kuailive(folder: str | Path, options: Options = DEFAULTS) -> Tables:
         events = {}
         for name in EVENTS:
             if name in forms:
-                events[name] = rows.read(forms[name], counts, functools.partial(in_rooms, forms[name], known=known,
-                                                                               counts=counts))
+                events[name] = rows.read(forms[name], counts, functools.partial(
+                    in_rooms, name, forms[name], known=known, counts=counts))
                 bar.update()
     table = table_of(events, counts)
     made = {}
-    for key, ids, name in (("user_id", users, "user.csv"), ("author_id", authors, "streamer.csv")):
-        features = room_logs.side_features(forms[name], people[name], ids, counts) if name in people else []
-        made[key] = room_logs.id_table(key, ids).with_columns(features)
-    return validate(Tables(table, room_logs.room_table(rooms), made["author_id"], made["user_id"],
-                           counts.report(str(folder), len(table), room_logs.about(forms.values())),
+    for key, ids in (("user_id", users), ("author_id", authors)):
+        name = LISTS[key]
+        made[key] = room_logs.people_table(key, ids, forms.get(name), people.get(name), counts)
+    report = counts.report(str(folder), room_logs.sizes(table), room_logs.about(forms.values()))
+    return validate(Tables(table, room_logs.room_table(rooms), made["author_id"], made["user_id"], report,
                            titles=None if titles is None else titles_in(titles, 0, titles.rows),
                            rooms_are_true_lifetimes=True))
 
@@ -132,7 +135,7 @@ def table_of(events: dict[str, pl.DataFrame], counts: Counts) -> pl.DataFrame:
             value = pl.col("gift_price") if name == "gift.csv" else pl.lit(1.0)
             views = views.with_columns(room_logs.total_of_last_view(events[name].with_columns(value=value), views, name,
                                                                     counts).alias(column))
-    counts.add("notes", room_logs.OUTSIDE, int(views["outside"].sum()))
+    counts.add("notes", rows.OUTSIDE, int(views["outside"].sum()))
     counts.add("notes", "view of zero watch time", int((views["watch_ms"] == 0).sum()))
     shown = [room_logs.impressions(events["negative.csv"], views, "negative.csv", counts)
              ] if "negative.csv" in events else []
@@ -166,7 +169,7 @@ def files_of(folder: str | Path, files: set[str], hint: str = "") -> dict[str, s
     return found | ({"titles": titles[0]} if titles else {})
 
 
-def room_rows(form: Form, frame: pl.DataFrame, texts: dict[str, pl.Series], titles: TitleFile | None, counts: Counts
+def room_rows(form: Form, frame: pl.DataFrame, counts: Counts, texts: dict[str, pl.Series], titles: TitleFile | None
               ) -> pl.DataFrame:
     """Rows of room.csv, or of a part of it, as `room_logs.one_row_a_room` takes them.
 
@@ -190,7 +193,7 @@ def room_rows(form: Form, frame: pl.DataFrame, texts: dict[str, pl.Series], titl
     return frame.rename({"streamer_id": "author", "start_timestamp": "start_ms", "end_timestamp": "end_ms"})
 
 
-def in_rooms(form: Form, frame: pl.DataFrame, known: Known, counts: Counts) -> pl.DataFrame:
+def in_rooms(name: str, form: Form, frame: pl.DataFrame, known: Known, counts: Counts) -> pl.DataFrame:
     """Rows of a file of events, or of a part of it, that name a room and a person that there are.
 
     Returns:
@@ -199,7 +202,7 @@ def in_rooms(form: Form, frame: pl.DataFrame, known: Known, counts: Counts) -> p
     """
     frame = frame.join(known.rooms, on="live_id", how="left", maintain_order="left")
     frame = counts.keep_good(form, frame, pl.col("room_id").is_null(), "live_id", "is a room that room.csv does not "
-                             "have", dirt=form.path.name.startswith("click.csv"))
+                             "have", dirt=name == "click.csv")
     counts.add("notes", f"{form.label}streamer_id differs from room.csv, which is believed",
                (frame["streamer_id"] != known.authors.gather(frame["author_id"])).sum())
     frame = frame.with_columns(room_logs.is_outside(

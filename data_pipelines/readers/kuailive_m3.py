@@ -7,7 +7,7 @@ live/ and short_video/, as the publisher packs them. Times are milliseconds sinc
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from data_pipelines.readers import forms as forms_lib
 from data_pipelines.readers import room_logs, rows
-from data_pipelines.readers.forms import Column, Form
+from data_pipelines.readers.forms import Column, Form, first_rows
 from data_pipelines.readers.room_logs import Known, known_rooms
 from data_pipelines.readers.rows import DEFAULTS, Counts, Options
-from data_pipelines.readers.text_files import LINE
+from data_pipelines.readers.text_files import LINE, layout_of
 from data_pipelines.tables import Tables, validate
 
 USER, AUTHOR = Column("user_id", "id"), Column("author_id", "id", also=("streamer_id",))
@@ -52,8 +52,10 @@ FILES = {
 }
 SEGMENT = (LIVE, Column("segment_id", "text", needed=False, empty=True), Column("feature_128", "any"),
            Column("timestamp", "time"))
-CONTENT = "live_emb_128_ts"
 NEEDED = ("live_interaction", "live_room_meta")
+ROOMS, CONTENT, VIDEOS = "live_room_meta", "live_emb_128_ts", "photo_play"
+LISTS = {"user_id": "user_id_set", "author_id": "author_profile"}  # of people, with what is known of them
+PEOPLE_IN = ("live_interaction",)  # files whose rows say who there is
 # File of events → column of the interactions table that they fill, where they belong to a view.
 EVENTS = {"live_interaction": "", "live_comment": "comment", "live_like": "like", "live_share": "share",
           "live_show": "", "live_questionnaire": ""}
@@ -115,23 +117,22 @@ def read_kuailive_m3(folder: str | Path, options: Options = DEFAULTS) -> Tables:
         if content:
             wanted = known.rooms
             if len(users) < len(everybody):
-                wanted = wanted.filter(pl.col("room_id").is_in(table["room_id"].unique().implode()))
-            parts, width = [], None
+                entered = events["live_interaction"]["room_id"].unique()
+                wanted = wanted.filter(pl.col("room_id").is_in(entered.implode()))
+            parts, width = [], width_of(content)
             for i, form in enumerate(content):
                 for part in rows.parts(form, counts):
                     part = segments_in(part, wanted, known.rooms, counts)
-                    part, width = embedded(form, part, width, counts)
-                    parts.append(part.with_columns(pl.lit(i, pl.Int32).alias("file")))
+                    parts.append(embedded(form, part, width, counts).with_columns(pl.lit(i, pl.Int32).alias("file")))
                 bar.update()
             segments = segment_table(pl.concat(parts), counts)
             zone = inside_by_shift(segments, known.rooms)
             check_zone(zone, forms["live_room_meta"])
     if videos is not None:
         videos = video_table(videos, authors)
-    features = room_logs.side_features(forms["author_profile"], people["author_profile"], authors, counts
-                                       ) if "author_profile" in people else []
-    author_table = room_logs.id_table("author_id", authors).with_columns(features)
-    report = counts.report(str(folder), len(table), room_logs.about([*forms.values(), *content[:1]]))
+    author_table = room_logs.people_table("author_id", authors, forms.get("author_profile"),
+                                          people.get("author_profile"), counts)
+    report = counts.report(str(folder), room_logs.sizes(table), room_logs.about([*forms.values(), *content[:1]]))
     return validate(Tables(table, room_logs.room_table(rooms), author_table, room_logs.id_table("user_id", users),
                            report, segments=segments, videos=videos, rooms_are_true_lifetimes=True))
 
@@ -227,7 +228,7 @@ def table_of(events: dict[str, pl.DataFrame], counts: Counts) -> pl.DataFrame:
     views = room_logs.longest_watch(events["live_interaction"])
     counts.add("dropped", "repeats person, room and time of another row (the longest watch is kept)",
                len(events["live_interaction"]) - len(views))
-    counts.add("notes", room_logs.OUTSIDE, int(views["outside"].sum()))
+    counts.add("notes", rows.OUTSIDE, int(views["outside"].sum()))
     views = views.with_columns(pl.int_range(pl.len()).alias("view"))
     for name, column in EVENTS.items():
         if name in events and column:  # the counts of live_interaction may hold the same events
@@ -260,33 +261,47 @@ def segment_table(frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
     return frame.filter(~again).select("room_id", "end_ms", "embedding")
 
 
-def embedded(form: Form, frame: pl.DataFrame, width: int | None, counts: Counts) -> tuple[pl.DataFrame, int | None]:
+def width_of(content: Sequence[Form]) -> int:
+    """Width of most embeddings in the head of the first file of content that has a row."""
+    for form in content:
+        place = next(place for c, place in zip(form.columns, form.places, strict=True) if c.name == "feature_128")
+        if form.layout is None:
+            head = first_rows(form.path, 1000)[place]
+        else:
+            head = pl.Series([row[place] for row in layout_of(form.path)[1]], dtype=pl.String)
+        if len(head):
+            return int(_lists(form, head).list.len().mode().max() or 1)
+    return 128
+
+
+def embedded(form: Form, frame: pl.DataFrame, width: int, counts: Counts) -> pl.DataFrame:
     """Segments with `embedding`, an array of float32 [width]; feature_128 is a list, an array, or a text with commas.
 
-    `width` is that of every other segment, or None if these are the first. Returns also the width.
     Raises: ValueError: for content that is no list of numbers.
     """
+    frame = frame.with_columns(_lists(form, frame["feature_128"]).alias("feature_128"))
     vectors = pl.col("feature_128")
-    dtype = frame.schema["feature_128"]
-    if dtype == pl.String:
-        parts = vectors.str.strip_chars("[] ").str.replace_all(r"[,\s]+", ",").str.split(",")
-        frame = frame.with_columns(parts.list.eval(pl.element().cast(pl.Float32, strict=False)))
-    elif isinstance(dtype, pl.Array):
-        frame = frame.with_columns(vectors.arr.to_list())
-    elif not isinstance(dtype, pl.List) or not dtype.inner.is_numeric():
-        raise ValueError(f"{form.path}, column feature_128: holds {dtype}; lists of numbers are needed")
-    if width is None and len(frame):
-        width = int(frame["feature_128"].list.len().mode().max()) or 1
     frame = frame.with_columns(size=vectors.list.len().fill_null(0))
-    frame = counts.keep_good(form, frame, pl.col("size") != (width or 1), "feature_128", f"numbers are there, where "
-                             f"{width} are needed", "size")
-    finite = vectors.list.eval(pl.element().cast(pl.Float32).is_finite().fill_null(False)).list.all()
+    frame = counts.keep_good(form, frame, pl.col("size") != width, "feature_128", f"numbers are there, where {width} "
+                             "are needed", "size")
+    finite = vectors.list.eval(pl.element().is_finite().fill_null(False)).list.all()
     frame = counts.keep_good(form, frame, ~finite, "feature_128", "numbers are there, one of which is not finite",
                              "size")
     if "segment_id" not in frame.columns:
         frame = frame.with_columns(segment_id=pl.lit(None, pl.String))
-    made = vectors.cast(pl.Array(pl.Float32, width or 128)).alias("embedding")
-    return frame.select("room_id", pl.col("timestamp").alias("end_ms"), "segment_id", made, LINE), width
+    made = vectors.cast(pl.Array(pl.Float32, width)).alias("embedding")
+    return frame.select("room_id", pl.col("timestamp").alias("end_ms"), "segment_id", made, LINE)
+
+
+def _lists(form: Form, vectors: pl.Series) -> pl.Series:
+    if vectors.dtype == pl.String:
+        parts = vectors.str.strip_chars("[] ").str.replace_all(r"[,\s]+", ",").str.split(",")
+        return parts.list.eval(pl.element().cast(pl.Float32, strict=False))
+    if isinstance(vectors.dtype, pl.Array):
+        vectors = vectors.arr.to_list()
+    if not isinstance(vectors.dtype, pl.List) or not vectors.dtype.inner.is_numeric():
+        raise ValueError(f"{form.path}, column feature_128: holds {vectors.dtype}; lists of numbers are needed")
+    return vectors.cast(pl.List(pl.Float32))
 
 
 def inside_by_shift(segments: pl.DataFrame, rooms: pl.DataFrame) -> dict[str, int]:
@@ -295,7 +310,7 @@ def inside_by_shift(segments: pl.DataFrame, rooms: pl.DataFrame) -> dict[str, in
     "all" → rooms with a segment. Of some rooms (room_id, room_start_ms, room_end_ms) and all segments of them.
     """
     first = segments.group_by("room_id").agg(pl.col("end_ms").min()).join(rooms, on="room_id")
-    end = pl.col("room_end_ms").fill_null(ALWAYS) + ZONE_SLACK_MS
+    end = pl.col("room_end_ms").fill_null(pl.col("room_start_ms") + 86_400_000) + ZONE_SLACK_MS
     hours = np.arange(-28, 29) / 2
     made = first.select(
         (pl.col("end_ms") + round(h * 3_600_000)).is_between(pl.col("room_start_ms"), end).sum().alias(f"{h:g}")

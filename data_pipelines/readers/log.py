@@ -6,6 +6,7 @@ room without an id is cut out of its streamer's views at gaps. A room's life is 
 the last moment in which a row shows it, unless the log says when it began and ended.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,7 @@ WORDS = {"enter": ("enter", "entered", "join", "joined", "start", "in", "enter_r
          "view": ("view", "watch", "click", "clicked"), "show": ("show", "shown", "impression", "exposure", "expose"),
          **{name: (name, f"{name}s", f"{name}d", f"{name}ed") for name in EVENT_COUNTS},
          "gift": ("gift", "gifts", "send_gift", "donate", "donation")}
+DAY_MS = 86_400_000
 
 
 def parse_columns(said: str) -> dict[str, str]:
@@ -85,7 +87,12 @@ def read_log(path: str | Path, options: Options = DEFAULTS) -> Tables:
         small = next(form for form in found if form.middle_ms is None)
         raise ValueError(f"{small.path}: its times are small numbers, those of the other files are dates")
     counts = Counts(options.stop)
-    return tables_of(found, counts, options, str(path))
+    tables = tables_of(found, counts, options, str(path))
+    middle = tables.interactions.filter("click")["watch_ms"].median() or 0
+    if middle > DAY_MS:
+        raise ValueError(f"{path}: half of the views last {middle / DAY_MS:,.1f} days or longer: a length or an end is "
+                         "in another unit (--columns=watch=COLUMN:s says which)")
+    return tables
 
 
 def files_in(path: Path) -> list[Path]:
@@ -161,11 +168,9 @@ def about(files: Sequence[Form]) -> list[str]:
 def tables_of(files: Sequence[Form], counts: Counts, options: Options, source: str, drop_empty: bool = False) -> Tables:
     """Canonical tables of files whose forms are understood. `drop_empty`: leave out views of no length."""
     with_events = any(c.name == "event" for form in files for c in form.columns)
-    found = []
-    for form in files:
-        for frame in rows.parts(form, counts):
-            found.append(frame if with_events else with_length(form, frame, counts, options, drop_empty))
-    frame = pl.concat(found, how="diagonal") if len(found) > 1 else found[0]
+    found = [rows.read(form, counts, (lambda frame: frame) if with_events else functools.partial(
+        with_length, form, counts=counts, options=options, drop_empty=drop_empty)) for form in files]
+    frame = pl.concat(found, how="diagonal")
     del found
     events = None
     if with_events:
@@ -173,7 +178,7 @@ def tables_of(files: Sequence[Form], counts: Counts, options: Options, source: s
         frame = with_length(files[0], frame, counts, options, drop_empty)
     everybody, frame = numbered(frame, "user")
     if not len(frame):
-        rows.require_most(counts.report(source, 0, about(files)))
+        rows.require_most(counts.report(source, (0, 0), about(files)))
     authors, frame = numbered(frame, "author")
     frame, rooms, true_lives = with_rooms(frame, authors, counts, options)
     if events is not None:
@@ -187,11 +192,11 @@ def tables_of(files: Sequence[Form], counts: Counts, options: Options, source: s
         frame = frame.drop("category")
     table = room_logs.once(room_logs.interactions(frame), counts)
     if true_lives:
-        counts.add("notes", room_logs.OUTSIDE, room_logs.views_outside(table, rooms))
+        counts.add("notes", rows.OUTSIDE, room_logs.views_outside(table, rooms))
     counts.add("notes", "session overlaps an earlier one of the same user", overlapping(table))
-    return validate(Tables(
-        table, rooms, room_logs.id_table("author_id", authors), room_logs.id_table("user_id", users),
-        counts.report(source, len(table), about(files)), rooms_are_true_lifetimes=true_lives))
+    report = counts.report(source, room_logs.sizes(table), about(files))
+    return validate(Tables(table, rooms, room_logs.id_table("author_id", authors), room_logs.id_table("user_id", users),
+                           report, rooms_are_true_lifetimes=true_lives))
 
 
 def with_length(form: Form, frame: pl.DataFrame, counts: Counts, options: Options, drop_empty: bool) -> pl.DataFrame:

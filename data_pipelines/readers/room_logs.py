@@ -10,10 +10,9 @@ from data_pipelines.readers import cells as cell_rules
 from data_pipelines.readers.forms import Form
 from data_pipelines.readers.rows import Counts
 from data_pipelines.readers.text_files import LINE
-from data_pipelines.tables import INTERACTIONS, LOGGED, ROOMS, sort_interactions
+from data_pipelines.tables import ASKED, INTERACTIONS, LOGGED, ROOMS, sort_interactions
 
 LARGEST = 2**31 - 1
-OUTSIDE = "view that begins before its room does, or after its end"
 DATES = ("reg_timestamp", "first_watch_live_timestamp", "first_live_timestamp")
 CATEGORIES = ("age", "gender", "country", "device_brand", "device_price", "is_live_streamer", "is_photo_author",
               "is_live_author", "age_segment", "live_operation_tag", *[f"onehot_feat{i}" for i in range(7)])
@@ -107,7 +106,8 @@ def one_row_a_room(form: Form, rooms: pl.DataFrame, counts: Counts) -> pl.DataFr
         several = again | again.shift(-1, fill_value=False)
         some = rooms.filter(several)
         other = pl.col("author") != pl.col("author").first().over("live_id")
-        some = counts.keep_good(form, some, other, "author", "is another streamer of a room that has one", dirt=True)
+        some = counts.keep_good(form, some, other, form.columns[1].name, "is another streamer of a room that has one",
+                                "author", dirt=True)
         merged = some.group_by("live_id", maintain_order=True).agg(
             pl.exclude("end_ms").first(), pl.col("end_ms").max())
         counts.add("notes", f"{form.path.name}: row of a room that another row names, merged", len(some) - len(merged))
@@ -139,6 +139,11 @@ def longest_watch(views: pl.DataFrame) -> pl.DataFrame:
     return views.filter(~like_the_row_before(views, "user_id", "room_id", "start_ms").shift(-1, fill_value=False))
 
 
+def sizes(log: pl.DataFrame) -> tuple[int, int]:
+    """Rows of the interactions table, and views among them."""
+    return len(log), int(log["click"].sum())
+
+
 def once(log: pl.DataFrame, counts: Counts) -> pl.DataFrame:
     """The interactions table without rows that repeat another in every column; they are counted."""
     like = like_the_row_before(log, "user_id", "start_ms", "watch_ms", "room_id")
@@ -152,6 +157,7 @@ def once(log: pl.DataFrame, counts: Counts) -> pl.DataFrame:
 
 def views_outside(log: pl.DataFrame, rooms: pl.DataFrame) -> int:
     """Views that begin before their room does, or after its end."""
+    log = log.filter("click")
     start, end = rooms["start_ms"].gather(log["room_id"]), rooms["end_ms"].gather(log["room_id"])
     return int(((log["start_ms"] < start) | (log["start_ms"] >= end).fill_null(False)).sum())
 
@@ -196,7 +202,7 @@ def like_the_row_before(frame: pl.DataFrame, *columns: str) -> pl.Series:
 def interactions(frame: pl.DataFrame) -> pl.DataFrame:
     """The canonical table; what the source does not tell (like, comment, …, negative) is 0 or False."""
     told = [pl.col(name) if name in frame.columns else pl.lit(None).alias(name) for name in INTERACTIONS]
-    logged = [pl.col(name).cast(dtype) for name, dtype in LOGGED.items() if name in frame.columns]
+    logged = [pl.col(name).cast(dtype) for name, dtype in (LOGGED | ASKED).items() if name in frame.columns]
     frame = frame.select(*(column.cast(dtype) for column, dtype in zip(told, INTERACTIONS.values(), strict=True)),
                          *logged)
     facts = [name for name in INTERACTIONS if name not in ("user_id", "room_id", "author_id", "start_ms", "watch_ms")]
@@ -210,6 +216,13 @@ def interactions(frame: pl.DataFrame) -> pl.DataFrame:
 def is_outside(moment: pl.Expr, start: pl.Expr, end: pl.Expr) -> pl.Expr:
     """Whether a view begins before its room does, or after it has ended (never, where `end` is null)."""
     return (moment < start) | (moment >= end).fill_null(False)
+
+
+def people_table(key: str, ids: pl.Series, form: Form | None, frame: pl.DataFrame | None, counts: Counts
+                 ) -> pl.DataFrame:
+    """The canonical table of people: their ids, and what a file (its form and its rows) tells of them, if any."""
+    features = [] if form is None or len(form.columns) == 1 else side_features(form, frame, ids, counts)
+    return id_table(key, ids).with_columns(features)
 
 
 def side_features(form: Form, frame: pl.DataFrame, ids: pl.Series, counts: Counts) -> list[pl.Series]:

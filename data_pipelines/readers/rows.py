@@ -17,6 +17,7 @@ from data_pipelines.tables import ReadReport
 EXAMPLES = 3  # of the rows of a reason
 ROWS = 2**18  # of a parquet file, read at a time
 MIXED_SHARE = 0.01  # of rows whose time is far from the others: more are no slip but another unit
+OUTSIDE = "view that begins before its room does, or after its end"
 FAR = "is in another unit than the column, or years from its other times"
 WHAT = {"id": "is not an id (a number that was rounded or cut?)", "whole": "is not a whole number, 0 or more",
         "index": "is not a whole number", "real": "is not a number, 0 or more", "time": "is not a time",
@@ -71,11 +72,12 @@ class Counts:
             reasons = getattr(self, kind)
             reasons[reason] = reasons.get(reason, 0) + int(rows)
 
-    def report(self, source: str, kept: int, about: Sequence[str] = ()) -> ReadReport:
-        """What became of the rows, for the tables."""
-        examples = {reason: [f"{file}, line {line}: {value}" for file, line, value in sorted(found)[:EXAMPLES]]
+    def report(self, source: str, kept: tuple[int, int], about: Sequence[str] = ()) -> ReadReport:
+        """What became of the rows, for the tables. kept: rows of the interactions, and views among them."""
+        examples = {reason: [f"{file}, line {line}" + f": {value}" * bool(value) for file, line, value in found]
                     for reason, found in self.examples.items()}
-        return ReadReport(source, self.rows_read, kept, self.dropped, self.notes, self.merged, examples, list(about))
+        return ReadReport(source, self.rows_read, kept[0], self.dropped, self.notes, self.merged, kept[1], examples,
+                          list(about))
 
     def keep_good(self, form: Form, frame: pl.DataFrame, bad: pl.Expr | pl.Series, column: str, what: str,
                   shown: str | None = None, dirt: bool = False) -> pl.DataFrame:
@@ -110,18 +112,20 @@ class Counts:
         name = form.name(column)
         if self.stop and not dirt:
             line, value = found[0]
-            said = f", column {name}: {value!r} {what}" if column else f": {value} {what}"
+            shown = "" if value in (None, "") else f": {value!r}"
+            said = f", column {name}{shown} {what}" if column else f": {value} {what}"
             raise ValueError(f"{place(form.path, line)}{said} ({rows:,} such row(s)). --bad_rows=drop leaves such rows "
                              "out and counts them")
         reason = f"{form.label}{name} {what}" if column else f"{form.label}{what}"
         self.add(kind or ("dropped" if form.events else "notes"), reason, rows)
         kept = self.examples.get(reason, [])
-        self.examples[reason] = sorted([*kept, *((form.path.name, int(line), str(value)) for line, value in found)]
+        self.examples[reason] = sorted([*kept, *((form.path.name, int(line), "" if value is None else str(value))
+                                                 for line, value in found)]
                                        )[:EXAMPLES]
 
 
 def require_most(report: ReadReport) -> None:
-    """Raises ValueError where nothing or less than half of a log was kept, or many of its times are in another unit."""
+    """Raises ValueError where nothing or less than half of a log was kept, or its times cannot be right."""
     dropped = {reason: count for reason, count in report.dropped.items() if "(limit_users)" not in reason}
     lost = sum(dropped.values())
     read = report.rows_read - sum(report.dropped.values()) + lost
@@ -134,6 +138,11 @@ def require_most(report: ReadReport) -> None:
                          f"the right columns?\n{said}")
     if far > MIXED_SHARE * read and far > 1:
         raise ValueError(f"{far:,} of {read:,} rows have a time in another unit than the rest\n{said}")
+    outside = report.notes.get(OUTSIDE, 0)
+    if 2 * outside > report.views:
+        raise ValueError(f"{outside:,} of {report.views:,} views lie outside their rooms' lives: their times are in "
+                         "another unit or zone (--utc_offset_hours is for clocks without a zone), or the ids of rooms "
+                         f"do not match\n{said}")
 
 
 def place(path: Path, line: int) -> str:

@@ -21,6 +21,7 @@ LINE = "line"  # int64 column: the line of a text file, or the row of any other,
 BLOCK = 16 * 2**20  # bytes
 HEAD = 2**19  # bytes from which a file's layout and units are told
 DELIMITERS = ",;\t|"
+LONGEST_ROW = 2**20  # bytes: a quote that stays open for longer was never one
 # What a packed file may unpack to: a log of digits packs 4 to 20 times.
 MAX_RATIO, FREE_BYTES = 100, 2**30
 NOT_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, csv.Error,
@@ -142,8 +143,8 @@ def blocks(layout: Layout, size: int = BLOCK) -> Iterator[tuple[bytes, int]]:
                 end = _whole_lines(data) if more else len(data)
                 data, kept = data[:end], data[end:]
                 if skip and data:
-                    header = _header_end(data)
-                    line, data, skip = line + data.count(b"\n", 0, header), data[header:], False
+                    end = header_end(data)
+                    line, data, skip = line + data.count(b"\n", 0, end), data[end:], False
                 if data:
                     yield data, line
                     line += data.count(b"\n")
@@ -248,10 +249,10 @@ def _whole_lines(data: bytes) -> int:
         return end
     quote = data.rfind(b'"', 0, end)
     before = data.rfind(b"\n", 0, quote) + 1
-    return before if end - before < 2**16 and before else end
+    return before if end - before < LONGEST_ROW else end
 
 
-def _header_end(data: bytes) -> int:
+def header_end(data: bytes) -> int:
     """Where the first line that is not blank ends, quoted line breaks included."""
     end = 0
     while True:

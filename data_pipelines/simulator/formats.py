@@ -1,8 +1,8 @@
 """Writers of canonical tables in the forms of KuaiLive and KuaiLive-M3, as the readers of those forms expect them.
 
 They carry a simulated log to programs that know only those forms, and test the readers on more than a few rows by
-hand. What a form has no place for is left out: KuaiLive has no follows, shares, segments, videos and impressions (but
-those marked negative); KuaiLive-M3 has no impressions, negative marks and title embeddings, and counts gifts instead of
+hand. What a form has no place for is left out: KuaiLive has no follows, shares, segments, videos, dislikes, positions
+and propensities; KuaiLive-M3 has no dislikes, positions, propensities and title embeddings, and counts gifts instead of
 pricing them. The same tables give the same bytes.
 """
 
@@ -25,6 +25,8 @@ CONSTANTS = {
     "accu_live_cnt": "100-500", "accu_live_duration": "500000000-1000000000", "accu_play_cnt": "100000-500000",
     "accu_play_duration": "50000000000-100000000000", **{f"onehot_feat{i}": "0" for i in range(7)},
 }
+FAN_EDGES = (1e3, 1e4, 1e5, 1e6, 1e7)
+FAN_BINS = ("0-1k", "1k-1w", "1w-10w", "10w-100w", "100w-1000w", "1000w+")  # as KuaiLive-M3 has them
 SIMULATED_NAMES = {"fans_user_num": "fans"}  # column of the file → side feature of the simulator that fills it
 
 
@@ -54,7 +56,8 @@ def write_kuailive(tables: Tables, folder: str | Path) -> None:
         _spread(clicks, name).select(*form[:3], "timestamp").write_csv(folder / f"{name}.csv")
     gifts = clicks.filter(pl.col("gift_value") > 0).select(*form, pl.col("gift_value").alias("gift_price"))
     gifts.write_csv(folder / "gift.csv")
-    events.filter(pl.col("negative")).select(form).sort("timestamp", "user_id", "live_id").write_csv(
+    # Rooms that were shown and not clicked, as the publisher names the file.
+    events.filter(~pl.col("click")).select(form).sort("timestamp", "user_id", "live_id").write_csv(
         folder / "negative.csv")
 
     rooms = tables.rooms.select(pl.Series("live_id", lives), pl.Series("streamer_id", authors.gather(
@@ -84,11 +87,16 @@ def write_kuailive_m3(tables: Tables, folder: str | Path) -> None:
         pl.col("follow").alias("follow_author_cnt"), pl.col("share").alias("share_cnt"),
         pl.lit(0).alias("is_auto_play"),
     ).write_csv(folder / "live_interaction.csv")
+    shown = tables.interactions.filter(~pl.col("click"))
+    shown.select(_whole(users).gather(shown["user_id"]).alias("user_id"), _whole(lives).gather(
+        shown["room_id"]).alias("live_id"), pl.col("start_ms").alias("timestamp")).write_parquet(
+            folder / "live_show.parquet")
     tables.users.select(pl.col("source_id").alias("user_id")).write_csv(folder / "user_id_set.csv")
+    fans = tables.authors["fans"].to_numpy() if "fans" in tables.authors.columns else np.zeros(len(authors))
     tables.authors.select(
         pl.col("source_id").alias("author_id"), pl.lit(0).alias("is_photo_author"), pl.lit(1).alias("is_live_author"),
-        pl.lit("M").alias("gender"), pl.lit("24-30").alias("age_segment"),
-        (pl.col("fans") if "fans" in tables.authors.columns else pl.lit("0-10")).alias("fans_user_num"),
+        pl.lit("U").alias("gender"), pl.lit("unknown").alias("age_segment"),
+        pl.Series("fans_user_num", FAN_BINS).gather(np.digitize(fans, FAN_EDGES, right=True)),
     ).write_csv(folder / "author_profile.csv")
     rooms = tables.rooms
     rooms.select(

@@ -4,6 +4,7 @@ import pytest
 
 from data_pipelines import tables as tables_lib
 from data_pipelines.readers.kuailive import read_kuailive
+from data_pipelines.readers.rows import Options
 from data_pipelines.simulator.formats import write_kuailive
 from tests.data_pipelines.logs_in_form import CLICKS, ROOMS, simulated, write
 
@@ -23,9 +24,10 @@ def folder(tmp_path_factory):
 
 def test_a_simulated_log_comes_back(folder):
     before, after = simulated(), read_kuailive(folder)
-    held = before.interactions.filter(pl.col("click") | pl.col("negative")).with_columns(
-        pl.lit(0, pl.Int32).alias("follow"), pl.lit(0, pl.Int32).alias("share"))
+    held = before.interactions.with_columns(pl.lit(0, pl.Int32).alias("follow"), pl.lit(0, pl.Int32).alias("share"),
+                                            pl.lit(False).alias("negative"))
     assert after.interactions.equals(held.select(after.interactions.columns))
+    assert (~held["click"]).sum() > held["click"].sum()  # most of what is shown is not clicked
     assert (held["comment"].sum(), held["like"].sum()) > (0, 0)
     assert held["gift_value"].sum() > 0
     columns = ["room_id", "author_id", "start_ms", "end_ms", "category", "title_embedding"]
@@ -56,16 +58,16 @@ def test_the_same_log_gives_the_same_bytes_and_tables_survive_saving(folder, tmp
 
 
 def test_limited_to_the_first_people(folder):
-    everybody, some = read_kuailive(folder), read_kuailive(folder, limit_users=4)
+    everybody, some = read_kuailive(folder), read_kuailive(folder, Options(limit_users=4))
     assert some.interactions.equals(everybody.interactions.filter(pl.col("user_id") < 4))
     assert some.users.equals(everybody.users.head(4))
     assert some.rooms.equals(everybody.rooms)  # the world stays as large as it is
     reason = "row of a person beyond the first 4 (limit_users)"
     assert some.report.dropped[reason] > 0
     assert some.report.rows_read == everybody.report.rows_read
-    assert read_kuailive(folder, limit_users=10_000).interactions.equals(everybody.interactions)
+    assert read_kuailive(folder, Options(limit_users=10_000)).interactions.equals(everybody.interactions)
     with pytest.raises(ValueError, match="limit_users=0"):
-        read_kuailive(folder, limit_users=0)
+        Options(limit_users=0)
 
 
 def test_two_files_are_enough_and_ids_are_numbered_in_order(tmp_path):
@@ -75,7 +77,7 @@ def test_two_files_are_enough_and_ids_are_numbered_in_order(tmp_path):
     assert rows(tables, "user_id", "room_id", "author_id", "start_ms", "watch_ms", "click", "negative") == [
         (0, 1, 1, 2500, 0, True, False), (1, 0, 0, 1500, 400, True, False), (1, 0, 0, 3000, 100, True, False)]
     assert tables.rooms.select("source_id", "end_ms", "category", "title_embedding").rows() == [
-        (70, 9000, 0, -1), (71, None, 1, -1)]
+        ("70", 9000, 0, -1), ("71", None, 1, -1)]
     assert tables.titles is None
     assert tables.report.notes == {"view of zero watch time": 1}
 
@@ -100,13 +102,14 @@ def test_events_join_the_last_click_before_them(tmp_path):
         # Within the first view; after it; and somebody who never entered the room.
         negative=[EVENT, "10,70,5,1900", "10,70,5,1901", "9,70,5,1000", "9,70,5,1000"]))
     assert rows(tables, "user_id", "start_ms", "click", "comment", "like", "gift_value", "negative") == [
-        (0, 1000, False, 0, 0, 0.0, True), (0, 2500, True, 0, 2, 0.0, False), (1, 1500, True, 2, 0, 2.5, True),
-        (1, 1901, False, 0, 0, 0.0, True), (1, 3000, True, 1, 0, 0.0, False)]
+        (0, 1000, False, 0, 0, 0.0, False), (0, 2500, True, 0, 2, 0.0, False), (1, 1500, True, 2, 0, 2.5, False),
+        (1, 1901, False, 0, 0, 0.0, False), (1, 3000, True, 1, 0, 0.0, False)]
     assert tables.report.dropped == {
-        "comment.csv: the person has no click on the room before": 2,
-        "gift.csv: the person has no click on the room before": 1, "negative.csv: repeated row": 1}
+        "comment.csv: the person has no view of the room before": 2,
+        "gift.csv: the person has no view of the room before": 1, "negative.csv: repeated row": 1}
     assert tables.report.merged == {f"{name}.csv: row that belongs to a view": n for name, n in
-                                    (("comment", 3), ("like", 2), ("gift", 2), ("negative", 1))}
+                                    (("comment", 3), ("like", 2), ("gift", 2))} | {
+        "negative.csv: row inside a view of the room, which was clicked": 1}
     assert (tables.report.rows_read, tables.report.rows_kept) == (17, 5)
 
 
@@ -119,7 +122,7 @@ def test_rooms_with_several_rows_or_no_length_and_clicks_that_do_not_fit(tmp_pat
         (1000, 8000, 2, 1), (2000, 2001, -1, 1), (3000, None, 0, -1)]
     assert (1, 1500, 400) in rows(tables, "user_id", "start_ms", "watch_ms")
     assert tables.report.dropped == {
-        "click.csv: room that room.csv does not have": 1,
+        "click.csv: live_id is a room that room.csv does not have": 1,
         "click.csv: repeats person, room and time of another row (the longest watch is kept)": 1}
     assert tables.report.notes == {
         "room.csv: row of a room that another row names, merged": 2,
@@ -164,39 +167,67 @@ ROOM, CLICK, GIFT = ROOMS[0], CLICKS[0], EVENT + ",gift_price"
 
 @pytest.mark.parametrize("files, said", [
     ({"gift": [GIFT, "10,70,5,1600,1", "10,99,5,1600,1"]}, ["gift.csv, line 3, column live_id: 99", "room.csv does not",
-                                                            "--drop_unknown_rooms"]),
+                                                            "--bad_rows=drop"]),
     ({"like": [EVENT, "10,99,5,1600"]}, ["like.csv, line 2, column live_id: 99"]),
-    ({"gift": [GIFT, "10,70,5,1600,-1"]}, ["gift.csv, line 2, column gift_price: -1.0", "0 or more"]),
+    ({"gift": [GIFT, "10,70,5,1600,-1"]}, ["gift.csv, line 2, column gift_price: '-1'", "0 or more"]),
     ({"gift": [GIFT, "10,70,5,1600,two"]}, ["gift.csv, line 2, column gift_price: 'two' is not a number"]),
-    ({"gift": [EVENT, "10,70,5,1600"]}, ["gift.csv, line 1", "lacks the column 'gift_price'"]),
-    ({"click": [CLICK + ",mood", "10,70,5,1500,400,1"]}, ["click.csv, line 1, column 'mood'", "Rename or remove"]),
-    ({"click": [CLICK + ",author_id", "10,70,5,1500,400,5"]}, ["line 1, column 'author_id'", "twice"]),
     ({"click": [CLICK, "10,70,5,1500,400", "", '10,70,5,soon,400']}, ["click.csv, line 4, column timestamp: 'soon'"]),
-    ({"click": [CLICK, "10,70,5,-1,400"]}, ["click.csv, line 2, column timestamp: -1 is negative"]),
-    ({"click": [CLICK, "10,70,5,1500,-400"]}, ["line 2, column watch_live_time: -400 is negative"]),
-    ({"click": [CLICK, "10,70,5,9999999999999999,400"]}, ["line 2, column timestamp", "later than any time"]),
-    ({"click": [CLICK, "10,70,5,1500"]}, ["click.csv, line 2: 4 cells", "header has 5"]),
-    ({"click": [*CLICKS, "10,70,5,1500"]}, ["line 5, column watch_live_time", "empty, or the row is too short"]),
-    ({"click": [CLICK, "10,70,5,1500,1,1"]}, ["line 2: 6 cells", "header has 5"]),
-    ({"click": [CLICK, "10,70,5,1500,1", "u7,70,5,1500,1"]}, ["line 3, column user_id: 'u7' is not a whole number"]),
-    ({"room": [ROOM, *ROOMS[1:], "20250504,72,5,1,1000,999,,"]}, ["room.csv, line 4, column end_timestamp: 999",
-                                                                   "before the start"]),
-    ({"room": [ROOM, "20250504,70,5,1,1000,1e16,,"]}, ["room.csv, line 2, column end_timestamp", "later than"]),
-    ({"room": [ROOM, "20250504,70,5,1,1000,10.5,,"]}, ["line 2, column end_timestamp: 10.5", "whole milliseconds"]),
-    ({"room": [ROOM, "20250504,70,5,1,,2000,,"]}, ["line 2, column start_timestamp", "is empty"]),
-    ({"room": [ROOM, "May 4,70,5,1,1000,2000,,"]}, ["line 2, column p_date: 'May 4'", "20250504"]),
-    ({"room": [ROOM, *ROOMS[1:], "20250505,70,6,1,1000,9000,,"]}, ["room.csv, line 4, column live_id: 70", "two str"]),
+    ({"click": [CLICK, "10,70,5,-1,400"]}, ["click.csv, line 2, column timestamp: '-1' is in another unit"]),
+    ({"click": [CLICK, "10,70,5,1500,-400"]}, ["line 2, column watch_live_time: '-400' is not a length"]),
+    ({"click": [*CLICKS, "10,70,5,9999999999999999,400"]}, ["line 5, column timestamp", "in another unit"]),
+    ({"click": [CLICK, "10,70,5,1500"]}, ["click.csv, line 2: 4 cells", "first line has 5"]),
+    ({"click": [*CLICKS, "10,70,5,1500"]}, ["click.csv, line 5: 4 cells", "first line has 5"]),
+    ({"click": [*CLICKS, "10,70,5,1500,"]}, ["line 5, column watch_live_time is missing"]),
+    ({"click": [CLICK, "10,70,5,1500,1,1"]}, ["line 2: 6 cells", "first line has 5"]),
+    ({"click": [CLICK, "10,70,5,1500,1", "7.5,70,5,1500,1"]}, ["line 3, column user_id: '7.5' is not an id"]),
+    ({"click": [CLICK, "10,70,5,1500,1", "3.38429E+10,70,5,1500,1"]}, ["line 3, column user_id", "is not an id"]),
+    ({"room": [ROOM, "20250504,70,5,1,1000,10.5,,"]}, ["line 2, column end_timestamp: '10.5' is not a time"]),
+    ({"room": [ROOM, "20250504,70,5,1,,2000,,"]}, ["line 2, column start_timestamp is missing"]),
+])
+def test_where_bad_rows_stop_the_reader_the_first_is_named_and_otherwise_all_are_counted(tmp_path, files, said):
+    folder = write(tmp_path, **files)
+    with pytest.raises(ValueError) as error:
+        read_kuailive(folder, Options(stop=True))
+    for part in said:
+        assert part in str(error.value)
+    if "room" not in files:
+        report = read_kuailive(folder).report
+        assert sum(report.dropped.values()) == 1
+        assert sum(map(len, report.examples.values())) == 1
+
+
+@pytest.mark.parametrize("files, said", [
+    ({"gift": [EVENT, "10,70,5,1600"]}, ["gift.csv, line 1", "lacks the column 'gift_price'"]),
+    ({"click": [CLICK + ",User_ID", "10,70,5,1500,400,5"]}, ["line 1", "'user_id' twice"]),
     ({"room": [ROOM]}, ["room.csv", "no row below"]),
     ({"room": ["live_id,author_id,start_timestamp"]}, ["room.csv, line 1", "lacks the column 'end_timestamp'"]),
-    ({"user": ["user_id,fans_num", "10,many"]}, ["user.csv, line 2, column fans_num: 'many' is not a number, nor"]),
-    ({"user": ["user_id,reg_timestamp", "10,spring"]}, ["user.csv, line 2, column reg_timestamp: 'spring'"]),
-    ({"streamer": ["streamer_id,mood", "5,1"]}, ["streamer.csv, line 1, column 'mood'"]),
 ])
-def test_bad_content_names_file_row_column_and_the_remedy(tmp_path, files, said):
+def test_files_without_a_needed_column_are_refused(tmp_path, files, said):
     with pytest.raises(ValueError) as error:
         read_kuailive(write(tmp_path, **files))
     for part in said:
         assert part in str(error.value)
+
+
+def test_what_is_not_known_of_rooms_and_people_is_counted(tmp_path):
+    tables = read_kuailive(write(
+        tmp_path,
+        room=[ROOM, *ROOMS[1:], "20250504,72,5,1,1000,999,,", "20250504,73,5,1,1000,0,,", "20250504,74,5,1,1000,-1,,",
+              "20250504,75,5,1,1000,253402300799000,,", "20250505,70,6,1,1000,9500,,"],
+        user=["user_id,fans_num,reg_timestamp", "10,many,spring", "9,7,0000-00-00", "8,,2014/07/03"]))
+    assert tables.rooms["end_ms"].to_list() == [9000, None, None, None, None, None]
+    assert tables.rooms["author_id"].to_list()[0] == 0
+    assert tables.users.select("source_id", "fans_num", "reg_timestamp").rows() == [
+        ("8", None, 1404345600000.0), ("9", 7.0, None), ("10", None, None)]
+    assert tables.report.examples == {
+        "user.csv: fans_num is not a number, nor a range like 100-500 or 5000+, read as unknown": ["user.csv, line 2: "
+                                                                                                   "many"],
+        "user.csv: reg_timestamp is not a day (2024-12-31) or a time, read as unknown": ["user.csv, line 2: spring"],
+        "room.csv: end_timestamp is no date, read as unknown": ["room.csv, line 6: -1",
+                                                                "room.csv, line 7: 253402300799000"],
+        "room.csv: end_timestamp is before the start of the room, read as unknown": ["room.csv, line 4: 999",
+                                                                                     "room.csv, line 5: 0"],
+        "room.csv: streamer_id is another streamer of a room that has one": ["room.csv, line 8: 6"]}
 
 
 def test_files_with_a_header_only(tmp_path):
@@ -206,23 +237,25 @@ def test_files_with_a_header_only(tmp_path):
     with pytest.raises(ValueError, match="like.csv: the file is empty"):
         read_kuailive(tmp_path)
     (tmp_path / "like.csv").write_bytes(b"user_id,live_id,streamer_id,timestamp\n\xff\xfe,1,1,1\n")
-    with pytest.raises(ValueError, match="like.csv: not a CSV file in UTF-8"):
+    with pytest.raises(ValueError, match=r"like.csv: not a CSV file in UTF-8 .*save it as UTF-8"):
         read_kuailive(tmp_path)
 
 
-def test_events_of_unknown_rooms_are_counted_where_one_asks_for_it(tmp_path):
-    folder = write(tmp_path, gift=[GIFT, "10,70,5,1600,1", "10,99,5,1600,1"])
-    tables = read_kuailive(folder, drop_unknown_rooms=True)
+def test_events_of_unknown_rooms_are_counted_with_examples(tmp_path):
+    tables = read_kuailive(write(tmp_path, gift=[GIFT, "10,70,5,1600,1", "10,99,5,1600,1"]))
     assert tables.interactions["gift_value"].sum() == 1
-    assert tables.report.dropped == {"gift.csv: room that room.csv does not have": 1}
+    reason = "gift.csv: live_id is a room that room.csv does not have"
+    assert tables.report.dropped == {reason: 1}
+    assert tables.report.examples == {reason: ["gift.csv, line 3: 99"]}
 
 
 def test_bad_titles_and_missing_files(tmp_path):
     titles = tmp_path / "a" / "title_embeddings.npy"
     folder = write(tmp_path / "a")
     np.save(titles, np.zeros((1, 4), np.float32))
-    with pytest.raises(ValueError, match=r"room.csv, line 3, column live_name_id: 1 has no row in title_emb"):
-        read_kuailive(folder)
+    assert read_kuailive(folder).rooms["title_embedding"].to_list() == [0, -1]
+    reason = "room.csv: live_name_id has no row in title_embeddings.npy, read as unknown"
+    assert read_kuailive(folder).report.notes[reason] == 1
     np.save(titles, np.array([{"pickled": 1}]), allow_pickle=True)
     with pytest.raises(ValueError, match="cannot be read as a NumPy array"):
         read_kuailive(folder)
