@@ -22,7 +22,7 @@ ALONE = {
     "grain": {"data_pipelines/batches/loader.py"},
     "tensorflow_datasets": {"data_pipelines/log/store.py"},
     "apache_beam": {f"data_pipelines/beam/{part}.py"
-                    for part in ("files", "kuailive", "kuailive_m3", "pipeline", "steps")},
+                    for part in ("files", "kuaishou", "pipeline", "steps")},
     "pyarrow": {"data_pipelines/beam/files.py"},
 }
 # What a part of a package may import of it: itself, and the rows above its own.

@@ -4,7 +4,7 @@ Rows are parsed block by block, here and on the workers of the Beam pipeline, by
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
@@ -247,7 +247,5 @@ def read(form: Form, counts: Counts, keep: Callable[[pl.DataFrame], pl.DataFrame
 
 
 def ids_in(form: Form, name: str) -> pl.Series:
-    """The different ids of one column; the other columns are not parsed, and nothing is counted."""
-    at = next(i for i, c in enumerate(form.columns) if c.name == name)
-    alone = replace(form, columns=form.columns[at:at + 1], places=form.places[at:at + 1], names=form.names[at:at + 1])
-    return read(alone, Counts(), lambda frame: frame.select(pl.col(name).unique()))[name].unique()
+    """The different ids in a column of rows that can be read; nothing is counted."""
+    return read(form, Counts(), lambda frame: frame.select(pl.col(name).unique()))[name].unique()

@@ -6,6 +6,7 @@ import pytest
 from data_pipelines import prepare as prepare_lib
 from data_pipelines import tables as tables_lib
 from data_pipelines.readers.kuailive import read_kuailive
+from data_pipelines.readers.rows import Options
 from data_pipelines.simulator.formats import write_kuailive, write_kuailive_m3
 from tests.data_pipelines.logs_in_form import simulated, write
 
@@ -37,12 +38,12 @@ def test_every_source_becomes_tables(tmp_path, monkeypatch, capsys):
 
 def test_limits_reach_the_readers(tmp_path):
     write_kuailive(simulated(), tmp_path / "log")
-    prepare_lib.prepare(tmp_path / "out", "kuailive", tmp_path / "log", limit_users=3, progress=False)
-    assert tables_lib.load(tmp_path / "out").interactions.equals(
-        read_kuailive(tmp_path / "log", limit_users=3).interactions)
-    with pytest.raises(ValueError, match="limit_users=3 is for kuailive"):
-        prepare_lib.prepare(tmp_path / "x", "simulated", limit_users=3)
-    with pytest.raises(ValueError, match="source='other' is not one of kuailive, "):
+    three = Options(limit_users=3)
+    prepare_lib.prepare(tmp_path / "out", "kuailive", tmp_path / "log", three)
+    assert tables_lib.load(tmp_path / "out").interactions.equals(read_kuailive(tmp_path / "log", three).interactions)
+    with pytest.raises(ValueError, match="limit_users=3 is for log, twitch, kuailive, kuailive_m3"):
+        prepare_lib.prepare(tmp_path / "x", "simulated", options=three)
+    with pytest.raises(ValueError, match="source='other' is not one of log, "):
         prepare_lib.read_source("other", tmp_path)
 
 
@@ -54,8 +55,8 @@ def test_a_whole_folder_is_kept_and_a_foreign_one_refused(tmp_path):
     assert "already made" in again[0]
     assert "3 rows read, 3 kept" in again[1]
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    with pytest.raises(ValueError, match=r"limit_users: None then, 1 now"):
-        prepare_lib.prepare(out, "kuailive", log, limit_users=1)
+    with pytest.raises(ValueError, match=r"'limit_users': None.* then, .*'limit_users': 1.* now"):
+        prepare_lib.prepare(out, "kuailive", log, Options(limit_users=1))
     write(log, like=["user_id,live_id,streamer_id,timestamp", "10,70,5,1600"])
     with pytest.raises(ValueError, match=r"made from something else \(bytes: "):
         prepare_lib.prepare(out, "kuailive", log)
@@ -93,11 +94,11 @@ def test_bad_use_of_the_command(tmp_path, monkeypatch, capsys):
     out = f"--out_dir={tmp_path / 'out'}"
     for flags, said in ((("--source=kuailive",), "--data_dir is needed"),
                         (("--source=simulated", f"--data_dir={two}"), "--data_dir has no meaning"),
-                        (("--source=twitch", f"--data_dir={two}"), "error: " + str(two) + " holds 2 .csv files"),
+                        (("--source=log", f"--data_dir={two}", "--columns=user=a,fan=b"), "'fan=b' is not FIELD=COLUMN"),
                         (("--source=kuailive", f"--data_dir={two}"), "room.csv is missing"),
                         (("--source=mars",), "invalid choice")):
         with pytest.raises(SystemExit) as stopped:
             run(monkeypatch, *flags, out)
-        assert stopped.value.code == 2
+        assert stopped.value.code == (1 if "error: " in said or "missing" in said or "FIELD" in said else 2)
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

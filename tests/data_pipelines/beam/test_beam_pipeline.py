@@ -27,12 +27,14 @@ from data_pipelines.readers.rows import Options
 EVENT = "user_id,live_id,streamer_id,timestamp"
 STOP = Options(stop=True)
 # What real logs have and the simulator does not: rows that are dropped, merged or noted, and one of every reason.
+T = 1_746_400_000_000
+B = T // 10_000  # the log's own times, but for the last four digits
 DIRT = {
-    "room.csv": ["20250504,700001,1,1,5000,5000,,"],
-    "click.csv": ["1,999999,1,5,1", "1,700001,2,4000,0", "1,700001,1,6000,7", "1,700001,1,6000,9"],
-    "comment.csv": ["1,700001,1,6001", "1,700001,1,100", "12345678,700001,1,7000"],
-    "gift.csv": ["1,700001,1,6001,0.1", "1,700001,1,6001,0.2", "1,700001,1,6001,0.7", "1,700001,1,6001,1e8"],
-    "negative.csv": ["1,700001,1,6009", "1,700001,1,6010", "1,700001,1,6010", "1,700001,1,5010"],
+    "room.csv": [f"20250504,700001,1,1,{B}5000,{B}5000,,"],
+    "click.csv": [f"1,999999,1,{B}0005,1", f"1,700001,2,{B}4000,0", f"1,700001,1,{B}6000,7", f"1,700001,1,{B}6000,9"],
+    "comment.csv": [f"1,700001,1,{B}6001", f"1,700001,1,{B}0100", f"12345678,700001,1,{B}7000"],
+    "gift.csv": [f"1,700001,1,{B}6001,0.1", f"1,700001,1,{B}6001,0.2", f"1,700001,1,{B}6001,0.7", f"1,700001,1,{B}6001,1e8"],
+    "negative.csv": [f"1,700001,1,{B}6009", f"1,700001,1,{B}6010", f"1,700001,1,{B}6010", f"1,700001,1,{B}5010"],
     "user.csv": ["1,24-30,M" + "," * 18],
 }
 
@@ -83,8 +85,8 @@ def test_kuailive_m3_too(tmp_path):
     write_kuailive_m3(simulated(), log)
     room, author = pl.read_parquet(log / "live_room_meta.parquet").select("live_id", "author_id").row(0)
     with (log / "live_interaction.csv").open("a") as file:
-        for live_id, by, start, watch in ((10**6, author, 5, 1), (room, author, 7, 1), (room, author, 7, 3),
-                                          (room, 10**6, 8, 1)):
+        for live_id, by, start, watch in ((10**6, author, T + 5, 1), (room, author, T + 7, 1),
+                                          (room, author, T + 7, 3), (room, 10**6, T + 8, 1)):
             file.write(f"77,{by},{live_id},{start},{start + 5000},{watch},0,0,0,0,0,0\n")
     rooms = pl.read_parquet(log / "live_room_meta.parquet")
     again = rooms.head(2).with_columns(pl.lit(10**9, pl.Int64).alias("live_duration"),
