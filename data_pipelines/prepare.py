@@ -23,6 +23,7 @@ from onelive_jax.config import SimulatorConfig
 READERS = {"log": log.read_log, "twitch": twitch.read_twitch, "kuailive": kuailive.read_kuailive,
            "kuailive_m3": kuailive_m3.read_kuailive_m3}
 SOURCES = (*READERS, "simulated")
+OPTION_FLAGS = ("columns", "utc_offset_hours", "room_gap_min", "default_watch_s", "bad_rows", "limit_users")
 SETTINGS = "prepare.json"  # written first: whose folder this is
 DAY_MS = 86_400_000
 
@@ -136,10 +137,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit_users", type=int, help="keep the first so many people in the order of their ids")
 
 
-def options_of(said: dict) -> Options:
-    """The flags of `add_options`, taken out of the parsed flags. Raises: ValueError: if one is wrong."""
-    return Options(log.parse_columns(said.pop("columns")), said.pop("utc_offset_hours"), said.pop("room_gap_min"),
-                   said.pop("default_watch_s"), said.pop("bad_rows") == "stop", said.pop("limit_users"))
+def options_of(columns: str = "", utc_offset_hours: float = 0.0, room_gap_min: float = 30.0,
+               default_watch_s: float = 0.0, bad_rows: str = "drop", limit_users: int | None = None) -> Options:
+    """The flags of `add_options`. Raises: ValueError: if one is wrong."""
+    return Options(log.parse_columns(columns), utc_offset_hours, room_gap_min, default_watch_s, bad_rows == "stop",
+                   limit_users)
 
 
 def main() -> None:
@@ -160,7 +162,8 @@ def main() -> None:
     if not said["out_dir"] and not said["dry_run"]:
         parser.error("--out_dir is needed, the folder for the tables (or --dry_run)")
     try:
-        print("\n".join(prepare(options=options_of(said), simulator_config=config, **said)))
+        options = options_of(**{name: said.pop(name) for name in OPTION_FLAGS})
+        print("\n".join(prepare(options=options, simulator_config=config, **said)))
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
 

@@ -25,12 +25,21 @@ def group(cls):
 class DataConfig:
     """Where the logs are, how they are split, what a request sees."""
 
-    source: str = setting("twitch", "reader of the log", choices=("twitch", "canonical", "simulated", "kuailive",
+    source: str = setting("twitch", "reader of the log", choices=("log", "twitch", "canonical", "simulated", "kuailive",
                                                                    "kuailive_m3"))
     path: str = setting("", "file or folder of the log (not used by source=simulated)")
+    columns: str = setting("", "source=log: which column is what, where its name does not say it "
+                           "(user=uid,author=channel,start=joined_at,watch=secs:s)")
+    room_gap_min: float = setting(30.0, "source=log: pause of a streamer after which a room without an id is another "
+                                  "one", low=0.0, high=1440.0)
+    default_watch_s: float = setting(0.0, "source=log: length of a view of which the log does not say it (0: it is "
+                                     "left out)", low=0.0, high=86_400.0)
+    bad_rows: str = setting("drop", "rows that cannot be read are left out and counted, or stop the run",
+                            choices=("drop", "stop"))
     valid_hours: float = setting(250 / 6, "length of the validation period before the test period", low=0.0)
     test_hours: float = setting(250 / 6, "length of the test period at the end of the log", low=0.0)
-    utc_offset_hours: float = setting(0.0, "local time of the platform minus UTC", low=-14.0, high=14.0)
+    utc_offset_hours: float = setting(0.0, "local time of the platform minus UTC; also of clocks in the log that name "
+                                      "no zone", low=-14.0, high=14.0)
     history_items: int = setting(48, "items of a history sequence", low=1, high=4096)
     history_window: int = setting(256, "views before a request that a sequence is built from", low=1, high=65536)
     history_unit: str = setting("authors", "an item is the last view of a distinct author, or every view",

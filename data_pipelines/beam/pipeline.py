@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
 from data_pipelines.beam import kuaishou
 from data_pipelines.beam.files import StoredFile, files_in, write_file
-from data_pipelines.prepare import SETTINGS, add_options, options_of
+from data_pipelines.prepare import OPTION_FLAGS, SETTINGS, add_options, options_of
 from data_pipelines.readers.rows import DEFAULTS, Options
 from data_pipelines.tables import ReadReport
 
@@ -119,6 +119,7 @@ def main() -> None:
     known, rest = parser.parse_known_args()
     said = vars(known)
     try:
-        print("\n".join(run(options=options_of(said), **said, beam_options=rest)))
+        options = options_of(**{name: said.pop(name) for name in OPTION_FLAGS})
+        print("\n".join(run(options=options, **said, beam_options=rest)))
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")

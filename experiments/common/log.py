@@ -13,13 +13,14 @@ from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import store
 from data_pipelines.log.presence import Lifetimes, Presence, true_lifetimes
 from data_pipelines.log.timelines import Timelines, other_timelines
-from data_pipelines.prepare import read_source
+from data_pipelines.prepare import READERS, described, options_of, read_source
 from experiments.common.workdir import flat, is_done, mark_done
 from onelive_jax.config import Config
 from onelive_jax.files import write_json
 
 logger = logging.getLogger(__name__)
 SOURCE = "source.json"
+OPTIONS = ("columns", "utc_offset_hours", "room_gap_min", "default_watch_s", "bad_rows")  # of config.data
 
 
 @dataclass
@@ -66,7 +67,8 @@ class Log:
 
 def data_settings(config: Config) -> dict:
     """What the tables depend on (how a history is cut does not change them)."""
-    settings = {f"data.{name}": getattr(config.data, name) for name in ("source", "path")}
+    names = ("source", "path") + (OPTIONS if config.data.source in READERS else ())
+    settings = {f"data.{name}": getattr(config.data, name) for name in names}
     return settings | (flat(config, "simulator") if config.data.source == "simulated" else {})
 
 
@@ -79,7 +81,7 @@ def prepare(config: Config, workdir: Path) -> Log:
         log = tables.load(folder)
     else:
         log = read(config)
-        for line in log.report.lines():
+        for line in [*log.report.lines(), *described(log, config.data.utc_offset_hours)]:
             logger.info("%s", line)
         tables.save(log, folder)
         if config.data.path:
@@ -89,6 +91,8 @@ def prepare(config: Config, workdir: Path) -> Log:
     arrays = store.load_timelines(workdir / "examples")
     views = Timelines.from_arrays(arrays)
     split = tables.split_times(log, config.data.valid_hours, config.data.test_hours)
+    for line in tables.periods(log, split, config.data.utc_offset_hours):
+        logger.info("%s", line)
     lifetimes = true_lifetimes(log, split.end_ms)
     return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes,
                other_timelines(log, arrays), outcomes_of(arrays, config.data.long_view_seconds))
@@ -119,4 +123,5 @@ def _bytes(path: Path) -> int:
 
 def read(config: Config) -> tables.Tables:
     """The canonical tables of the log of `config.data`."""
-    return read_source(config.data.source, config.data.path, simulator_config=config.simulator)
+    options = options_of(**{name: getattr(config.data, name) for name in OPTIONS})
+    return read_source(config.data.source, config.data.path, options, config.simulator)

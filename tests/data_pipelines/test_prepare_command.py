@@ -94,7 +94,7 @@ def test_bad_use_of_the_command(tmp_path, monkeypatch, capsys):
     out = f"--out_dir={tmp_path / 'out'}"
     for flags, said in ((("--source=kuailive",), "--data_dir is needed"),
                         (("--source=simulated", f"--data_dir={two}"), "--data_dir has no meaning"),
-                        (("--source=log", f"--data_dir={two}", "--columns=user=a,fan=b"), "'fan=b' is not FIELD=COLUMN"),
+                        (("--source=log", f"--data_dir={two}", "--columns=user=a,fan=b"), "'fan=b' is not FIELD"),
                         (("--source=kuailive", f"--data_dir={two}"), "room.csv is missing"),
                         (("--source=mars",), "invalid choice")):
         with pytest.raises(SystemExit) as stopped:
