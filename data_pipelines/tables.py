@@ -166,12 +166,12 @@ def periods(tables: Tables, split: Split, utc_offset_hours: float = 0.0) -> list
     edges = [moment(time, utc_offset_hours) for time in (first, *split)]
     views = (stop <= split.p1_ms, (start >= split.p1_ms) & (start < split.p2_ms), start >= split.p2_ms)
     lines = [f"{name:10s} {begin} to {end}: {mark.sum():,} views" for name, begin, end, mark in
-             zip(("train", "validation", "test"), edges, edges[1:], views, strict=True)]
+             zip(("train", "validation", "test"), edges[:-1], edges[1:], views, strict=True)]
     late = tables.interactions["start_ms"].filter(tables.interactions["start_ms"] >= split.end_ms)
     if len(late):
         when = moment(int(late.min()), utc_offset_hours)
-        lines.append(f"{len(late):,} row(s) begin far after all others, from {when} on: the periods are not counted from "
-                     "there. Is a date mistyped?")
+        lines.append(f"{len(late):,} row(s) begin far after all others, from {when} on: the periods are not counted "
+                     "from there. Is a date mistyped?")
     return lines
 
 

@@ -233,7 +233,8 @@ def test_one_odd_row_does_not_move_the_split():
         split = tables_lib.split_times(odd, 24, 24)
         assert usual.end_ms - split.end_ms == HOUR // 2  # as if the row were not there
         assert "1 row(s) begin far after all others, from " in tables_lib.periods(odd, split)[-1]
-        assert [line.split(": ")[1] for line in tables_lib.periods(odd, split)[1:3]] == ["48 views", "48 views"]
+        # With it: whoever judges the test period has it too.
+        assert [line.split(": ")[1] for line in tables_lib.periods(odd, split)[1:3]] == ["48 views", "49 views"]
 
 
 def test_periods_in_words():
