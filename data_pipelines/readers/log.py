@@ -265,9 +265,13 @@ def reactions(views: pl.DataFrame, events: pl.DataFrame, users: pl.Series, autho
 
 
 def numbered(frame: pl.DataFrame, column: str) -> tuple[pl.Series, pl.DataFrame]:
-    """The different ids of a column, in order, and the frame with their places as COLUMN_id."""
-    ids = room_logs.ordered(frame[column].unique().drop_nulls())
-    return ids, room_logs.number(frame, column, ids, f"{column}_id")
+    """The different ids of a column as text, in order, and the frame with their places as COLUMN_id."""
+    found = room_logs.compact(frame[column])
+    ids = found.unique().drop_nulls().sort()
+    if found.dtype == pl.String:
+        return ids, room_logs.number(frame, column, ids, f"{column}_id")
+    places = (found.rank("dense").cast(pl.Int32) - 1).alias(f"{column}_id")
+    return ids.cast(pl.String), frame.drop(column).with_columns(places)
 
 
 def with_rooms(frame: pl.DataFrame, authors: pl.Series, counts: Counts, options: Options
@@ -277,41 +281,38 @@ def with_rooms(frame: pl.DataFrame, authors: pl.Series, counts: Counts, options:
     stop = pl.col("start_ms") + pl.col("watch_ms")
     if "room" not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias("room"))
-    unnamed = frame["room"].null_count()
-    if unnamed:
+    ids, frame = numbered(frame, "room")
+    frame = frame.rename({"room_id": "place"})
+    if unnamed := frame["place"].null_count():
         counts.add("notes", f"row without a room: cut where its streamer pauses for {options.room_gap_min:g} minutes "
                             "(--room_gap_min)", unnamed)
-        frame = frame.sort(pl.col("room").is_not_null(), "author_id", "start_ms", maintain_order=True)
-        part = frame[:unnamed].with_columns(latest=stop.cum_max().shift().over("author_id"))
-        begins = (pl.col("start_ms") > pl.col("latest") + round(options.room_gap_min * 60_000)).fill_null(True)
-        part = part.with_columns(cut=begins.cast(pl.Int32).cum_sum().over("author_id")).drop("latest")
-        frame = pl.concat([part, frame[unnamed:]], how="diagonal")
-    else:
-        frame = frame.with_columns(cut=pl.lit(None, pl.Int32))
-    ids = room_logs.ordered(frame["room"].unique().drop_nulls())
-    frame = room_logs.number(frame, "room", ids, "place")
-    key = ["place", "author_id", "cut"]
+        part = frame.filter(pl.col("place").is_null()).sort("author_id", "start_ms")
+        latest = stop.cum_max().shift().over("author_id")
+        begins = (pl.col("start_ms") > latest + round(options.room_gap_min * 60_000)).fill_null(True)
+        part = part.with_columns(place=len(ids) - 1 + begins.cast(pl.Int32).cum_sum())
+        frame = pl.concat([frame.drop_nulls("place"), part])
+    # A room of several streamers is a room of each of them: its number and theirs are one key.
+    key = pl.col("place").cast(pl.Int64) * len(authors) + pl.col("author_id")
+    frame = frame.with_columns(room_id=key.rank("dense").cast(pl.Int32) - 1)
     true_lives = {"room_start", "room_end"} <= set(frame.columns)
     start, end = pl.col("start_ms").min(), stop.max()
     if true_lives:
         start, end = pl.coalesce(pl.col("room_start").min(), start), pl.col("room_end").max()
-    aggregates = [start.alias("start_ms"), end.alias("end_ms")]
+    aggregates = [start.alias("start_ms"), end.alias("end_ms"), pl.col("place", "author_id").first()]
     if "category" in frame.columns:
         aggregates.append(pl.col("category").drop_nulls().first())
-    rooms = frame.group_by(key).agg(aggregates).sort(key, nulls_last=True)
-    none = pl.lit(-1, pl.Int32)
-    kind = room_logs.categories(rooms["category"]) if "category" in rooms.columns else none
+    rooms = frame.lazy().group_by("room_id").agg(aggregates).sort("room_id").collect(engine="streaming")
+    kind = room_logs.categories(rooms["category"]) if "category" in rooms.columns else pl.lit(-1, pl.Int32)
     rooms = rooms.with_columns(
-        pl.int_range(pl.len(), dtype=pl.Int32).alias("room_id"), title_embedding=none, category=kind,
-        end_ms=pl.when(pl.col("end_ms") <= pl.col("start_ms")).then(pl.col("start_ms") + 1).otherwise("end_ms"),
-        source_id=pl.coalesce(ids.gather(rooms["place"]) if len(ids) else pl.lit(None, pl.String),
-                              pl.format("{}/{}", authors.gather(rooms["author_id"]), "cut")))
-    shared = rooms.filter(pl.col("place").is_not_null() & (pl.len().over("place") > 1))["place"].n_unique()
-    counts.add("notes", "room of several streamers (one room each)", shared)
-    if len(rooms) == len(ids):  # every room is named and has one streamer: its place is its number
-        frame = frame.rename({"place": "room_id"})
-    else:
-        frame = frame.join(rooms.select(*key, "room_id"), on=key, how="left", nulls_equal=True)
+        category=kind, title_embedding=pl.lit(-1, pl.Int32),
+        source_id=pl.concat([ids, pl.Series([None], dtype=pl.String)]).gather(rooms["place"].clip(0, len(ids))),
+        end_ms=pl.when(pl.col("end_ms") <= pl.col("start_ms")).then(pl.col("start_ms") + 1).otherwise("end_ms"))
+    if unnamed:
+        nth = (pl.col("source_id").is_null()).cast(pl.Int32).cum_sum().over("author_id")
+        made = pl.format("{}/{}", authors.gather(rooms["author_id"]), nth)
+        rooms = rooms.with_columns(pl.coalesce("source_id", made))
+    counts.add("notes", "room of several streamers (one room each)", rooms.filter(
+        pl.col("place") == pl.col("place").shift())["place"].n_unique())
     return frame, rooms.select(*ROOMS, "source_id"), true_lives
 
 

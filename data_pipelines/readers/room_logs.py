@@ -48,13 +48,12 @@ def about(forms: Iterable[Form]) -> list[str]:
     return [f"{form.label}columns not used: {', '.join(form.unused)}" for form in forms if form.unused]
 
 
-def ordered(ids: pl.Series) -> pl.Series:
-    """Different ids in the order in which they are numbered: of numbers where all are, else of the alphabet."""
-    ids = ids.sort()
-    if ids.dtype != pl.String:
-        return ids
+def compact(ids: pl.Series) -> pl.Series:
+    """Ids that are text, as int64 if all are whole numbers without a sign or a zero before them: then they are numbered
+    in the order of numbers, not of the alphabet."""
     number = ids.cast(pl.Int64, strict=False)
-    return ids if number.has_nulls() else pl.DataFrame({"id": ids, "number": number}).sort("number", "id")["id"]
+    odd = (ids.str.starts_with("0") & (ids.str.len_bytes() > 1)) | ids.str.starts_with("+") | ids.str.starts_with("-")
+    return ids if number.null_count() > ids.null_count() or odd.any() else number
 
 
 def all_ids(*columns: pl.Series) -> pl.Series:
