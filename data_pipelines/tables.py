@@ -34,6 +34,7 @@ VIDEOS = {"user_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "wat
 REQUIRED = ("interactions", "rooms", "authors", "users")
 OPTIONAL = ("segments", "videos", "titles")
 HOUR_MS = 3_600_000
+CENTURY_MS = 3_155_760_000_000
 STRAY_SHARE, STRAY_GAP = 1e-3, 0.1
 EARLIEST_DATE_MS = 315_576_000_000  # 1980; a time before it is no date but one since the log's beginning
 # Later than any real clock in milliseconds (year 33658) and far from overflow when a duration is added.
@@ -200,6 +201,15 @@ def validate(tables: Tables) -> Tables:
                 "a room must end after its start_ms (or be null: still on air)")
     _check_rows("rooms", "end_ms", rooms, pl.col("end_ms").is_null() | (pl.col("end_ms") <= LATEST_MS),
                 f"must not exceed {LATEST_MS} milliseconds")
+    if len(tables.interactions):
+        # Who is on air is kept by ten minutes: one date in the year 9999 would fill the memory.
+        middle = int(tables.interactions["start_ms"].median())
+        for name, column in (("rooms", "start_ms"), ("rooms", "end_ms"), ("interactions", "start_ms")):
+            near = ((pl.col(column) - middle).abs() <= CENTURY_MS) | pl.col(column).is_null()
+            _check_rows(name, column, getattr(tables, name), near, "is more than a century from most views: correct it, "
+                        "or remove the row")
+        _check_rows("interactions", "watch_ms", tables.interactions, pl.col("watch_ms") <= CENTURY_MS,
+                    "is longer than a century")
     for column in ("category", "title_embedding"):
         _check_rows("rooms", column, rooms, pl.col(column) >= -1, "must be -1 (unknown) or more")
 
@@ -284,8 +294,9 @@ def load(folder: str | Path) -> Tables:
     try:
         meta = json.loads((folder / "report.json").read_text())
         report = ReadReport(**meta["report"])
-        present, true_lifetimes = meta["tables"], bool(meta["rooms_are_true_lifetimes"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        report.lines()  # of a damaged report, its values too are others
+        present, true_lifetimes = [str(name) for name in meta["tables"]], bool(meta["rooms_are_true_lifetimes"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'report.json'} is damaged ({error}): write the tables again") from error
     frames = {}
     for name in REQUIRED + OPTIONAL:
@@ -294,9 +305,13 @@ def load(folder: str | Path) -> Tables:
         parts = []
         for path in _files(folder, name):
             try:
-                parts.append(pl.read_parquet(path))
+                # A name with [1] or * in it is a name, not a pattern.
+                parts.append(pl.read_parquet(path, glob=False, hive_partitioning=False))
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise ValueError(f"{path} cannot be read as parquet ({error}): write the tables again") from error
+            if parts[-1].schema != parts[0].schema:
+                raise ValueError(f"{path} has other columns than the first shard of {name} ({parts[-1].schema}, "
+                                 f"{parts[0].schema}): write the tables again")
         frames[name] = pl.concat(parts) if len(parts) > 1 else parts[0]
     return validate(Tables(**frames, report=report, rooms_are_true_lifetimes=true_lifetimes))
 

@@ -4,6 +4,7 @@ Between workers a frame travels as bytes in Arrow's IPC format, which every runn
 """
 
 import contextlib
+import glob
 import io
 import uuid
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Part(NamedTuple):
 def files_in(folder: str) -> dict[str, int]:
     """Place in the folder (a.csv, live/b.csv) → bytes of the files below it, in order; empty if there is no folder."""
     folder = folder.rstrip("/")
-    found = FileSystems.match([f"{folder}/**"])[0].metadata_list
+    found = FileSystems.match([f"{glob.escape(folder)}/**"])[0].metadata_list
     sizes = {file.path[len(folder) + 1:]: file.size_in_bytes for file in found}
     return dict(sorted(sizes.items()))
 

@@ -201,6 +201,37 @@ def test_a_table_may_lie_in_shards(tmp_path):
     assert tables_lib.load(tmp_path).interactions.equals(log)
 
 
+def test_shards_with_other_columns_and_odd_reports_are_named(tmp_path):
+    tables_lib.save(small(), tmp_path)
+    frame = pl.read_parquet(tmp_path / "users.parquet")
+    (tmp_path / "users.parquet").unlink()
+    frame[:1].write_parquet(tmp_path / tables_lib.shard_name("users", 0, 2))
+    frame[1:].rename({"source_id": "name"}).write_parquet(tmp_path / tables_lib.shard_name("users", 1, 2))
+    with pytest.raises(ValueError, match="users-00001-of-00002.parquet has other columns than the first shard of users"):
+        tables_lib.load(tmp_path)
+    meta = json.loads((tmp_path / "report.json").read_text())
+    for odd in ([], {}, meta | {"tables": 5}, meta | {"report": meta["report"] | {"dropped": [1]}},
+                meta | {"report": meta["report"] | {"rows_read": "many"}}):
+        (tmp_path / "report.json").write_text(json.dumps(odd))
+        with pytest.raises(ValueError, match="report.json is damaged"):
+            tables_lib.load(tmp_path)
+
+
+def test_names_with_brackets_are_names(tmp_path):
+    tables_lib.save(small(), tmp_path / "w[1]*")
+    tables_lib.save(small(users=small().users.with_columns(source_id=pl.lit("x"))), tmp_path / "w1")
+    assert tables_lib.load(tmp_path / "w[1]*").users.equals(small().users)
+
+
+@pytest.mark.parametrize("name, column, row", [("rooms", "end_ms", 1), ("rooms", "start_ms", 1),
+                                               ("interactions", "watch_ms", 3)])
+def test_a_date_in_the_year_9999_is_named_rather_than_kept_by_ten_minutes(name, column, row):
+    tables = small()
+    setattr(tables, name, put(getattr(tables, name), column, row, 253_402_300_799_000))
+    with pytest.raises(ValueError, match=rf"{name}.{column}, row {row} .*century|rooms.end_ms, row 1"):
+        tables_lib.validate(tables)
+
+
 def test_load_validates(tmp_path):
     tables_lib.save(small(rooms=put(small().rooms, "author_id", 0, 9)), tmp_path)
     with pytest.raises(ValueError, match="rooms.author_id, row 0"):

@@ -43,8 +43,8 @@ FORMS = {
                      lambda u, r, a, s, w: f"{u},{r},{a},{s}000,{w // 1000}.0"),
     "clocks": ("user_id;stream_id;streamer_name;joined_at;left_at",
                lambda u, r, a, s, w: f"{u};{r};{a};{clock(s)};{clock(s + w)}"),
-    "zones": ("user\troom_id\tauthor_id\tstart\tend", lambda u, r, a, s, w:
-              "\t".join((u, r, a, clock(s + 480 * MIN, "%Y-%m-%dT%H:%M:%S+08:00"), clock(s + w, "%Y-%m-%dT%H:%M:%SZ")))),
+    "zones": ("user\troom_id\tauthor_id\tstart\tend", lambda u, r, a, s, w: "\t".join((
+        u, r, a, clock(s + 480 * MIN, "%Y-%m-%dT%H:%M:%S+08:00"), clock(s + w, "%Y-%m-%dT%H:%M:%SZ")))),
     "minutes": ("user,room,author,start,minutes", lambda u, r, a, s, w: f"{u},{r},{a},{s}.0,{w // MIN}"),
     "lengths as clocks": ("user,room,author,started_at,watch_time", lambda u, r, a, s, w:
                           f"{u},{r},{a},{clock(s, '%Y/%m/%d %H:%M:%S')},{clock(w, '%H:%M:%S')}"),
