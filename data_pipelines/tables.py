@@ -206,8 +206,8 @@ def validate(tables: Tables) -> Tables:
         middle = int(tables.interactions["start_ms"].median())
         for name, column in (("rooms", "start_ms"), ("rooms", "end_ms"), ("interactions", "start_ms")):
             near = ((pl.col(column) - middle).abs() <= CENTURY_MS) | pl.col(column).is_null()
-            _check_rows(name, column, getattr(tables, name), near, "is more than a century from most views: correct it, "
-                        "or remove the row")
+            _check_rows(name, column, getattr(tables, name), near, "is more than a century from most views: correct "
+                        "it, or remove the row")
         _check_rows("interactions", "watch_ms", tables.interactions, pl.col("watch_ms") <= CENTURY_MS,
                     "is longer than a century")
     for column in ("category", "title_embedding"):

@@ -261,7 +261,8 @@ def test_bad_titles_and_missing_files(tmp_path):
         read_kuailive(folder)
     np.save(titles, np.zeros((2, 4), np.float32))
     whole = titles.read_bytes()
-    for damaged in (b"", whole[:20], whole[:-3], whole.replace(b"{", b"("), whole.replace(b"(2, 4)", b"(99999999999, 4)")):
+    endless = whole.replace(b"(2, 4)", b"(99999999999, 4)")
+    for damaged in (b"", whole[:20], whole[:-3], whole.replace(b"{", b"("), endless):
         titles.write_bytes(damaged)
         with pytest.raises(ValueError, match="title_embeddings.npy cannot be read as a NumPy array"):
             read_kuailive(folder)
