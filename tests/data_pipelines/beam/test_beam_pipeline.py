@@ -73,6 +73,9 @@ def test_the_tables_are_those_of_one_machine_row_for_row(tmp_path, monkeypatch, 
     assert not [name for name in files if "unfinished" in name]
     assert f"{local.report.rows_read:,} rows read" in capsys.readouterr().out
 
+    some = Options(limit_users=4)
+    pipeline.run("kuailive", str(log), str(tmp_path / "some"), 2, 9000, some)
+    same(tables_lib.load(tmp_path / "some"), read_kuailive(log, some))
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     again = pipeline.run("kuailive", str(log), str(out), 4, 3000)
     assert "already made" in again[0]
@@ -82,7 +85,7 @@ def test_the_tables_are_those_of_one_machine_row_for_row(tmp_path, monkeypatch, 
 
 
 def test_kuailive_m3_too(tmp_path):
-    log, out = tmp_path / "log", tmp_path / "out"
+    log = tmp_path / "log"
     write_kuailive_m3(simulated(), log)
     room, author = pl.read_parquet(log / "live_room_meta.parquet").select("live_id", "author_id").row(0)
     with (log / "live_interaction.csv").open("a") as file:
@@ -100,10 +103,16 @@ def test_kuailive_m3_too(tmp_path):
     videos = pl.read_parquet(log / "photo_play.parquet")
     strangers = videos.head(3).with_columns(pl.lit(10**6, pl.Int64).alias("user_id"))
     pl.concat([videos, strangers]).write_parquet(log / "photo_play.parquet", row_group_size=50)
-    pipeline.run("kuailive_m3", str(log), str(out), 4, 3000)
-    local = read_kuailive_m3(log)
-    same(tables_lib.load(out), local)
-    assert len(local.report.dropped) == 2
+    pl.DataFrame({"user_id": [77, 77, 10**7], "live_id": [room, room, room], "time": [T + 6, T + 900_000, T]}
+                 ).write_csv(log / "live_comment.csv")
+    pl.DataFrame({"user_id": [77, 77], "live_id": [room, 10**6], "score": [3, 4]}).write_csv(
+        log / "live_questionnaire.csv")
+    for options in (Options(), Options(limit_users=4)):
+        name = f"out{options.limit_users}"
+        pipeline.run("kuailive_m3", str(log), str(tmp_path / name), 4, 3000, options)
+        same(tables_lib.load(tmp_path / name), read_kuailive_m3(log, options))
+    out, local = tmp_path / "outNone", read_kuailive_m3(log)
+    assert len(local.report.dropped) == 5
     assert len(local.report.notes) >= 6
     for table in ("interactions", "rooms", "segments", "videos"):
         shards = sorted(out.glob(f"{table}-*"))
