@@ -143,6 +143,10 @@ class LiveState:
             effective_ms=0 if name == "gift" else round(1000 * c.effective_view_seconds)) for name in c.sequences}
         return Request(made, hour, day, np.zeros_like(hour))
 
+    def room(self, number: int) -> Room:
+        """A room that is on air, or was lately, by its number."""
+        return self._room_of[number]
+
     def shown(self, author: int) -> Room | None:
         """The room in which an author is on air: the one that began, or is watched, last."""
         return self._newest(author, -1)
