@@ -2,9 +2,9 @@
 
     python -m experiments.replay --workdir=W [--split=validation|test] [--targets=N]
 
-What happened up to the split is the service's start; then the log's events come in order of time, and at each target the
-person asks. Rankings must equal those of experiments.evaluate and scores lie within 1e-4; every request where they do
-not is named. Exit code 1 where there is one.
+What happened up to the split is the service's start; then the log's events come in order of time, and at each target
+the person asks. Rankings must equal those of experiments.evaluate and scores lie within 1e-4; every request where they
+do not is named. Exit code 1 where there is one.
 """
 
 import sys

@@ -1,5 +1,7 @@
 """The platform's own ids, and the dense rows that arrays are indexed by."""
 
+import hashlib
+
 import numpy as np
 
 
@@ -64,3 +66,29 @@ class AuthorRows:
             del self._row[lost]
         self.names[row], self._row[name] = name, row
         return row, lost
+
+    def put(self, row: int, name: str) -> None:
+        """Gives a free spare row to an author, as a snapshot says."""
+        self._free.remove(row)
+        self.names[row], self._row[name] = name, row
+
+
+class KnownIds:
+    """The last so many ids of events, by which each event counts once. (64 bits of a hash stand for an id.)"""
+
+    def __init__(self, most: int, known: np.ndarray = ()):
+        self.most, self._known = most, dict.fromkeys(np.asarray(known, np.uint64).tolist())
+
+    def add(self, name: str) -> bool:
+        """False where the id was known."""
+        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        if key in self._known:
+            return False
+        self._known[key] = None
+        if len(self._known) > self.most:
+            del self._known[next(iter(self._known))]
+        return True
+
+    def to_array(self) -> np.ndarray:
+        """uint64, oldest first."""
+        return np.array(list(self._known), np.uint64)

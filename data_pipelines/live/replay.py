@@ -132,13 +132,13 @@ def _last_of_each(key: np.ndarray, times_ms: np.ndarray, until_ms: int) -> tuple
 
 
 def _rooms(tables: Tables, maker: BatchMaker, time_ms: int) -> list[tuple[str, int, int, int | None]]:
-    """(id, author, start, None) of the rooms on air, or that somebody watches."""
+    """(id, author, start, end or None) of the rooms on air or watched; of all seen where only views show them."""
     names, author = room_names(tables), tables.rooms["author_id"].to_numpy()
     views = maker.views
     watched = np.unique(views.room[(views.start_ms <= time_ms) & (views.stop_ms > time_ms)])
-    start = maker.presence.room_start_ms
     if not tables.rooms_are_true_lifetimes:
-        return [(names[r], int(author[r]), int(start[r]), None) for r in watched.tolist()]
+        start = maker.presence.room_start_ms
+        return [(names[r], int(author[r]), int(start[r]), None) for r in np.flatnonzero(start <= time_ms).tolist()]
     start, end = tables.rooms["start_ms"].to_numpy(), tables.rooms["end_ms"].to_numpy()
     on_air = (start <= time_ms) & ~(tables.rooms["end_ms"].fill_null(time_ms + 1).to_numpy() <= time_ms)
     ended = np.setdiff1d(watched, np.flatnonzero(on_air))

@@ -7,7 +7,6 @@ so replaying them makes it anew, to the bit.
 Axes: A authors (with spare rows), R requests, C slots of a catalogue, L code levels.
 """
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from data_pipelines.live import events
 from data_pipelines.live.codes import LiveCodes
-from data_pipelines.live.names import AuthorRows, Names
+from data_pipelines.live.names import AuthorRows, KnownIds, Names
 from data_pipelines.live.people import OPEN, Buffers
 from data_pipelines.log.timelines import clock
 from onelive_jax.batch import Request
@@ -56,37 +55,32 @@ class LiveState:
         self.rooms: dict[str, Room] = {}
         self.watching, self.since_ms = np.zeros(len(authors), np.int32), np.zeros(len(authors), np.int64)
         self.now_ms, self.counts, self.changed = 0, Counter(), set()
-        self._number = 0
-        self._on_air: dict[int, dict[int, Room]] = {}  # author → its rooms by number; where lifetimes are true
-        self._views: dict[int, dict[tuple[int, int], list[int]]] = {}  # author → (user, room) → starts
-        self._watched: dict[int, list[tuple[int, int]]] = {}  # user → (author, room) of open views
-        self._room_of: dict[int, Room] = {}  # number → room, of all in `rooms`
-        self._gifted: set[tuple[int, int, int]] = set()  # (user, room, start) of open views with a gift
-        self._deadlines: list[tuple[int, int, int, int, int]] = []  # (when, room, user or −1, start, stop)
-        self._waiting: dict[str, list[tuple[events.Event, int]]] = {}
-        self._waiting_count = 0
-        self._early_ends: dict[tuple[str, str], int] = {}
-        self._ended: dict[str, None] = {}  # rooms that ended, oldest first
-        self._seen: dict[int, None] = {}
+        self.number = 0
+        self.on_air: dict[int, dict[int, Room]] = {}  # author → its rooms by number; where lifetimes are true
+        self.views: dict[int, dict[tuple[int, int], list[int]]] = {}  # author → (user, room) → starts
+        self.watched: dict[int, list[tuple[int, int]]] = {}  # user → (author, room) of open views
+        self.room_of: dict[int, Room] = {}  # number → room, of all in `rooms`
+        self.gifted: set[tuple[int, int, int]] = set()  # (user, room, start) of open views with a gift
+        self.deadlines: list[tuple[int, int, int, int, int]] = []  # (when, room, user or −1, start, stop)
+        self.waiting: dict[str, list[tuple[events.Event, int]]] = {}
+        self.waiting_count = 0
+        self.early_ends: dict[tuple[str, str], int] = {}
+        self.ended: dict[str, None] = {}  # rooms that ended, oldest first
+        self.known = KnownIds(c.known_events)
         self._do = {events.RoomStarted: self._room_started, events.RoomEnded: self._room_ended,
                     events.Segment: self._segment, events.ViewStarted: self._view_started,
                     events.ViewEnded: self._view_ended, events.Reaction: self._reaction,
-                    events.VideoWatched: self._video, events.UserProfile: self._user_profile}
+                    events.VideoWatched: self._video}
         self._ms = {name: round(1000 * seconds) for name, seconds in (
             ("ahead", c.clock_ahead_seconds), ("late", 3600 * c.late_hours), ("view", 3600 * c.view_hours),
             ("room", 3600 * c.room_hours), ("grace", c.grace_seconds))}
 
     def apply(self, event: events.Event, received_ms: int) -> bool:
         """Takes in one event that arrived at `received_ms`; False where it was known already."""
-        key = int.from_bytes(hashlib.blake2b(event.id.encode(), digest_size=8).digest())
-        if key in self._seen:
+        if not self.known.add(event.id):
             self.counts["event delivered again"] += 1
             return False
-        self._seen[key] = None
-        if len(self._seen) > self.config.known_events:
-            del self._seen[next(iter(self._seen))]
-        self.counts[event.type] += 1
-        at = event.at
+        self.counts[event.type], at = self.counts[event.type] + 1, event.at
         if at > received_ms + self._ms["ahead"]:
             self.counts["clock ahead"] += 1
             at = received_ms
@@ -100,15 +94,15 @@ class LiveState:
     def advance(self, time_ms: int) -> None:
         """Time goes on: what was to be over by now without an end of its own is over."""
         self.now_ms = max(self.now_ms, time_ms)
-        while self._deadlines and self._deadlines[0][0] <= self.now_ms:
-            _, number, user, start, stop = heapq.heappop(self._deadlines)
-            room = self._room_of.get(number)
+        while self.deadlines and self.deadlines[0][0] <= self.now_ms:
+            _, number, user, start, stop = heapq.heappop(self.deadlines)
+            room = self.room_of.get(number)
             if room is None:
                 continue
             if user < 0 and room.end_ms is None:
                 self.counts["room without an end"] += 1
                 self._end_room(room, stop)
-            elif user >= 0 and start in self._views.get(room.author, {}).get((user, number), ()):
+            elif user >= 0 and start in self.views.get(room.author, {}).get((user, number), ()):
                 self.counts["view without an end"] += 1
                 self._close(user, room, start, max(stop, start))
 
@@ -119,18 +113,20 @@ class LiveState:
         self.now_ms = now_ms
         for name, author, start, end in sorted(rooms, key=lambda room: room[2]):
             room = self._add_room(name, author, start)
-            if end is not None:
-                room.end_ms = end
-                self._retire(room)
-            elif self.true_lifetimes:
+            room.end_ms = end
+            if self.true_lifetimes and end is None:
                 self._start_room(room)
+            else:
+                self._retire(room)
         for user, name, start in views:
             room = self.rooms[name]
+            if not self.true_lifetimes:
+                self.ended.pop(name, None)
             self._open(user, room, start)
-            self._show(room.author)
+            self.show(room.author)
             if room.end_ms is not None:
                 over = room.end_ms + self._ms["grace"]
-                heapq.heappush(self._deadlines, (over, room.number, user, start, room.end_ms))
+                heapq.heappush(self.deadlines, (over, room.number, user, start, room.end_ms))
 
     # Requests.
 
@@ -143,10 +139,6 @@ class LiveState:
             effective_ms=0 if name == "gift" else round(1000 * c.effective_view_seconds)) for name in c.sequences}
         return Request(made, hour, day, np.zeros_like(hour))
 
-    def room(self, number: int) -> Room:
-        """A room that is on air, or was lately, by its number."""
-        return self._room_of[number]
-
     def shown(self, author: int) -> Room | None:
         """The room in which an author is on air: the one that began, or is watched, last."""
         return self._newest(author, -1)
@@ -155,19 +147,19 @@ class LiveState:
         """(author, other viewers, since_ms) of what a person watches now. Others −1: the room is on air for nobody but
         them, so that it is no answer: their own view must not give it away."""
         found = []
-        for author in dict.fromkeys(author for author, _ in self._watched.get(user, ())):
-            own = sum(len(starts) for (who, _), starts in self._views[author].items() if who == user)
+        for author in dict.fromkeys(author for author, _ in self.watched.get(user, ())):
+            own = sum(len(starts) for (who, _), starts in self.views[author].items() if who == user)
             others, room = int(self.watching[author]) - own, self._newest(author, user)
             found.append((author, others if room is not None else -1, 0 if room is None else room.start_ms))
         return found
 
     def _newest(self, author: int, without: int) -> Room | None:
         if self.true_lifetimes:
-            rooms = self._on_air.get(author)
+            rooms = self.on_air.get(author)
             return max(rooms.values(), key=lambda room: (room.start_ms, room.number)) if rooms else None
-        views = [(starts[-1], user, number) for (user, number), starts in self._views.get(author, {}).items()
+        views = [(starts[-1], user, number) for (user, number), starts in self.views.get(author, {}).items()
                  if user != without]
-        return self._room_of[max(views)[2]] if views else None
+        return self.room_of[max(views)[2]] if views else None
 
     # Events, each at its moment. What comes before the room it names waits for it.
 
@@ -177,17 +169,17 @@ class LiveState:
             do(event, at)
 
     def _wait(self, event: events.Event, at: int) -> None:
-        if self._waiting_count >= self.config.waiting_events:
-            oldest = next(iter(self._waiting), None)
+        if self.waiting_count >= self.config.waiting_events:
+            oldest = next(iter(self.waiting), None)
             if oldest is None:
                 self.counts["of an unknown room"] += 1
                 return
-            dropped = len(self._waiting.pop(oldest))
-            self._waiting_count -= dropped
+            dropped = len(self.waiting.pop(oldest))
+            self.waiting_count -= dropped
             self.counts["of an unknown room"] += dropped
         self.counts["before its room"] += 1
-        self._waiting.setdefault(event.room, []).append((event, at))
-        self._waiting_count += 1
+        self.waiting.setdefault(event.room, []).append((event, at))
+        self.waiting_count += 1
 
     def _room_started(self, event: events.RoomStarted, at: int) -> None:
         known = self.rooms.get(event.room)
@@ -202,11 +194,11 @@ class LiveState:
             return
         room = self._add_room(event.room, author, at)
         if event.title is not None and self.codes.title_pools is not None:
-            self._with_width(event.title, lambda vector: self.codes.add_title(author, at, vector))
+            self._encode(self.codes.add_title, author, at, event.title)
         if self.true_lifetimes:
             self._start_room(room)
-        for waiting, when in self._waiting.pop(event.room, ()):
-            self._waiting_count -= 1
+        for waiting, when in self.waiting.pop(event.room, ()):
+            self.waiting_count -= 1
             self._take(waiting, when)
 
     def _room_ended(self, event: events.RoomEnded, at: int) -> None:
@@ -231,7 +223,7 @@ class LiveState:
         else:
             room.segment_ms = at
             self._heard(room.author, at)
-            self._with_width(event.embedding, lambda vector: self.codes.add_segment(room.author, at, vector))
+            self._encode(self.codes.add_segment, room.author, at, event.embedding)
 
     def _view_started(self, event: events.ViewStarted, at: int) -> None:
         room = self.rooms.get(event.room)
@@ -246,7 +238,7 @@ class LiveState:
         if room.end_ms is not None and at >= room.end_ms:
             self.counts["view of a room that ended"] += 1
         user = self.users.add(event.user)
-        if at in self._views.get(room.author, {}).get((user, room.number), ()):
+        if at in self.views.get(room.author, {}).get((user, room.number), ()):
             self.counts["view delivered again"] += 1
             return
         self._heard(room.author, at)
@@ -254,22 +246,22 @@ class LiveState:
             self.buffers["live"].add(user, room.author, at, OPEN, self.codes.at(room.author, at))
         self._open(user, room, at)
         if not self.true_lifetimes:
-            self._ended.pop(room.name, None)
+            self.ended.pop(room.name, None)
             room.start_ms = min(room.start_ms, at)
-            self._show(room.author)
-        early = self._early_ends.pop((event.user, event.room), None)
+            self.show(room.author)
+        early = self.early_ends.pop((event.user, event.room), None)
         if early is not None and early >= at:
             self._close(user, room, at, early)
 
     def _view_ended(self, event: events.ViewEnded, at: int) -> None:
         room, user = self.rooms.get(event.room), self.users.row(event.user)
-        starts = [] if room is None else self._views.get(room.author, {}).get((user, room.number), [])
+        starts = [] if room is None else self.views.get(room.author, {}).get((user, room.number), [])
         before = [start for start in starts if start <= at]
         if not before:
             self.counts["end of a view before its start"] += 1
-            self._early_ends[event.user, event.room] = at
-            if len(self._early_ends) > FORGOTTEN_ROOMS:
-                del self._early_ends[next(iter(self._early_ends))]
+            self.early_ends[event.user, event.room] = at
+            if len(self.early_ends) > FORGOTTEN_ROOMS:
+                del self.early_ends[next(iter(self.early_ends))]
             return
         self._close(user, room, before[-1], at)
 
@@ -280,9 +272,9 @@ class LiveState:
         if room is None:
             self._wait(event, at)
             return
-        starts = self._views.get(room.author, {}).get((user, room.number), [])
+        starts = self.views.get(room.author, {}).get((user, room.number), [])
         if starts:
-            self._gifted.add((user, room.number, starts[-1]))
+            self.gifted.add((user, room.number, starts[-1]))
         else:
             self.counts["gift outside a view"] += 1
             self._give(self.users.add(event.user), room.author, at)
@@ -295,9 +287,6 @@ class LiveState:
             self.buffers["video"].add(self.users.add(event.user), author, at, at + event.watch_ms,
                                       self.codes.at(author, at))
 
-    def _user_profile(self, event: events.UserProfile, at: int) -> None:
-        self.users.add(event.user)
-
     # What events change.
 
     def _author(self, name: str, at: int) -> int:
@@ -305,7 +294,7 @@ class LiveState:
         row = self.authors.row(name)
         if row >= 0:
             return row
-        row, lost = self.authors.add(name, lambda row: bool(self._on_air.get(row) or self._views.get(row)))
+        row, lost = self.authors.add(name, lambda row: bool(self.on_air.get(row) or self.views.get(row)))
         if row < 0:
             self.counts["new author without a row"] += 1
             return -1
@@ -326,71 +315,71 @@ class LiveState:
     def _add_room(self, name: str, author: int, at: int) -> Room:
         if name in self.rooms:
             self._forget(self.rooms[name])
-        room = self.rooms[name] = self._room_of[self._number] = Room(self._number, name, author, at)
-        self._number += 1
+        room = self.rooms[name] = self.room_of[self.number] = Room(self.number, name, author, at)
+        self.number += 1
         self._heard(author, at)
         return room
 
     def _start_room(self, room: Room) -> None:
-        self._on_air.setdefault(room.author, {})[room.number] = room
+        self.on_air.setdefault(room.author, {})[room.number] = room
         over = room.start_ms + self._ms["room"]
-        heapq.heappush(self._deadlines, (over, room.number, -1, room.start_ms, over))
-        self._show(room.author)
+        heapq.heappush(self.deadlines, (over, room.number, -1, room.start_ms, over))
+        self.show(room.author)
 
     def _end_room(self, room: Room, at: int) -> None:
         room.end_ms = at
-        self._on_air.get(room.author, {}).pop(room.number, None)
-        for (user, number), starts in self._views.get(room.author, {}).items():
+        self.on_air.get(room.author, {}).pop(room.number, None)
+        for (user, number), starts in self.views.get(room.author, {}).items():
             if number == room.number:
                 for start in starts:
-                    heapq.heappush(self._deadlines, (at + self._ms["grace"], number, user, start, at))
-        self._show(room.author)
+                    heapq.heappush(self.deadlines, (at + self._ms["grace"], number, user, start, at))
+        self.show(room.author)
         self._retire(room)
 
     def _retire(self, room: Room) -> None:
         """A room that is over, or that nobody watches, is remembered for a while."""
-        self._ended.pop(room.name, None)
-        self._ended[room.name] = None
-        while len(self._ended) > FORGOTTEN_ROOMS:
-            self._forget(self.rooms[next(iter(self._ended))])
+        self.ended.pop(room.name, None)
+        self.ended[room.name] = None
+        while len(self.ended) > FORGOTTEN_ROOMS:
+            self._forget(self.rooms[next(iter(self.ended))])
 
     def _forget(self, room: Room) -> None:
-        for (user, number), starts in list(self._views.get(room.author, {}).items()):
+        for (user, number), starts in list(self.views.get(room.author, {}).items()):
             for start in list(starts) if number == room.number else ():
                 self._close(user, room, start, max(start, room.end_ms or start))
-        self._ended.pop(room.name, None)
+        self.ended.pop(room.name, None)
         self.rooms.pop(room.name, None)
-        self._room_of.pop(room.number, None)
+        self.room_of.pop(room.number, None)
 
     def _open(self, user: int, room: Room, start: int) -> None:
         """Somebody watches from now on."""
-        starts = self._views.setdefault(room.author, {}).setdefault((user, room.number), [])
+        starts = self.views.setdefault(room.author, {}).setdefault((user, room.number), [])
         starts.append(start)
         starts.sort()
-        self._watched.setdefault(user, []).append((room.author, room.number))
+        self.watched.setdefault(user, []).append((room.author, room.number))
         self.watching[room.author] += 1
         over = start + self._ms["view"]
-        heapq.heappush(self._deadlines, (over, room.number, user, start, over))
+        heapq.heappush(self.deadlines, (over, room.number, user, start, over))
 
     def _close(self, user: int, room: Room, start: int, stop: int) -> None:
         """A view is over."""
-        views = self._views[room.author]
+        views = self.views[room.author]
         views[user, room.number].remove(start)
         if not views[user, room.number]:
             del views[user, room.number]
         if not views:
-            del self._views[room.author]
-        self._watched[user].remove((room.author, room.number))
-        if not self._watched[user]:
-            del self._watched[user]
+            del self.views[room.author]
+        self.watched[user].remove((room.author, room.number))
+        if not self.watched[user]:
+            del self.watched[user]
         self.watching[room.author] -= 1
         if "live" in self.buffers:
             self.buffers["live"].close(user, room.author, start, stop)
-        if (user, room.number, start) in self._gifted:
-            self._gifted.remove((user, room.number, start))
+        if (user, room.number, start) in self.gifted:
+            self.gifted.remove((user, room.number, start))
             self._give(user, room.author, stop)
         if not self.true_lifetimes:
-            self._show(room.author)
+            self.show(room.author)
             if (user, room.number) not in views:
                 self._retire(room)
 
@@ -398,14 +387,14 @@ class LiveState:
         """A gift is known for certain when the view is over, as in training."""
         self.buffers["gift"].add(user, author, at, at, self.codes.at(author, at))
 
-    def _show(self, author: int) -> None:
+    def show(self, author: int) -> None:
         self.changed.add(author)
         room = self.shown(author)
         if room is not None:
             self.since_ms[author] = room.start_ms
 
-    def _with_width(self, values: Sequence[float], take) -> None:
+    def _encode(self, add, author: int, at: int, values: Sequence[float]) -> None:
         if len(values) != self.codes.width:
             self.counts["embedding of another width"] += 1
         else:
-            take(np.asarray(values, np.float32))
+            add(author, at, np.asarray(values, np.float32))

@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines.live import events
 from data_pipelines.live.codes import Encode
 from data_pipelines.live.replay import state_at
-from data_pipelines.live.state import LiveState, Room
+from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import author_content
 from data_pipelines.log.presence import HOUR_MS
 from experiments.common.log import Log
@@ -188,7 +188,7 @@ class Service:
             if slot < 0:
                 break
             author = int(snapshot.author[slot])
-            room: Room = self.state.room(int(snapshot.room[slot]))
+            room = self.state.room_of[int(snapshot.room[slot])]
             viewers = watched.get(author, int(self.state.watching[author]))
             rooms.append(Recommended(room.name, self.state.authors.names[author], score, tuple(codes), viewers))
         return Answer(tuple(rooms), answers.model, snapshot.version, now_ms)
