@@ -18,8 +18,6 @@ from data_pipelines.live import events
 from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows, KnownIds, Names
 from data_pipelines.live.people import OPEN, Buffers
-from data_pipelines.log.timelines import clock
-from onelive_jax.batch import Request
 from onelive_jax.config import Config
 
 FORGOTTEN_ROOMS = 100_000  # rooms that ended and early ends of views that are remembered
@@ -87,7 +85,7 @@ class LiveState:
         if at < received_ms - self._ms["late"]:
             self.counts["too late"] += 1
             return True
-        self.advance(at)
+        self.advance(received_ms)  # as questions do in between: replaying the arrivals comes to the same state
         self._take(event, at)
         return True
 
@@ -128,16 +126,7 @@ class LiveState:
                 over = room.end_ms + self._ms["grace"]
                 heapq.heappush(self.deadlines, (over, room.number, user, start, room.end_ms))
 
-    # Requests.
-
-    def request(self, users: np.ndarray, time_ms: int) -> Request:
-        """Requests of people int [R] (−1: nobody knows them) at one moment."""
-        c, times = self.data, np.full(len(users), time_ms, np.int64)
-        hour, day = clock(times, c.utc_offset_hours)
-        made = {name: self.buffers[name].histories(
-            users, times, items=c.history_items, unit=c.history_unit, utc_offset_hours=c.utc_offset_hours,
-            effective_ms=0 if name == "gift" else round(1000 * c.effective_view_seconds)) for name in c.sequences}
-        return Request(made, hour, day, np.zeros_like(hour))
+    # What requests ask.
 
     def shown(self, author: int) -> Room | None:
         """The room in which an author is on air: the one that began, or is watched, last."""

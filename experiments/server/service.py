@@ -9,12 +9,15 @@ Axes: R requests, C slots, M rooms of one's own, D embedding width.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.live import events
 from data_pipelines.live.codes import Encode
+from data_pipelines.live.people import OPEN
 from data_pipelines.live.replay import state_at
+from data_pipelines.live.requests import make_requests
 from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import author_content
 from data_pipelines.log.presence import HOUR_MS
@@ -33,11 +36,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Query:
-    """Who asks for how many rooms, and which (platform ids) not to name."""
+    """Who asks for how many rooms.
+
+    Attributes:
+      exclude: rooms that are not to be named. at_ms: as of when clocks, ages and histories are read (None: now); rooms
+        are those on air now. context: recent views (author, start, watched ms) that stand for the history that is known
+        of the person, e.g. of somebody who is not signed in; None: what is known.
+    """
 
     user: str
     k: int = 10
     exclude: tuple[str, ...] = ()
+    at_ms: int | None = None
+    context: tuple[tuple[str, int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,7 @@ class Service:
         self.shown: dict[int, int] = {}
         self._slot: dict[int, int] = {}  # author → slot
         self._no_slot: set[int] = set()
-        self.state.changed |= set(range(len(state.authors)))
-        engine.set_newcomers(state.codes.embeddings)
-        self.sync()
+        self.recovered()
 
     def apply(self, event: events.Event, received_ms: int) -> bool:
         """One event that arrived at `received_ms`; False where it was known. Answers know of it after `sync`."""
@@ -106,14 +115,20 @@ class Service:
                 self.shown[author] = room.number
         return self.catalogue.snapshot()
 
+    def recovered(self) -> None:
+        """The state was changed behind the service's back, before its first answer: a snapshot was put into it."""
+        self.state.changed |= set(range(len(self.state.authors)))
+        self.engine.set_newcomers(self.state.codes.embeddings)
+        self.sync()
+
     @property
     def without_slot(self) -> int:
         """Rooms on air that the catalogue had no slot for (config.decoding.capacity)."""
         return len(self._no_slot)
 
     def recommend(self, queries: Sequence[Query], now_ms: int, narrow: bool = False,
-                  version: Version | None = None) -> list[Answer]:
-        """Answers at most config.serving.max_batch queries, all at one moment; `now_ms` may not lie before the state's.
+                  version: Version | None = None, at_ms: int | None = None) -> list[Answer]:
+        """Answers at most config.serving.max_batch queries, all as of one moment `at_ms` (now where it is None).
 
         Raises: ValueError for k outside 1 … config.serving.max_k.
         """
@@ -121,10 +136,12 @@ class Service:
             raise ValueError(f"k={wrong[0]} must be 1 … {self.config.serving.max_k} (config.serving.max_k)")
         self.state.advance(now_ms)
         snapshot = self.sync()
-        users = np.array([self.state.users.row(query.user) for query in queries])
-        request, personal, hidden = self.state.request(users, now_ms), *self._personal(queries, users, now_ms)
-        answers = self.engine.answer(request, snapshot, self._features(snapshot, now_ms), personal, narrow, version)
-        return [self._named(answers, row, query, hidden[row], snapshot, now_ms) for row, query in enumerate(queries)]
+        users, at_ms = [self.state.users.row(query.user) for query in queries], now_ms if at_ms is None else at_ms
+        request = make_requests(self.state, users, at_ms, {
+            row: query.context for row, query in enumerate(queries) if query.context is not None})
+        personal, watched = self._personal(queries, users, at_ms)
+        answers = self.engine.answer(request, snapshot, self._features(snapshot, at_ms), personal, narrow, version)
+        return [self._named(answers, row, query, watched[row], snapshot, at_ms) for row, query in enumerate(queries)]
 
     def fallback(self, query: Query, now_ms: int) -> Answer:
         """An answer without the model, in well under a millisecond: authors watched most, then rooms with most viewers.
@@ -148,9 +165,38 @@ class Service:
         return self._named(Answers(slot[None], score[slot][None], codes[None], "fallback"), 0, query, own, snapshot,
                            now_ms)
 
+    def rooms_on_air(self, limit: int, offset: int, now_ms: int) -> dict[str, Any]:
+        """Rooms of the catalogue, those with most viewers first."""
+        state = self.state
+        authors = sorted(self.shown, key=lambda author: (-int(state.watching[author]), author))
+        rooms = [{"room": state.room_of[self.shown[author]].name, "author": state.authors.names[author],
+                  "viewers": int(state.watching[author]), "codes": state.codes.codes[author].tolist(),
+                  "age_minutes": round(max(0, now_ms - int(state.since_ms[author])) / 60_000, 1)}
+                 for author in authors[offset:offset + limit]]
+        return {"on_air": len(authors), "without_slot": self.without_slot, "catalogue": self.catalogue.version,
+                "rooms": rooms}
+
+    def person(self, name: str) -> dict[str, Any] | None:
+        """What is known of somebody, newest view last; None where nothing is."""
+        state = self.state
+        user = state.users.row(name)
+        if user < 0:
+            return None
+        views = []
+        if "live" in state.buffers:
+            buffers, place = state.buffers["live"], state.buffers["live"].place(user)
+            for at in range(max(place.start, place.stop - 20), place.stop):
+                start, stop = int(buffers.start_ms[at]), int(buffers.stop_ms[at])
+                if stop >= start:
+                    views.append({"author": state.authors.names[buffers.author[at]], "at": start,
+                                  "watch_ms": None if stop == OPEN else stop - start,
+                                  "codes": buffers.codes[at].tolist()})
+        return {"user": name, "watching": [state.room_of[number].name for _, number in state.watched.get(user, ())],
+                "views": views}
+
     def warm_up(self) -> int:
         """Compiles every program; returns how many there are."""
-        return self.engine.warm_up(self.state.request(np.array([-1]), self.state.now_ms), self.catalogue.snapshot())
+        return self.engine.warm_up(make_requests(self.state, [-1], self.state.now_ms), self.catalogue.snapshot())
 
     def _features(self, snapshot: Snapshot, now_ms: int) -> np.ndarray:
         """float32 [C, R]: viewers and ages of all slots, now."""
@@ -160,12 +206,12 @@ class Service:
         rooms = (self.state.rooms.get(name) for name in query.exclude)
         return [room.author for room in rooms if room is not None]
 
-    def _personal(self, queries: Sequence[Query], users: np.ndarray, now_ms: int
+    def _personal(self, queries: Sequence[Query], users: Sequence[int], now_ms: int
                   ) -> tuple[Personal, list[dict[int, int]]]:
         """What each request may not be told, or is told otherwise; and author → other viewers of what each watches."""
         personal = everyone_alike(len(queries), self.catalogue.capacity, len(ROOM_FEATURES))
         watched = []
-        for row, (query, user) in enumerate(zip(queries, users.tolist(), strict=True)):
+        for row, (query, user) in enumerate(zip(queries, users, strict=True)):
             own = self.state.own_rooms(user)
             watched.append({author: others for author, others, _ in own})
             there = [(self._slot[author], others, since) for author, others, since in own if author in self._slot]

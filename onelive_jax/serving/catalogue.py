@@ -75,6 +75,11 @@ class LiveCatalogue:
         """Rooms that can be on air at once."""
         return len(self._room)
 
+    @property
+    def version(self) -> int:
+        """Of the last snapshot."""
+        return self._snapshot.version
+
     def __contains__(self, room: int) -> bool:
         return room in self._slot_of_room
 

@@ -6,6 +6,7 @@ spare rows, E author width, k ranks.
 
 import dataclasses
 import threading
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -32,10 +33,12 @@ class Answers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-    """Parameters on the device, whole: a swap puts one in the place of another in one assignment."""
+    """Parameters on the device, whole: a swap puts one in the place of another in one assignment. since: time.time()
+    of when they were loaded."""
 
     name: str
     params: Any
+    since: float = dataclasses.field(default_factory=time.time)
 
 
 class Engine:

@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.live import events, snapshots
 from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows
+from data_pipelines.live.requests import make_requests
 from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import Pools
 from onelive_jax.config import Config
@@ -62,12 +63,12 @@ def bus(state):
 
 
 def watched_authors(state, user, minute):
-    history = state.request(np.array([state.users.row(user)]), NOW + minute * MINUTE).histories["live"]
+    history = make_requests(state, [state.users.row(user)], NOW + minute * MINUTE).histories["live"]
     return history.author[history.mask].tolist()
 
 
 def watched_hours(state, user, minute):
-    history = state.request(np.array([state.users.row(user)]), NOW + minute * MINUTE).histories["live"]
+    history = make_requests(state, [state.users.row(user)], NOW + minute * MINUTE).histories["live"]
     return round(float(np.expm1(history.habits[0, -1, 1])), 4)
 
 
@@ -149,7 +150,7 @@ def test_a_segment_counts_once_and_a_view_carries_the_codes_of_its_moment(state,
     state.codes.flush()
     assert state.codes.pools.total[1].tolist() == [6, 6]
     assert (state.counts["segment late or delivered again"], state.counts["embedding of another width"]) == (1, 1)
-    history = state.request(np.array([0]), NOW + 9 * MINUTE).histories["live"]
+    history = make_requests(state, [0], NOW + 9 * MINUTE).histories["live"]
     assert history.codes[0, -1].tolist() == [4, 4]
     assert state.codes.at(1, NOW + 9 * MINUTE).tolist() == [2, 2]
 
@@ -229,11 +230,19 @@ def test_a_gift_enters_its_sequence_when_the_view_is_over(state, bus):
     bus("room_started", 0, room="r", author="a1")
     bus("view_started", 1, user="u", room="r")
     bus("gift", 2, user="u", room="r", value=3.0)
-    gifts = lambda minute: state.request(  # noqa: E731
-        np.array([0]), NOW + minute * MINUTE).histories["gift"].mask.sum()
+    gifts = lambda minute: make_requests(  # noqa: E731
+        state, [0], NOW + minute * MINUTE).histories["gift"].mask.sum()
     assert gifts(3) == 0
     bus("view_ended", 4, user="u", room="r")
     assert (gifts(4), gifts(5)) == (0, 1)
+
+
+def test_recent_views_that_are_given_stand_for_what_is_known(state, bus):
+    bus("room_started", 0, room="r", author="a1")
+    bus("view_started", 1, user="u", room="r")
+    given = [("a2", NOW - 3 * MINUTE, 60_000), ("nobody", NOW, 5)]
+    live = make_requests(state, [0, 0, -1], NOW + 9 * MINUTE, {1: given, 2: given}).histories["live"]
+    assert [live.author[row][live.mask[row]].tolist() for row in range(3)] == [[1], [2], [2]]
 
 
 def random_events(rng, count):
