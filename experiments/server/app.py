@@ -58,7 +58,7 @@ class RecommendRequest(BaseModel):
         {"user": "u42", "k": 5}, {"user": "guest-7", "k": 5, "exclude": ["r7"], "context": [
             {"author": "a3", "at": 1767225000000, "watch_ms": 240000}]}]})
     user: Name
-    k: int = Field(10, ge=1, description="rooms wanted; at most config.serving.max_k")
+    k: int | None = Field(None, ge=1, description="rooms wanted, at most config.serving.max_k; 10 if left out")
     at: int | None = Field(None, ge=0, le=events.LATEST_MS, description="milliseconds; now if left out. Rooms are "
                            "those on air now, whatever it says")
     exclude: list[Name] = Field([], max_length=1000, description="rooms that are not to be named")
@@ -67,11 +67,13 @@ class RecommendRequest(BaseModel):
     deadline_ms: float | None = Field(None, gt=0, le=60_000, description="time to answer in; when it is near, the "
                                       "answer is a cheap one, marked as such")
 
-    def asked(self) -> Asked:
+    def asked(self, most: int) -> Asked:
+        """What the service reads; `most` is config.serving.max_k."""
         try:
             context = None if self.context is None else tuple(
                 (events.name_of(view.author), view.at, view.watch_ms) for view in self.context)
-            return Asked(events.name_of(self.user), self.k, tuple(events.name_of(room) for room in self.exclude),
+            k = min(10, most) if self.k is None else self.k
+            return Asked(events.name_of(self.user), k, tuple(events.name_of(room) for room in self.exclude),
                          self.at, context)
         except ValueError as error:
             raise HTTPException(422, f"an id {error}") from None
@@ -125,21 +127,22 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
     async def broken(request: Request, error: OSError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 503)
 
-    async def answered(asked: Asked, deadline_ms: float | None) -> dict[str, Any]:
-        answer = await asyncio.wrap_future(live.recommend(asked, None if deadline_ms is None else deadline_ms / 1000))
+    async def answered(body: RecommendRequest) -> dict[str, Any]:
+        seconds = None if body.deadline_ms is None else body.deadline_ms / 1000
+        answer = await asyncio.wrap_future(live.recommend(body.asked(live.service.config.serving.max_k), seconds))
         return answer_json(answer, uuid.uuid4().hex)
 
     @app.post("/v1/recommend", response_model=Recommendation, tags=["serving"])
     async def recommend(body: RecommendRequest) -> Response:
         """The best rooms on air for a person, best first."""
         check_ready()
-        return Response(compact(await answered(body.asked(), body.deadline_ms)), media_type="application/json")
+        return Response(compact(await answered(body)), media_type="application/json")
 
     @app.post("/v1/recommend/batch", tags=["serving"])
     async def recommend_batch(body: BatchRequest) -> Response:
         """As `/v1/recommend`, for many people: all are answered, or none (429)."""
         check_ready()
-        made = [answered(each.asked(), each.deadline_ms) for each in body.requests]
+        made = [answered(each) for each in body.requests]
         return Response(compact({"answers": await asyncio.gather(*made)}), media_type="application/json")
 
     @app.post("/v1/events", tags=["serving"], openapi_extra={"requestBody": {"required": True, "content": {

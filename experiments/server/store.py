@@ -12,6 +12,8 @@ import json
 import logging
 import sqlite3
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,11 +25,11 @@ from onelive_jax.files import write_whole
 
 logger = logging.getLogger(__name__)
 KEPT = 2  # snapshots
-DAMAGED = (ValueError, KeyError, OSError, EOFError, TypeError)
+DAMAGED = (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 class EventLog:
-    """An append-only log. Several threads may append; offsets are 1, 2, … in the order of the commits."""
+    """An append-only log. Several threads may append; offsets rise in the order of the commits."""
 
     def __init__(self, folder: Path, synchronous: bool = False):
         """Raises: OSError where the folder cannot be written, or another process serves from it."""
@@ -55,12 +57,16 @@ class EventLog:
         with self._lock:
             try:
                 self._db.execute("BEGIN")
-                new = [event for event in coming if self._db.execute(
-                    "INSERT OR IGNORE INTO events (id, received_ms, event) VALUES (?, ?, ?)",
-                    (event.id, received_ms, json.dumps(events.to_json(event)))).rowcount]
+                new, last = [], self._last
+                for event in coming:
+                    added = self._db.execute("INSERT OR IGNORE INTO events (id, received_ms, event) VALUES (?, ?, ?)",
+                                             (event.id, received_ms, json.dumps(events.to_json(event))))
+                    if added.rowcount:
+                        new.append(event)
+                        last = added.lastrowid
                 self._db.execute("COMMIT")
-                self._last += len(new)
-                return new, self._last
+                self._last = last
+                return new, last
             except sqlite3.Error as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
