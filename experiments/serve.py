@@ -21,7 +21,8 @@ def main(config: Config, workdir: Path) -> None:
         raise ValueError(f"the server needs {missing.name}: pip install -r requirements-serve.txt") from missing
     values = absl_flags.FLAGS
     start.serve(config, workdir, start.Options(values.host, values.port, values.phase, values.token, values.rate,
-                                               values.state and Path(values.state).expanduser(), values.clock))
+                                               values.state and Path(values.state).expanduser(), values.clock,
+                                               values.bus))
 
 
 if __name__ == "__main__":
@@ -32,6 +33,7 @@ if __name__ == "__main__":
     absl_flags.DEFINE_string("token", "", "bearer token that is asked for (or ONELIVE_TOKEN); none where it is empty")
     absl_flags.DEFINE_float("rate", 0.0, "most requests a second of one client address; 0: no limit", lower_bound=0.0)
     absl_flags.DEFINE_string("state", None, "folder for events and snapshots; W/serving if not given")
+    absl_flags.DEFINE_string("bus", "", "redis://HOST:PORT: one of several replicas behind a stream, not --state")
     absl_flags.DEFINE_enum("clock", "auto", ("auto", "wall", "log"), "wall: the machine's. log: goes on from the end "
                            "of the log. auto: the log's where it ended more than config.serving.room_hours ago")
     flags.run(main)

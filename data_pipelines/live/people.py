@@ -1,15 +1,13 @@
 """What people watched, in bounded buffers: a view is appended in O(1), and the slicing kernel of training reads them as
 they lie.
 
-Axes: P places of all buffers, U people, L code levels, R requests, T history items.
+Axes: P places of all buffers, U people, L code levels, R requests.
 """
 
 import numpy as np
 
-from data_pipelines.log.presence import HOUR_MS
-from data_pipelines.log.slicing import slice_histories
-from data_pipelines.log.timelines import Timelines
-from onelive_jax.batch import HABIT_FEATURES, History
+from data_pipelines.log.intervals import first_not_below
+from data_pipelines.log.slicing import Views
 
 OPEN = np.iinfo(np.int64).max  # stop of a view that goes on
 SMALLEST = 8  # views of a new person's buffer
@@ -35,7 +33,6 @@ class Buffers:
         self.start_ms, self.stop_ms = np.zeros(1024, np.int64), np.zeros(1024, np.int64)
         self.codes = np.zeros((1024, levels), np.int32)
         self.begin, self.count, self.size = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32)
-        self._order = np.arange(1024)
         self._used = 0
         self._free: dict[int, list[int]] = {}
 
@@ -80,24 +77,19 @@ class Buffers:
             return slice(0, 0)
         return slice(int(self.begin[person]), int(self.begin[person] + self.count[person]))
 
-    def histories(self, people: np.ndarray, times_ms: np.ndarray, *, items: int, unit: str, utc_offset_hours: float,
-                  effective_ms: int) -> History:
-        """As `data_pipelines.log.timelines.histories`, of people int [R] (−1: nobody knows them) at int64 [R]."""
-        people, rows, levels = np.asarray(people, np.int64), len(people), self.codes.shape[1]
-        history = History(
-            author=np.zeros((rows, items), np.int32), codes=np.zeros((rows, items, levels), np.int32),
-            hour=np.zeros((rows, items), np.int32), day=np.zeros((rows, items), np.int32),
-            week=np.zeros((rows, items), np.int32),
-            habits=np.zeros((rows, items, len(HABIT_FEATURES)), np.float32), mask=np.zeros((rows, items), bool))
+    def rows_of(self, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [R] twice: views of people int [R] are rows first … stop − 1 of `views`; none of somebody unknown."""
+        people = np.asarray(people, np.int64)
         known = (people >= 0) & (people < self.begin.size)
-        bounds = np.zeros((rows, 2), np.int64)
-        bounds[known, 0] = self.begin[people[known]]
-        bounds[known, 1] = bounds[known, 0] + self.count[people[known]]
-        slice_histories(bounds.reshape(-1), self._order, self.author, self.start_ms, self.stop_ms, self.codes,
-                        2 * np.arange(rows), np.asarray(times_ms, np.int64), self.window, unit == "authors",
-                        effective_ms, round(utc_offset_hours * HOUR_MS), history.author, history.codes, history.hour,
-                        history.day, history.week, history.habits, history.mask)
-        return history
+        first, stop = np.zeros((2, people.size), np.int64)
+        first[known] = self.begin[people[known]]
+        stop[known] = first[known] + self.count[people[known]]
+        return first, stop
+
+    @property
+    def views(self) -> Views:
+        """What `features.histories` reads."""
+        return Views(self.author, self.start_ms, self.stop_ms, self.codes)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Copies, for a snapshot."""
@@ -113,24 +105,23 @@ class Buffers:
         for name in (*cls.VIEWS, "begin", "count", "size"):
             setattr(made, name, arrays[name].copy())
         made._used = made.author.size
-        made._order = np.arange(made._used)
         for size, first in arrays["free"].tolist():
             made._free.setdefault(size, []).append(first)
         return made
 
     @classmethod
-    def of(cls, views: Timelines, codes: np.ndarray, window: int, until_ms: int) -> "Buffers":
-        """The views of a log that had begun by a moment; `codes` int32 [V, L], of each view's author when it began."""
-        made, order = cls(window, codes.shape[1]), views.start_order
-        end = views.seen_before(np.arange(views.num_users), np.full(views.num_users, until_ms + 1))
-        count = np.minimum(end - views.user_ptr[:-1], made.largest)
+    def of(cls, views: Views, user_ptr: np.ndarray, window: int, until_ms: int) -> "Buffers":
+        """The views of a log that had begun by a moment; user_ptr: int64 [U + 1], whose they are."""
+        made = cls(window, views.codes.shape[1])
+        end = first_not_below(user_ptr[:-1], user_ptr[1:], views.start_ms, np.full(user_ptr.size - 1, until_ms + 1))
+        count = np.minimum(end - user_ptr[:-1], made.largest)
         size = np.where(count, 1 << np.ceil(np.log2(np.maximum(count, SMALLEST))).astype(np.int64), 0)
         made.begin, made.count, made.size = np.cumsum(size) - size, count.astype(np.int32), size.astype(np.int32)
         made._used = int(size.sum())
         made._grow()
         to = np.repeat(made.begin - (np.cumsum(count) - count), count) + np.arange(count.sum())
-        view = order[np.repeat(end - np.cumsum(count), count) + np.arange(count.sum())]
-        made.author[to], made.start_ms[to], made.codes[to] = views.author[view], views.start_ms[view], codes[view]
+        view = np.repeat(end - np.cumsum(count), count) + np.arange(count.sum())
+        made.author[to], made.start_ms[to], made.codes[to] = views.author[view], views.start_ms[view], views.codes[view]
         made.stop_ms[to] = np.where(views.stop_ms[view] > until_ms, OPEN, views.stop_ms[view])
         return made
 
@@ -166,4 +157,3 @@ class Buffers:
             for name in self.VIEWS:
                 values = getattr(self, name)
                 setattr(self, name, np.concatenate([values, np.zeros((more, *values.shape[1:]), values.dtype)]))
-            self._order = np.arange(self.author.size)

@@ -14,9 +14,11 @@ from data_pipelines.live.names import AuthorRows, Names
 from data_pipelines.live.people import Buffers
 from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import Content, Pools
+from data_pipelines.log.presence import room_ends
 from data_pipelines.tables import Tables
 from onelive_jax.config import Config
 
+FOREVER = np.iinfo(np.int64).max  # end of a room that was still on air when the log ended
 # Events of one moment: what rooms show counts for the views that begin then, and a view that ends then is over.
 ORDER = ("room_started", "segment", "view_started", "video_watched", "gift", "view_ended", "room_ended")
 
@@ -27,8 +29,8 @@ def room_names(tables: Tables) -> list[str]:
     return [str(name) for name in names]
 
 
-def state_at(time_ms: int, config: Config, tables: Tables, maker: BatchMaker, content: Content | None,
-             encode: Encode) -> LiveState:
+def state_at(time_ms: int, config: Config, tables: Tables, log_end_ms: int, maker: BatchMaker,
+             content: Content | None, encode: Encode) -> LiveState:
     """The state after all events of a log up to a moment, that moment included.
 
     Args:
@@ -36,7 +38,7 @@ def state_at(time_ms: int, config: Config, tables: Tables, maker: BatchMaker, co
         not follow content. encode: the tokenizer, for what comes later.
     """
     names, spare = tables.authors["source_id"].to_list(), config.serving.spare_authors
-    authors, everyone = AuthorRows(names, spare), np.arange(len(names))
+    authors = AuthorRows(names, spare)
     ids = maker.ids
     row = [int(np.searchsorted(ids.from_ms[low:high], time_ms, side="right")) + low - 1
            for low, high in zip(ids.ptr[:-1], ids.ptr[1:], strict=True)]
@@ -55,15 +57,15 @@ def state_at(time_ms: int, config: Config, tables: Tables, maker: BatchMaker, co
     state = LiveState(config, authors, codes, bool(tables.rooms_are_true_lifetimes))
     state.users = Names(tables.users["source_id"].to_list())
     for name in config.data.sequences:
-        state.buffers[name] = Buffers.of(maker.timelines(name), maker.codes[name], config.data.history_window, time_ms)
+        state.buffers[name] = Buffers.of(maker.requests.history_views[name], maker.requests.timelines(name).user_ptr,
+                                         config.data.history_window, time_ms)
     for author, last in zip(*_last_of_each(maker.views.author, maker.views.start_ms, time_ms), strict=True):
         authors.used[author] = last
-    assert everyone.size == authors.trained
-    state.begin(_rooms(tables, maker, time_ms), _open_views(tables, maker, time_ms), time_ms)
+    state.begin(_rooms(tables, maker, time_ms, log_end_ms), _open_views(tables, maker, time_ms), time_ms)
     return state
 
 
-def events_after(time_ms: int, tables: Tables, maker: BatchMaker, until_ms: int | None = None,
+def events_after(time_ms: int, tables: Tables, log_end_ms: int, maker: BatchMaker, until_ms: int | None = None,
                  segments: bool = True) -> Iterator[events.Event]:
     """Events of a log after a moment (and up to another), in order of time; each comes into being when it is asked for.
 
@@ -79,24 +81,24 @@ def events_after(time_ms: int, tables: Tables, maker: BatchMaker, until_ms: int 
         parts.append((when[late], np.full(late.sum(), ORDER.index(kind)), row[late]))
 
     if tables.rooms_are_true_lifetimes:
-        ends = tables.rooms["end_ms"].fill_null(-1).to_numpy()
         add("room_started", tables.rooms["start_ms"].to_numpy(), np.arange(len(names)))
-        add("room_ended", ends, np.arange(len(names)))
+        end = _room_ends(tables, log_end_ms)
+        add("room_ended", np.where(end == FOREVER, time_ms, end), np.arange(len(names)))
     if segments and tables.segments is not None:
         add("segment", tables.segments["end_ms"].to_numpy(), np.arange(len(tables.segments)))
         of_room, vectors = tables.segments["room_id"].to_numpy(), tables.segments["embedding"].to_numpy()
-    title = tables.rooms["title_embedding"].to_numpy()
+    title, owner = tables.rooms["title_embedding"].to_numpy(), tables.rooms["author_id"].to_numpy()
     titles = tables.titles["embedding"].to_numpy() if segments and tables.titles is not None else None
     rows = np.arange(user.size)
     add("view_started", views.start_ms, rows)
     add("view_ended", views.stop_ms, rows)
-    if "gift" in maker.others:
+    if "gift" in maker.requests.others:
         # Told with the end of the view: a log does not say when.
-        gifts = maker.others["gift"]
+        gifts = maker.requests.others["gift"]
         add("gift", gifts.stop_ms, np.arange(gifts.author.size))
         giver = gifts.users()
-    if "video" in maker.others:
-        videos = maker.others["video"]
+    if "video" in maker.requests.others:
+        videos = maker.requests.others["video"]
         add("video_watched", videos.start_ms, np.arange(videos.author.size))
         viewer = videos.users()
     when, kind, row = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -105,7 +107,7 @@ def events_after(time_ms: int, tables: Tables, maker: BatchMaker, until_ms: int 
         event = f"{name}-{r}"
         if name == "room_started":
             shown = titles is not None and title[r] >= 0
-            yield events.RoomStarted(event, at, names[r], authors[tables.rooms["author_id"][r]],
+            yield events.RoomStarted(event, at, names[r], authors[owner[r]],
                                      tuple(titles[title[r]].tolist()) if shown else None)
         elif name == "room_ended":
             yield events.RoomEnded(event, at, names[r])
@@ -131,19 +133,25 @@ def _last_of_each(key: np.ndarray, times_ms: np.ndarray, until_ms: int) -> tuple
     return known, last[known]
 
 
-def _rooms(tables: Tables, maker: BatchMaker, time_ms: int) -> list[tuple[str, int, int, int | None]]:
-    """(id, author, start, end or None) of the rooms on air or watched; of all seen where only views show them."""
-    names, author = room_names(tables), tables.rooms["author_id"].to_numpy()
-    views = maker.views
-    watched = np.unique(views.room[(views.start_ms <= time_ms) & (views.stop_ms > time_ms)])
-    if not tables.rooms_are_true_lifetimes:
-        start = maker.presence.room_start_ms
-        return [(names[r], int(author[r]), int(start[r]), None) for r in np.flatnonzero(start <= time_ms).tolist()]
-    start, end = tables.rooms["start_ms"].to_numpy(), tables.rooms["end_ms"].to_numpy()
-    on_air = (start <= time_ms) & ~(tables.rooms["end_ms"].fill_null(time_ms + 1).to_numpy() <= time_ms)
-    ended = np.setdiff1d(watched, np.flatnonzero(on_air))
-    return [(names[r], int(author[r]), int(start[r]), None) for r in np.flatnonzero(on_air).tolist()] + [
-        (names[r], int(author[r]), int(start[r]), int(end[r])) for r in ended.tolist()]
+def _room_ends(tables: Tables, log_end_ms: int) -> np.ndarray:
+    """int64, as `room_ends`; FOREVER of a room that the log leaves on air."""
+    end, _ = room_ends(tables, log_end_ms)
+    return np.where(tables.rooms["end_ms"].is_null().to_numpy() & (end >= log_end_ms), FOREVER, end)
+
+
+def _rooms(tables: Tables, maker: BatchMaker, time_ms: int, log_end_ms: int) -> list[tuple]:
+    """(id, author, start, first seen, end or None) of the rooms on air or watched; of all that were seen where only
+    views show them."""
+    names, author, views = room_names(tables), tables.rooms["author_id"].to_numpy(), maker.views
+    since = maker.presence.room_start_ms
+    start, end = since, np.full(len(names), FOREVER)
+    shown = np.flatnonzero(since <= time_ms)
+    if tables.rooms_are_true_lifetimes:
+        start, end = tables.rooms["start_ms"].to_numpy(), _room_ends(tables, log_end_ms)
+        watched = views.room[(views.start_ms <= time_ms) & (views.stop_ms > time_ms)]
+        shown = np.union1d(watched, np.flatnonzero((start <= time_ms) & (end > time_ms)))
+    return [(names[r], int(author[r]), int(start[r]), int(since[r]), None if end[r] > time_ms else int(end[r]))
+            for r in shown.tolist()]
 
 
 def _open_views(tables: Tables, maker: BatchMaker, time_ms: int) -> list[tuple[int, str, int]]:

@@ -32,7 +32,8 @@ def to_arrays(state: LiveState) -> dict[str, np.ndarray]:
         "version": VERSION, "true_lifetimes": state.true_lifetimes, "now_ms": state.now_ms, "counts": state.counts,
         "authors": {str(row): name for row, name in enumerate(state.authors.names) if row >= state.authors.trained
                     and name}, "trained": state.authors.trained, "users": state.users.names,
-        "rooms": [[r.number, r.name, r.author, r.start_ms, r.end_ms, r.segment_ms] for r in state.rooms.values()],
+        "rooms": [[r.number, r.name, r.author, r.start_ms, r.since_ms, r.end_ms, r.segment_ms]
+                  for r in state.rooms.values()],
         "on_air": [number for rooms in state.on_air.values() for number in rooms], "ended": list(state.ended),
         "views": open_views, "gifted": sorted(state.gifted), "deadlines": state.deadlines, "number": state.number,
         "waiting": [[events.to_json(event), at] for group in state.waiting.values() for event, at in group],

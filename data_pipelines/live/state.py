@@ -25,12 +25,14 @@ FORGOTTEN_ROOMS = 100_000  # rooms that ended and early ends of views that are r
 
 @dataclass(slots=True)
 class Room:
-    """number: of the platform's id `name`, never used again. end_ms: None while on air (or shown by views)."""
+    """number: of the platform's id `name`, never used again. since_ms: when it was first seen: its start, or a view
+    before it. end_ms: None while on air (or shown by views)."""
 
     number: int
     name: str
     author: int
     start_ms: int
+    since_ms: int
     end_ms: int | None = None
     segment_ms: int = -1  # end of the last segment
 
@@ -104,14 +106,14 @@ class LiveState:
                 self.counts["view without an end"] += 1
                 self._close(user, room, start, max(stop, start))
 
-    def begin(self, rooms: Sequence[tuple[str, int, int, int | None]], views: Sequence[tuple[int, str, int]],
+    def begin(self, rooms: Sequence[tuple[str, int, int, int, int | None]], views: Sequence[tuple[int, str, int]],
               now_ms: int) -> None:
-        """Fills a new state whose buffers and codes are those of a log: rooms (id, author, start, end or None) and the
-        views (user, room, start) that go on. Rooms of one author in the order in which they began."""
+        """Fills a new state whose buffers and codes are those of a log: rooms (id, author, start, first seen, end or
+        None) and the views (user, room, start) that go on."""
         self.now_ms = now_ms
-        for name, author, start, end in sorted(rooms, key=lambda room: room[2]):
+        for name, author, start, since, end in sorted(rooms, key=lambda room: room[2]):
             room = self._add_room(name, author, start)
-            room.end_ms = end
+            room.since_ms, room.end_ms = since, end
             if self.true_lifetimes and end is None:
                 self._start_room(room)
             else:
@@ -139,7 +141,7 @@ class LiveState:
         for author in dict.fromkeys(author for author, _ in self.watched.get(user, ())):
             own = sum(len(starts) for (who, _), starts in self.views[author].items() if who == user)
             others, room = int(self.watching[author]) - own, self._newest(author, user)
-            found.append((author, others if room is not None else -1, 0 if room is None else room.start_ms))
+            found.append((author, others if room is not None else -1, 0 if room is None else room.since_ms))
         return found
 
     def _newest(self, author: int, without: int) -> Room | None:
@@ -234,10 +236,10 @@ class LiveState:
         if "live" in self.buffers:
             self.buffers["live"].add(user, room.author, at, OPEN, self.codes.at(room.author, at))
         self._open(user, room, at)
+        room.since_ms = min(room.since_ms, at)
         if not self.true_lifetimes:
             self.ended.pop(room.name, None)
-            room.start_ms = min(room.start_ms, at)
-            self.show(room.author)
+        self.show(room.author)
         early = self.early_ends.pop((event.user, event.room), None)
         if early is not None and early >= at:
             self._close(user, room, at, early)
@@ -304,7 +306,7 @@ class LiveState:
     def _add_room(self, name: str, author: int, at: int) -> Room:
         if name in self.rooms:
             self._forget(self.rooms[name])
-        room = self.rooms[name] = self.room_of[self.number] = Room(self.number, name, author, at)
+        room = self.rooms[name] = self.room_of[self.number] = Room(self.number, name, author, at, at)
         self.number += 1
         self._heard(author, at)
         return room
@@ -380,7 +382,7 @@ class LiveState:
         self.changed.add(author)
         room = self.shown(author)
         if room is not None:
-            self.since_ms[author] = room.start_ms
+            self.since_ms[author] = room.since_ms
 
     def _encode(self, add, author: int, at: int, values: Sequence[float]) -> None:
         if len(values) != self.codes.width:

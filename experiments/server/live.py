@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.live import events, snapshots
@@ -27,19 +26,23 @@ class Live:
     """Attributes: service; metrics; ready: whether every program is compiled; log: where events are kept, or None."""
 
     def __init__(self, service: Service, clock: Callable[[], int], log: store.EventLog | None = None,
-                 snapshot_every: int = 50_000):
-        """clock: milliseconds now, never going back. snapshot_every: events between snapshots."""
-        self.service, self.clock, self.log, self.metrics = service, clock, log, Metrics()
+                 snapshot_every: int = 50_000, bus: Any = None, applied: str = "0-0"):
+        """clock: milliseconds now, never going back. snapshot_every: events between snapshots. bus: a `RedisBus`, instead
+        of a log; the service knows its stream as far as `applied`."""
+        self.service, self.clock, self.log, self.bus, self.metrics = service, clock, log, bus, Metrics()
         self.ready, self._snapshot_every, self._since_snapshot = threading.Event(), snapshot_every, 0
         self._order = threading.Lock()  # events are taken in in the order in which they are in the log
         self._writer: threading.Thread | None = None
         self.recent: list[Query] = []
         self.figures: list[dict] = []  # of a simulated platform, for the page
-        self.applied = 0 if log is None else log.last()  # offset of the last event that the state knows
+        self.applied = applied if bus else log.last() if log else 0  # position of the last event that the state knows
+        self._expected: list[tuple[tuple[int, int], Future]] = []  # position in the stream → who waits for it
         self.started = time.time()
         c = service.config.serving
         self.batcher = Batcher(self._answer, self._late, largest=c.max_batch, queue_size=c.queue, many=c.narrow_at,
                                observe=self.metrics.observe)
+        if bus:
+            bus.follow(applied, self._take_from_bus)
 
     def warm_up(self) -> None:
         """Compiles everything, then is ready."""
@@ -67,12 +70,40 @@ class Live:
         Raises: OSError where they cannot be kept; none was then.
         """
         began = time.monotonic()
+        if self.bus:
+            count, done = self._take_by_bus(coming)
+            done.add_done_callback(lambda _: self.metrics.seen(time.monotonic() - began))
+            return count, done
         with self._order:
             received = self.clock()
             new, offset = (coming, 0) if self.log is None else self.log.append(coming, received)
             done = self.batcher.run(lambda: self._apply(new, received, offset))
         done.add_done_callback(lambda _: self.metrics.seen(time.monotonic() - began))
         return len(new), done
+
+    def _take_by_bus(self, coming: Sequence[events.Event]) -> tuple[int, "Future[None]"]:
+        done: Future = Future()
+        with self._order:  # nothing of it can be applied before somebody waits for it
+            count, last = self.bus.append(coming, self.clock())
+            if last:
+                self._expected.append((self.bus.order(last), done))
+        if not last:
+            done.set_result(None)
+        return count, done
+
+    def _take_from_bus(self, coming: list[tuple[str, int, events.Event]]) -> None:
+        def apply() -> None:
+            for _, received_ms, event in coming:
+                self.service.apply(event, received_ms)
+            self._applied(len(coming), coming[-1][0])
+
+        self.batcher.run(apply).result()
+        reached = self.bus.order(coming[-1][0])
+        with self._order:
+            there = [done for position, done in self._expected if position <= reached]
+            self._expected = [entry for entry in self._expected if entry[0] > reached]
+        for done in there:
+            done.set_result(None)
 
     def ask_worker(self, question: Callable[[Service], Any]) -> Future:
         """What only the worker may look at: people, rooms, models."""
@@ -82,13 +113,15 @@ class Live:
         """Another model answers from the next batch on."""
         self.batcher.run(lambda: self.service.engine.swap(version)).result()
 
-    def save_snapshot(self) -> Path | None:
-        """A snapshot now; None where nothing is kept."""
-        return None if self.log is None else self.batcher.run(self._snapshot).result()
+    def save_snapshot(self) -> None:
+        """Keeps a snapshot now, where events are kept."""
+        self.batcher.run(self._snapshot).result()
 
     def close(self) -> None:
         """Answers what waits, keeps a last snapshot, ends."""
         self.ready.clear()
+        if self.bus:
+            self.bus.close()
         self.save_snapshot()
         self.batcher.close()
         if self._writer:
@@ -131,22 +164,32 @@ class Live:
     def _apply(self, coming: Sequence[events.Event], received_ms: int, offset: int) -> None:
         for event in coming:
             self.service.apply(event, received_ms)
+        self._applied(len(coming), offset)
+
+    def _applied(self, count: int, position: int | str) -> None:
         self.service.sync()
-        self.applied = offset
-        self._since_snapshot += len(coming)
-        if self.log is not None and self._since_snapshot >= self._snapshot_every:
+        self.applied, self._since_snapshot = position, self._since_snapshot + count
+        if self._since_snapshot >= self._snapshot_every:
             self._snapshot(in_background=True)
 
-    def _snapshot(self, in_background: bool = False) -> Path | None:
+    def _snapshot(self, in_background: bool = False) -> None:
         """In the worker: the arrays are copied here, and written by a thread that nobody waits for."""
+        if self.log is None and self.bus is None:
+            return
         self._since_snapshot = 0
-        offset, arrays = self.applied, snapshots.to_arrays(self.service.state)
+        position, arrays = self.applied, snapshots.to_arrays(self.service.state)
+
+        def write() -> None:
+            if self.bus:
+                self.bus.save(arrays, position)
+            else:
+                store.save(arrays, self.log.path.parent, position)
+
         if not in_background:
-            return store.save(arrays, self.log.path.parent, offset)
-        if self._writer is None or not self._writer.is_alive():
-            self._writer = threading.Thread(target=store.save, args=(arrays, self.log.path.parent, offset))
+            write()
+        elif self._writer is None or not self._writer.is_alive():
+            self._writer = threading.Thread(target=write)
             self._writer.start()
-        return None
 
 
 def answer_json(answer: Answer, request_id: str) -> dict[str, Any]:

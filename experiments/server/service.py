@@ -17,10 +17,9 @@ from data_pipelines.live import events
 from data_pipelines.live.codes import Encode
 from data_pipelines.live.people import OPEN
 from data_pipelines.live.replay import state_at
-from data_pipelines.live.requests import make_requests
+from data_pipelines.live.requests import make_requests, own_features, shared_features
 from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import author_content
-from data_pipelines.log.presence import HOUR_MS
 from experiments.common.log import Log
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.batch import ROOM_FEATURES
@@ -140,7 +139,8 @@ class Service:
         request = make_requests(self.state, users, at_ms, {
             row: query.context for row, query in enumerate(queries) if query.context is not None})
         personal, watched = self._personal(queries, users, at_ms)
-        answers = self.engine.answer(request, snapshot, self._features(snapshot, at_ms), personal, narrow, version)
+        features = shared_features(self.state, snapshot.author, at_ms)
+        answers = self.engine.answer(request, snapshot, features, personal, narrow, version)
         return [self._named(answers, row, query, watched[row], snapshot, at_ms) for row, query in enumerate(queries)]
 
     def fallback(self, query: Query, now_ms: int) -> Answer:
@@ -198,10 +198,6 @@ class Service:
         """Compiles every program; returns how many there are."""
         return self.engine.warm_up(make_requests(self.state, [-1], self.state.now_ms), self.catalogue.snapshot())
 
-    def _features(self, snapshot: Snapshot, now_ms: int) -> np.ndarray:
-        """float32 [C, R]: viewers and ages of all slots, now."""
-        return room_features(self.state.watching[snapshot.author], self.state.since_ms[snapshot.author], now_ms)
-
     def _excluded(self, query: Query) -> list[int]:
         rooms = (self.state.rooms.get(name) for name in query.exclude)
         return [room.author for room in rooms if room is not None]
@@ -220,7 +216,7 @@ class Service:
                     personal.allowed[row, slot] = False
                 else:
                     personal.slot[row, place] = slot
-                    personal.features[row, place] = room_features(np.array([others]), np.array([since]), now_ms)[0]
+                    personal.features[row, place] = own_features(others, since, now_ms)
             for author in self._excluded(query):
                 if author in self._slot:
                     personal.allowed[row, self._slot[author]] = False
@@ -240,26 +236,19 @@ class Service:
         return Answer(tuple(rooms), answers.model, snapshot.version, now_ms)
 
 
-def room_features(viewers: np.ndarray, since_ms: np.ndarray, now_ms: int) -> np.ndarray:
-    """float32 [n, 2], `onelive_jax.batch.ROOM_FEATURES`."""
-    age = np.log1p(np.maximum(now_ms - since_ms, 0) / HOUR_MS)
-    return np.stack([np.log(np.maximum(viewers, 1)), age], -1).astype(np.float32)
-
-
-def encoder(tokenizer: Tokenizer, config: Config) -> Encode:
+def encoder(tokenizer: Tokenizer) -> Encode:
     """Codes and embeddings of authors from their content; of one without content, those of the mean author."""
-    trained = len(tokenizer.author_views)
+    towers, books = tokenizer.encoder.towers, tokenizer.encoder.books
     mean = tokenizer.embedding_AxD.mean(0)
     mean = (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)
 
     def encode(author: np.ndarray, values: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        if values is None and (author >= trained).any():
-            points = np.broadcast_to(mean, (author.size, mean.size))
+        if values is None:
+            points = embedding = np.broadcast_to(mean, (author.size, mean.size))
         else:
-            points = tokenizer.quantized(config, author, values)
-        embedding = points if config.tokenizer.embedding == "ia" or values is None else tokenizer.embeddings(
-            config, author, values)
-        return np.asarray(residual_kmeans.encode(tokenizer.books, points)), embedding
+            embedding = towers.authors(author, values)
+            points = values if towers.config.embedding == "mllm" else embedding
+        return np.asarray(residual_kmeans.encode(books, points)), embedding
 
     return encode
 
@@ -268,6 +257,6 @@ def from_log(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, par
              time_ms: int | None = None) -> Service:
     """The service as of a moment of the log (its end when None) that a model was trained on."""
     content = author_content(log.tables, log.split.p1_ms) if config.tokenizer.follow_content else None
-    state = state_at(log.split.end_ms if time_ms is None else time_ms, config, log.tables,
-                     log.batch_maker(tokenizer.ids, config), content, encoder(tokenizer, config))
+    state = state_at(log.split.end_ms if time_ms is None else time_ms, config, log.tables, log.split.end_ms,
+                     log.batch_maker(tokenizer.ids, config), content, encoder(tokenizer))
     return Service(config, state, Engine(model, config, params, name))

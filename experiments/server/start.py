@@ -35,18 +35,28 @@ class Options:
     rate: float = 0.0
     state: Path | None = None
     clock: str = "auto"
+    bus: str = ""
 
 
 def serve(config: Config, workdir: Path, options: Options) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers what waits, writes a snapshot and returns."""
     log = prepare(config, workdir)
     service = load(config, workdir, log, options.phase)
-    events = store.EventLog(options.state or workdir / "serving")
-    begun, replayed = store.recover(service.state, events)
-    if begun or replayed:
-        logger.info("going on from event %d, and %d replayed behind it", begun, replayed)
+    if options.bus:
+        from experiments.server.redis_bus import RedisBus  # the client is needed for it alone
+
+        bus = RedisBus(options.bus)
+        position = bus.recover(service.state)
         service.recovered()
-    live = Live(service, make_clock(options.clock, service, config), events)
+        logger.info("one of the replicas behind %s, which goes on from %s", options.bus, position)
+        live = Live(service, make_clock(options.clock, service, config), bus=bus, applied=position)
+    else:
+        events = store.EventLog(options.state or workdir / "serving")
+        begun, replayed = store.recover(service.state, events)
+        service.recovered()
+        if begun or replayed:
+            logger.info("going on from event %d, and %d replayed behind it", begun, replayed)
+        live = Live(service, make_clock(options.clock, service, config), events)
     token = options.token or os.environ.get("ONELIVE_TOKEN", "")
     if options.host not in ("127.0.0.1", "::1", "localhost") and not token:
         logger.warning("anybody who reaches %s may ask and send events: set --token", options.host)

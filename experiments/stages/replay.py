@@ -54,7 +54,7 @@ def replay(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, param
     service = from_log(config, log, tokenizer, model, params, "replayed", start)
     names, people = log.tables.authors["source_id"].to_list(), log.tables.users["source_id"].to_list()
     rooms, differing, largest, played = room_names(log.tables), [], 0.0, 0
-    coming = events_after(start, log.tables, maker, until, segments=service.state.codes.width > 0)
+    coming = events_after(start, log.tables, log.split.end_ms, maker, until, segments=service.state.codes.width > 0)
     event = next(coming, None)
     for r in order.tolist():
         while event is not None and event.at <= task.time_ms[r]:

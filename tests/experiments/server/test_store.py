@@ -83,7 +83,7 @@ def test_a_restart_answers_as_before(make_service, finished, tmp_path):
     """Half of the events before a snapshot, half behind it, and no orderly end; then another server on the folder."""
     start = finished.trained.log.split.p2_ms
     log, maker = finished.trained.log, finished.trained.log.batch_maker(finished.trained.tokenizer.ids, finished.config)
-    coming = list(events_after(start, log.tables, maker, start + 3_600_000))
+    coming = list(events_after(start, log.tables, log.split.end_ms, maker, start + 3_600_000))
     live = Live(make_service(start), lambda: coming[-1].at, store.EventLog(tmp_path))
     half = len(coming) // 2
     for low in range(0, len(coming), 50):
@@ -91,7 +91,7 @@ def test_a_restart_answers_as_before(make_service, finished, tmp_path):
             live.clock = lambda event=event: event.at
             live.take([event])
         if low <= half < low + 50:
-            assert live.save_snapshot().name.startswith("snapshot-")
+            live.save_snapshot()
     queries = [Query(user, 8) for user in log.tables.users["source_id"].head(6)]
 
     def answers(service):
