@@ -18,7 +18,7 @@ def main(config: Config, workdir: Path) -> None:
     try:
         from experiments.server import start
     except ModuleNotFoundError as missing:
-        raise ValueError(f"the server needs {missing.name}: pip install -r requirements-serve.txt") from missing
+        raise ValueError(f"the server needs {missing.name}: pip install -r requirements/serve.txt") from missing
     values = absl_flags.FLAGS
     start.serve(config, workdir, start.Options(values.host, values.port, values.phase, values.token, values.rate,
                                                values.state and Path(values.state).expanduser(), values.clock,

@@ -27,7 +27,7 @@ class Live:
 
     def __init__(self, service: Service, clock: Callable[[], int], log: store.EventLog | None = None,
                  snapshot_every: int = 50_000, bus: Any = None, applied: str = "0-0"):
-        """clock: milliseconds now, never going back. snapshot_every: events between snapshots. bus: a `RedisBus`, instead
+        """clock: milliseconds now, never going back. snapshot_every: events between snapshots. bus: a RedisBus, instead
         of a log; the service knows its stream as far as `applied`."""
         self.service, self.clock, self.log, self.bus, self.metrics = service, clock, log, bus, Metrics()
         self.ready, self._snapshot_every, self._since_snapshot = threading.Event(), snapshot_every, 0

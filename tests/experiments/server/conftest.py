@@ -26,9 +26,9 @@ def make_service(finished):
 @pytest.fixture(scope="session")
 def serving(make_service, tmp_path_factory):
     """A server that listens: client, live, url. Events are kept in a folder of its own."""
-    httpx = pytest.importorskip("httpx", reason="needs requirements-serve.txt")
-    pytest.importorskip("fastapi", reason="needs requirements-serve.txt")
-    pytest.importorskip("uvicorn", reason="needs requirements-serve.txt")
+    httpx = pytest.importorskip("httpx", reason="needs requirements/serve.txt")
+    pytest.importorskip("fastapi", reason="needs requirements/serve.txt")
+    pytest.importorskip("uvicorn", reason="needs requirements/serve.txt")
     from experiments.server import start, store
     from experiments.server.app import Limits
     from experiments.server.live import Live

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-fastapi = pytest.importorskip("fastapi", reason="needs requirements-serve.txt")
-pytest.importorskip("httpx", reason="needs requirements-serve.txt")
+fastapi = pytest.importorskip("fastapi", reason="needs requirements/serve.txt")
+pytest.importorskip("httpx", reason="needs requirements/serve.txt")
 from fastapi.testclient import TestClient  # noqa: E402
 
 from experiments.server.app import Limits, make_app  # noqa: E402

@@ -11,7 +11,7 @@ from data_pipelines.live import events
 from experiments.server.live import Live
 from experiments.server.service import Query
 
-redis = pytest.importorskip("redis", reason="needs requirements-serve.txt")
+redis = pytest.importorskip("redis", reason="needs requirements/serve.txt")
 
 
 @pytest.fixture(scope="module")
