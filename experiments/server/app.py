@@ -181,6 +181,18 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
         """What answers, and what a rollback would put back."""
         return model_names()
 
+    @app.post("/v1/models/load", tags=["models"])
+    async def load(step: Annotated[int | None, Query(ge=0)] = None) -> dict[str, Any]:
+        """Puts the parameters of a step (or of the one that training chose) in place, once they are compared with the
+        running ones on the last requests."""
+        if live.models is None:
+            raise HTTPException(409, "this server has no workdir to load models from")
+        try:
+            await asyncio.to_thread(live.models.load, step)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from None
+        return model_names()
+
     @app.post("/v1/models/rollback", tags=["models"])
     async def rollback() -> dict[str, Any]:
         """Puts the model before back in place."""
@@ -192,7 +204,8 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
 
     def model_names() -> dict[str, Any]:
         engine = live.service.engine
-        return {"running": engine.running.name, "previous": engine.previous.name if engine.previous else None}
+        return {"running": engine.running.name, "previous": engine.previous.name if engine.previous else None,
+                "compared": live.models.last if live.models else {}}
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, str]:

@@ -34,6 +34,7 @@ class Live:
         self._order = threading.Lock()  # events are taken in in the order in which they are in the log
         self._writer: threading.Thread | None = None
         self.recent: list[Query] = []
+        self.models: Any = None  # `Models`, where there is a workdir to load others from
         self.figures: list[dict] = []  # of a simulated platform, for the page
         self.applied = applied if bus else log.last() if log else 0  # position of the last event that the state knows
         self._expected: list[tuple[tuple[int, int], Future]] = []  # position in the stream → who waits for it
@@ -120,6 +121,8 @@ class Live:
     def close(self) -> None:
         """Answers what waits, keeps a last snapshot, ends."""
         self.ready.clear()
+        if self.models:
+            self.models.close()
         if self.bus:
             self.bus.close()
         self.save_snapshot()

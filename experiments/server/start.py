@@ -15,6 +15,7 @@ from experiments.common.log import Log, prepare
 from experiments.server import store
 from experiments.server.app import Limits, make_app
 from experiments.server.live import Live
+from experiments.server.models import Models
 from experiments.server.service import Service, from_log
 from experiments.stages.policy import load_params
 from experiments.stages.supervised import load_supervised
@@ -57,6 +58,7 @@ def serve(config: Config, workdir: Path, options: Options) -> None:
         if begun or replayed:
             logger.info("going on from event %d, and %d replayed behind it", begun, replayed)
         live = Live(service, make_clock(options.clock, service, config), events)
+    live.models = Models(live, workdir, options.phase)
     token = options.token or os.environ.get("ONELIVE_TOKEN", "")
     if options.host not in ("127.0.0.1", "::1", "localhost") and not token:
         logger.warning("anybody who reaches %s may ask and send events: set --token", options.host)
