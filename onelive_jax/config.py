@@ -245,6 +245,30 @@ class AlignmentConfig:
 
 
 @dataclass
+class ServingConfig:
+    """The live service (python -m experiments.serve)."""
+
+    spare_authors: int = setting(256, "rows of the author table for streamers who were not in the training log", low=0,
+                                 high=10_000_000)
+    clock_ahead_seconds: float = setting(60.0, "an event further ahead of its arrival counts as of its arrival",
+                                         low=0.0)
+    late_hours: float = setting(24.0, "an event older than this when it arrives is left out", low=0.0)
+    view_hours: float = setting(24.0, "a view without an end is over after this", low=0.01)
+    room_hours: float = setting(72.0, "a room without an end is off air after this", low=0.01)
+    grace_seconds: float = setting(600.0, "time after a room's end in which the ends of its views may arrive", low=0.0)
+    known_events: int = setting(1_000_000, "ids of events that are remembered, so that each counts once", low=1)
+    waiting_events: int = setting(10_000, "events that are kept until the room they name begins", low=0)
+    max_batch: int = setting(16, "requests answered together, a power of two", low=1, high=4096)
+    max_k: int = setting(64, "most rooms of an answer", low=1, high=65536)
+    queue: int = setting(256, "requests that may wait; more are refused (429)", low=1)
+    deadline_ms: float = setting(500.0, "time that a request may take unless it says otherwise", low=1.0)
+    narrow_beams: int = setting(0, "beam width while requests queue up (0: always decoding.beams)", low=0, high=65536)
+    narrow_at: int = setting(64, "waiting requests from which narrow_beams is used", low=1)
+    context_seconds: float = setting(0.0, "age up to which a person's encoded history is used again, if no view was "
+                                     "added (0: always encoded anew, as in training)", low=0.0)
+
+
+@dataclass
 class MeshConfig:
     """Device mesh; -1 on one axis takes the devices that are left."""
 
@@ -267,6 +291,7 @@ class Config:
     training: TrainingConfig = group(TrainingConfig)
     reward: RewardConfig = group(RewardConfig)
     alignment: AlignmentConfig = group(AlignmentConfig)
+    serving: ServingConfig = group(ServingConfig)
     mesh: MeshConfig = group(MeshConfig)
 
     def validate(self) -> "Config":
@@ -305,6 +330,8 @@ class Config:
         if self.alignment.sampler == "logged" and self.alignment.reward == "model":
             raise ValueError("config.alignment.sampler='logged' learns from rooms that were shown: set "
                              "config.alignment.reward to 'feedback' or 'mix'")
+        if self.serving.max_batch & (self.serving.max_batch - 1):
+            raise ValueError(f"config.serving.max_batch={self.serving.max_batch} must be a power of two")
         m = self.model
         if not (m.live_softmax or m.full_softmax or (m.identity and m.identity_loss)):
             raise ValueError("config.model.live_softmax, config.model.full_softmax and the identity loss are all off: "

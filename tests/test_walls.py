@@ -23,6 +23,11 @@ ALONE = {
     "tensorflow_datasets": {"data_pipelines/log/store.py"},
     "apache_beam": {f"data_pipelines/beam/{part}.py"
                     for part in ("files", "kuaishou", "pipeline", "steps")},
+    "fastapi": {"experiments/server/app.py", "experiments/server/kserve.py"},
+    "pydantic": {"experiments/server/app.py", "experiments/server/kserve.py"},
+    "uvicorn": {"experiments/server/start.py"},
+    "redis": {"experiments/server/redis_bus.py"},
+    "prometheus_client": {"experiments/server/metrics.py"},
     "pyarrow": {"data_pipelines/beam/files.py"},
 }
 # What a part of a package may import of it: itself, and the rows above its own.

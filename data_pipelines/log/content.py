@@ -63,24 +63,32 @@ class Pools:
     """What is kept of each author's content between segments that come one by one: enough for the next x_pool.
 
     Attributes:
-      mean: float32 [A, C], over an author's segments so far. count: int64 [A]. last_ms: int64 [A], end of the last.
+      total: float64 [A, C], sum over an author's segments so far: x_pool is then to the bit that of the whole log.
+      count: int64 [A]. last_ms: int64 [A], end of the last.
     """
 
-    mean: np.ndarray
+    total: np.ndarray
     count: np.ndarray
     last_ms: np.ndarray
+
+    @classmethod
+    def empty(cls, authors: int, width: int) -> "Pools":
+        return cls(np.zeros((authors, width)), np.zeros(authors, np.int64),
+                   np.full(authors, np.iinfo(np.int64).min))
 
     @classmethod
     def of(cls, content: Content, until_ms: int) -> "Pools":
         """As of a moment of a log's content. Raises ValueError for content of titles, whose pools do not move."""
         if content.of_titles:
             raise ValueError("content of titles has pools of the training period, which new segments do not move")
-        authors = np.arange(content.author_ptr.size - 1)
-        row = content.row_at(authors, np.full(authors.size, until_ms))
-        known = row >= 0
-        mean = np.where(known[:, None], content.values(row)[:, content.width:], 0.0).astype(np.float32)
-        return cls(mean, np.where(known, row + 1 - content.author_ptr[:-1], 0),
-                   np.where(known, content.from_ms[row], np.iinfo(np.int64).min))
+        made = cls.empty(content.author_ptr.size - 1, content.width)
+        row = content.row_at(np.arange(made.count.size), np.full(made.count.size, until_ms))
+        for author in np.flatnonzero(row >= 0).tolist():
+            first, last = content.author_ptr[author], row[author] + 1
+            vectors = content.vectors[content.vector[first:last]]
+            made.total[author] = np.cumsum(vectors, 0, dtype=np.float64)[-1]
+            made.count[author], made.last_ms[author] = last - first, content.from_ms[last - 1]
+        return made
 
     def add(self, author: np.ndarray, from_ms: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Takes in new segments (in place) and says what the towers read of them.
@@ -98,7 +106,7 @@ class Pools:
           ValueError: an author out of range, shapes that do not fit, NaN or infinity; nothing is taken then.
         """
         author, from_ms = np.asarray(author, np.int64), np.asarray(from_ms, np.int64)
-        vectors, shape = np.asarray(vectors, np.float32), (author.size, self.mean.shape[1])
+        vectors, shape = np.asarray(vectors, np.float32), (author.size, self.total.shape[1])
         if vectors.shape != shape or from_ms.shape != author.shape:
             raise ValueError(f"{author.size} new segments need from_ms {author.shape} and vectors {shape}; got "
                              f"{from_ms.shape} and {vectors.shape}")
@@ -112,14 +120,12 @@ class Pools:
         taken = np.lexsort((from_ms, author))
         taken = taken[_first_of_moment(author[taken], from_ms[taken]) & (from_ms > self.last_ms[author])[taken]]
         author, from_ms, vectors = author[taken], from_ms[taken], vectors[taken]
-        # The running sum of an author's new segments is that of all, less what was there before its first.
-        total, first = np.cumsum(vectors, 0, dtype=np.float64), np.searchsorted(author, author)
-        total -= np.where((first > 0)[:, None], total[first - 1], 0.0)
-        count = self.count[author] + np.arange(author.size) - first + 1
-        pools = ((total + self.count[author][:, None] * self.mean[author]) / count[:, None]).astype(np.float32)
-        last = np.flatnonzero(np.append(author[1:] != author[:-1], True)[:author.size])
-        self.mean[author[last]], self.count[author[last]] = pools[last], count[last]
-        self.last_ms[author[last]] = from_ms[last]
+        pools = np.empty_like(vectors)
+        for i, who in enumerate(author.tolist()):
+            self.total[who] += vectors[i]
+            self.count[who] += 1
+            self.last_ms[who] = from_ms[i]
+            pools[i] = self.total[who] / self.count[who]
         return taken, np.concatenate([vectors, pools], 1)
 
 

@@ -7,10 +7,9 @@ from data_pipelines.readers.twitch import ROUND_MS
 from experiments.common.log import Log
 from experiments.common.tables import table
 from experiments.common.tower_scores import TowerScores
-from onelive_jax.batch import ROOM_FEATURES
 from onelive_jax.config import Config
-from onelive_jax.decoding.live_index import LiveCatalogue
 from onelive_jax.decoding.recommend import Recommender
+from onelive_jax.serving.catalogue import LiveCatalogue
 
 
 def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: int, time_ms: int,
@@ -26,7 +25,7 @@ def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: in
     on_air = maker.on_air(users, times)
     rooms, _ = maker.live_rooms(on_air, times, max(on_air.author.size, 1))
     catalogue = LiveCatalogue(config.decoding.capacity, config.tokenizer.levels, config.tokenizer.codes,
-                              len(ROOM_FEATURES))
+                              log.num_authors)
     for i, (author, room) in enumerate(zip(on_air.author.tolist(), on_air.room.tolist(), strict=True)):
         catalogue.put_on_air(room, author, rooms.codes[0, i], rooms.features[0, i])
     snapshot = catalogue.snapshot()

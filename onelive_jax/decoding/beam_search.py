@@ -105,7 +105,8 @@ def room_bonus(index: LiveIndex, room_score_BxC: Array, combine: str = "sum") ->
 
 
 def beam_search(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batch: int, beams: int,
-                normalise: str = "live", bonus_BxC: Array | None = None, lookahead: bool = False) -> Beams:
+                normalise: str = "live", bonus_BxC: Array | None = None, lookahead: bool = False,
+                masked: bool = False) -> Beams:
     """The `beams` most probable semantic ids on air; exact where no prefix is left out, i.e. where W ≥ ids on air.
 
     score(q) = Σ_t log p(q_t | q_<t), with p normalised over the codes on air after q_<t or over all K.
@@ -127,13 +128,16 @@ def beam_search(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batc
         raise ValueError(f"beams={beams} must be at least 1 (config.decoding.beams)")
     if normalise not in NORMALISERS:
         raise ValueError(f"normalise={normalise!r} is not one of {', '.join(map(repr, NORMALISERS))}")
-    if lookahead and bonus_BxC is None:
-        raise ValueError("lookahead=True needs bonus_BxC: without room scores there is nothing to look ahead to")
+    if (lookahead or masked) and bonus_BxC is None:
+        raise ValueError(f"{'lookahead' if lookahead else 'masked'}=True needs bonus_BxC: without room scores there is "
+                         "nothing to look ahead to")
 
     num_levels = index.num_levels
     promise = [None] * num_levels
-    if lookahead:
+    if lookahead or masked:
         promise = _over_batch(index, _best_below)(index.trie, bonus_BxC)
+        if not lookahead:  # what nobody may have stays out, all else is ranked by its codes
+            promise = [jnp.where(best == -jnp.inf, best, 0.0) for best in promise]
     codes_BxWxL = jnp.zeros((batch, 1, num_levels), jnp.int32)
     score_BxW, node_BxW = jnp.zeros((batch, 1)), jnp.zeros((batch, 1), jnp.int32)  # the root
     left_out_B = jnp.full(batch, -jnp.inf)
@@ -202,11 +206,17 @@ def rank_rooms(index: LiveIndex, beams: Beams, k: int, bonus_BxC: Array | None =
 
 def decode(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batch: int, beams: int, k: int,
            normalise: str = "live", room_score_BxC: Array | None = None, combine: str = "sum",
-           lookahead: bool = False, tie_score_BxC: Array | None = None) -> Ranking:
-    """The k best rooms on air: `room_bonus`, `beam_search` and `rank_rooms` in one; arguments as there."""
+           lookahead: bool = False, tie_score_BxC: Array | None = None,
+           allowed_BxC: Array | None = None) -> Ranking:
+    """The k best rooms on air: `room_bonus`, `beam_search` and `rank_rooms` in one; arguments as there.
+
+    allowed_BxC: bool, in slot order; rooms where it is False are not on air for that request.
+    """
+    if allowed_BxC is not None:
+        room_score_BxC = jnp.where(allowed_BxC, 0.0 if room_score_BxC is None else room_score_BxC, -jnp.inf)
     bonus_BxC = None if room_score_BxC is None else room_bonus(index, room_score_BxC, combine)
     found = beam_search(level_logits, state, index, batch=batch, beams=beams, normalise=normalise, bonus_BxC=bonus_BxC,
-                        lookahead=lookahead)
+                        lookahead=lookahead, masked=allowed_BxC is not None)
     return rank_rooms(index, found, k, bonus_BxC, tie_score_BxC)
 
 
@@ -230,6 +240,8 @@ def _search_level(trie_level: TrieLevel, logits_WxK: Array, score_W: Array, node
     beam_of_parent = _scatter_nodes(num_parents, node_W, score_W, jnp.arange(width, dtype=jnp.int32), width)
     beam_N = beam_of_parent[trie_level.parent]
     live_N = (beam_N < width) & (jnp.arange(num_nodes) < trie_level.size)
+    if promise_N is not None:
+        live_N &= promise_N != -jnp.inf
     at_N = jnp.where(live_N, beam_N * num_codes + trie_level.code, width * num_codes)
     log_prob_N = _log_probs(logits_WxK.astype(jnp.float32), at_N, normalise)
     score_N = jnp.where(live_N, score_W[jnp.minimum(beam_N, width - 1)] + log_prob_N, -jnp.inf)

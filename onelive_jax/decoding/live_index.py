@@ -1,18 +1,16 @@
 """The rooms on air as arrays of fixed size, and the trie of their semantic ids.
 
-Axes: C capacity (slots), L code levels, K codes, R room features, n nodes of a trie level, U rows of an update,
-B batch (only where every request has a catalogue of its own).
+Axes: C capacity (slots), L code levels, K codes, R room features, n nodes of a trie level, B batch (only where
+every request has a catalogue of its own).
 
-Rooms go on and off air by writing slots and sorting again: shapes never change, so nothing is ever recompiled. The
-trie is nothing but the sorted slots: a node of level t is a run of slots that share their first t + 1 codes, and the
-nodes of a level are numbered in that order. Memory is O(C · L) whatever K is: there is no table over code pairs.
+Rooms go on and off air in slots of a fixed number: shapes never change, so nothing is ever recompiled. The trie is
+nothing but the sorted slots: a node of level t is a run of slots that share their first t + 1 codes, and the nodes of a
+level are numbered in that order. Memory is O(C · L) whatever K is: there is no table over code pairs. A server keeps
+its rooms sorted as they come and go (onelive_jax/serving/catalogue.py); here they are sorted at once.
 """
-
-from typing import NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import lax
 
@@ -159,156 +157,3 @@ def empty(capacity: int, num_levels: int, num_codes: int, num_features: int = le
     return _compiled_from_rooms(LiveRooms(
         author=jnp.zeros(capacity, jnp.int32), codes=jnp.zeros((capacity, num_levels), jnp.int32),
         features=jnp.zeros((capacity, num_features), jnp.float32), mask=jnp.zeros(capacity, bool)), num_codes)
-
-
-def rebuild(index: LiveIndex) -> LiveIndex:
-    """The same rooms with a fresh trie. Compiled once for each capacity."""
-    return _compiled_from_rooms(index.as_rooms(), index.num_codes)
-
-
-@jax.jit
-def write(index: LiveIndex, slots: Array, author: Array, codes: Array, features: Array, on_air: Array) -> LiveIndex:
-    """Writes U slots and leaves the trie as it was: call `rebuild` before the index is searched.
-
-    Args:
-      index: not donated, so that a request that still reads it may finish.
-      slots: int32 [U], distinct; a row whose slot is `capacity` or more is padding and is dropped.
-      author, codes, features, on_air: [U], [U, L], [U, R], [U], as in `LiveIndex`.
-    """
-    return index.replace(author=index.author.at[slots].set(author, mode="drop"),
-                         codes=index.codes.at[slots].set(codes, mode="drop"),
-                         features=index.features.at[slots].set(features, mode="drop"),
-                         on_air=index.on_air.at[slots].set(on_air, mode="drop"))
-
-
-@jax.jit
-def update(index: LiveIndex, slots: Array, author: Array, codes: Array, features: Array, on_air: Array) -> LiveIndex:
-    """`write` and `rebuild` in one step: rooms go on air, off air or change codes. Compiled once for each U."""
-    return rebuild(write(index, slots, author, codes, features, on_air))
-
-
-class Snapshot(NamedTuple):
-    """What is on air at one moment. Slots are used again later: read room ids from the snapshot that was searched.
-
-    Attributes:
-      index: the index to search.
-      room: int64 [C] on the host, room id of every slot; -1 where a slot is off air.
-    """
-
-    index: LiveIndex
-    room: np.ndarray
-
-    def room_ids(self, slots: np.ndarray) -> np.ndarray:
-        """int64, same shape as `slots`: the room of each slot; -1 where the slot is -1 (no such rank)."""
-        slots = np.asarray(slots)
-        return np.where(slots < 0, -1, self.room[np.maximum(slots, 0)])
-
-
-class LiveCatalogue:
-    """Room ids to slots, on the host. One writer; any number of readers of its snapshots.
-
-    Changes are collected and reach the device when a snapshot is asked for, `update_size` slots at a time.
-    """
-
-    def __init__(self, capacity: int, num_levels: int, num_codes: int, num_features: int = len(ROOM_FEATURES),
-                 update_size: int = 256):
-        """Raises ValueError where a size is below 1."""
-        if update_size < 1:
-            raise ValueError(f"update_size={update_size} must be at least 1")
-        self._index = empty(capacity, num_levels, num_codes, num_features)
-        self._author = np.zeros(capacity, np.int32)
-        self._codes = np.zeros((capacity, num_levels), np.int32)
-        self._features = np.zeros((capacity, num_features), np.float32)
-        self._room = np.full(capacity, -1, np.int64)
-        self._slot_of_room: dict[int, int] = {}
-        self._free = list(range(capacity))[::-1]
-        self._changed: dict[int, None] = {}
-        self._snapshot = Snapshot(self._index, self._room.copy())
-        self._update_size = update_size
-
-    def __len__(self) -> int:
-        """Rooms on air."""
-        return len(self._slot_of_room)
-
-    @property
-    def capacity(self) -> int:
-        """Rooms that can be on air at once."""
-        return len(self._room)
-
-    def __contains__(self, room: int) -> bool:
-        return room in self._slot_of_room
-
-    def put_on_air(self, room: int, author: int, codes: Sequence[int], features: Sequence[float]) -> None:
-        """A room opens. Raises ValueError where it is on air already, a value is out of range or no slot is free."""
-        if room < 0:
-            raise ValueError(f"room {room}: a room id must be 0 or more (-1 means no room)")
-        if room in self._slot_of_room:
-            raise ValueError(f"room {room} is on air already: change_codes moves it, take_off_air closes it")
-        if not 0 <= author < 2**31:
-            raise ValueError(f"room {room}: author {author} is outside 0 … {2**31 - 1}")
-        codes, features = self._checked_codes(room, codes), self._checked_features(room, features)
-        if not self._free:
-            raise ValueError(f"room {room} found no free slot: the live index holds {self.capacity} rooms, all on "
-                             "air; close rooms with take_off_air or raise config.decoding.capacity")
-        slot = self._free.pop()
-        self._slot_of_room[room], self._room[slot] = slot, room
-        self._author[slot], self._codes[slot], self._features[slot] = author, codes, features
-        self._changed[slot] = None
-
-    def take_off_air(self, room: int) -> None:
-        """A room closes and its slot is free again. Raises ValueError where it is not on air."""
-        slot = self._slot(room)
-        del self._slot_of_room[room]
-        self._room[slot] = -1
-        self._free.append(slot)
-        self._changed[slot] = None
-
-    def change_codes(self, room: int, codes: Sequence[int]) -> None:
-        """The content of a room moved on. Raises ValueError where it is not on air or a code is out of range."""
-        slot = self._slot(room)
-        self._codes[slot] = self._checked_codes(room, codes)
-        self._changed[slot] = None
-
-    def change_features(self, room: int, features: Sequence[float]) -> None:
-        """Viewers came or went. Raises ValueError where the room is not on air or a feature is not finite."""
-        slot = self._slot(room)
-        self._features[slot] = self._checked_features(room, features)
-        self._changed[slot] = None
-
-    def snapshot(self) -> Snapshot:
-        """What is on air, with every change so far; the same object again where nothing changed."""
-        if not self._changed:
-            return self._snapshot
-        changed = np.fromiter(self._changed, np.int32)
-        for start in range(0, len(changed), self._update_size):
-            slots = changed[start:start + self._update_size]
-            rows = np.pad(slots, (0, self._update_size - len(slots)))  # slot 0 stands in: its row is dropped
-            padded = np.pad(slots, (0, len(rows) - len(slots)), constant_values=self.capacity)
-            self._index = write(self._index, padded, self._author[rows], self._codes[rows], self._features[rows],
-                                self._room[rows] >= 0)
-        self._index = rebuild(self._index)
-        self._changed = {}
-        self._snapshot = Snapshot(self._index, self._room.copy())
-        return self._snapshot
-
-    def _slot(self, room: int) -> int:
-        if room not in self._slot_of_room:
-            raise ValueError(f"room {room} is not on air: put_on_air opens it")
-        return self._slot_of_room[room]
-
-    def _checked_codes(self, room: int, codes: Sequence[int]) -> np.ndarray:
-        array, (_, num_levels), num_codes = np.asarray(codes), self._codes.shape, self._index.num_codes
-        if array.shape != (num_levels,) or array.dtype.kind not in "iu":
-            raise ValueError(f"room {room}: codes must be {num_levels} whole numbers (config.tokenizer.levels), not "
-                             f"{codes!r}")
-        if array.min() < 0 or array.max() >= num_codes:
-            raise ValueError(f"room {room}: codes {array.tolist()} are outside 0 … {num_codes - 1} "
-                             "(config.tokenizer.codes)")
-        return array
-
-    def _checked_features(self, room: int, features: Sequence[float]) -> np.ndarray:
-        array, num_features = np.asarray(features, np.float32), self._features.shape[1]
-        if array.shape != (num_features,) or not np.isfinite(array).all():
-            raise ValueError(f"room {room}: features must be {num_features} finite numbers "
-                             f"(onelive_jax.batch.ROOM_FEATURES), not {features!r}")
-        return array

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import struct
 
 from onelive_jax.batch import LiveRooms, Request
 from onelive_jax.config import DecodingConfig
@@ -17,13 +19,29 @@ from onelive_jax.model.layers import Context
 from onelive_jax.model.onelive import OneLive, level_logits
 
 Array = jax.Array
-Recommender = Callable[..., Ranking]  # (params, request, index, tie_score_BxN=None, context=None)
+Recommender = Callable[..., Ranking]  # (params, request, index, tie_score_BxN=None, context=None, personal=None)
+
+
+@struct.dataclass
+class Personal:
+    """In what the catalogue of one request differs from the one that its batch shares.
+
+    Attributes:
+      allowed: bool [B, N]; rooms where it is False are not on air for that request.
+      slot: int32 [B, M], rooms with features of their own (no one's own view counts among the viewers that they are
+        told); the index's capacity where there is none.
+      features: float32 [B, M, R], of those.
+    """
+
+    allowed: Array
+    slot: Array
+    features: Array
 
 
 def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = None, normalise: str = "live",
                      combine: str = "sum") -> Recommender:
-    """Compiles (params, request, index, tie_score_BxN=None, context=None) → `Ranking`: the best rooms on air for every
-    viewer of the request.
+    """Compiles (params, request, index, tie_score_BxN=None, context=None, personal=None) → `Ranking`: the best rooms on
+    air for every viewer of the request.
 
     score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity head. With
     identity_weight = 0 or a model without that head, codes alone decide (`codes_alone`), and rooms of one id tie: then
@@ -41,24 +59,31 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
     The returned function takes `params` (float32 tree), `request` (arrays [B, …]) and `index`: one catalogue shared by
     the batch (serving), or one a request, `live_index.from_rooms(LiveRooms [B, N])` (evaluation); `tie_score_BxN`
     float32 [B, N] in slot order, or None: a fixed order (`beam_search.rank_rooms`); `context`, what `OneLive.encode`
-    makes of the request, where it is known already. It raises ValueError where the index has other levels or codes than
-    the model.
+    makes of the request, where it is known already; `personal`, where a shared catalogue differs for some requests. It
+    raises ValueError where the index has other levels or codes than the model.
     """
     weight = 0.0 if codes_alone(model, config) else config.identity_weight
     # An upper bound of what lies below a prefix is known only where rooms have scores of their own.
     lookahead = config.lookahead and weight != 0.0
 
     def recommend(params: Any, request: Request, index: LiveIndex, tie_score_BxN: Array | None = None,
-                  context: Context | None = None) -> Ranking:
+                  context: Context | None = None, personal: Personal | None = None) -> Ranking:
         if (index.num_levels, index.num_codes) != (model.levels, model.num_codes):
             raise ValueError(f"the index holds ids of {index.num_levels} levels of {index.num_codes} codes, the model "
                              f"predicts {model.levels} levels of {model.num_codes}: both must come from one tokenizer")
         opened = model.apply({"params": params}, request, _with_batch_axis(index), weight, context, method="open")
+        score_BxN = opened.room_scores
+        if score_BxN is not None and personal is not None:
+            own = LiveRooms(index.author[personal.slot], index.codes[personal.slot], personal.features,
+                            personal.slot < index.capacity)
+            own_BxM = weight * model.apply({"params": params}, opened.state.hidden[:, 0], opened.context, own,
+                                           method="room_scores")
+            score_BxN = score_BxN.at[jnp.arange(own_BxM.shape[0])[:, None], personal.slot].set(own_BxM, mode="drop")
         return beam_search.decode(level_logits(model, params, opened), opened.state, index,
                                   batch=request.hour.shape[0], beams=config.beams,
-                                  k=config.beams if k is None else k, normalise=normalise,
-                                  room_score_BxC=opened.room_scores, combine=combine, lookahead=lookahead,
-                                  tie_score_BxC=tie_score_BxN)
+                                  k=config.beams if k is None else k, normalise=normalise, room_score_BxC=score_BxN,
+                                  combine=combine, lookahead=lookahead, tie_score_BxC=tie_score_BxN,
+                                  allowed_BxC=None if personal is None else personal.allowed)
 
     return jax.jit(recommend)
 

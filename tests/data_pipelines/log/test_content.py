@@ -75,8 +75,8 @@ def test_segments_one_by_one_are_read_as_all_at_once():
         rows = rng.permutation(order[low:high])
         taken, values = pools.add(whole.author[rows], whole.from_ms[rows], whole.vectors[whole.vector[rows]])
         assert sorted(taken) == list(range(high - low))
-        np.testing.assert_allclose(values, whole.values(rows[taken]), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(pools.mean, Pools.of(whole, 1000).mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(values, whole.values(rows[taken]))
+    np.testing.assert_array_equal(pools.total, Pools.of(whole, 1000).total)
     np.testing.assert_array_equal(pools.count, np.diff(whole.author_ptr))
 
 
@@ -95,14 +95,14 @@ def test_a_segment_that_is_delivered_twice_counts_once(caplog):
 def test_late_segments_are_left_out_and_wrong_ones_are_named():
     content = author_content(log(segments=SEGMENTS), 1000)
     pools = Pools.of(content, 1000)
-    before = pools.mean.copy()
+    before = pools.total.copy()
     for changes, match in (([[0], [1], [[np.inf]]], "segment 0 holds NaN or infinity"),
                            ([[2, 3], [1, 1], [[1.0], [1.0]]], "segment 1 is of author 3, allowed are 0 … 2"),
                            ([[-1], [1], [[1.0]]], "is of author -1"),
                            ([[0], [1], [[1.0, 2.0]]], r"vectors \(1, 1\)")):
         with pytest.raises(ValueError, match=match):
             pools.add(*changes)
-    np.testing.assert_array_equal(pools.mean, before)
+    np.testing.assert_array_equal(pools.total, before)
     taken, values = pools.add([0, 0, 2, 1], [530, 531, 131, 1], [[7.0], [7.0], [3.0], [8.0]])
     assert taken.tolist() == [1, 3, 2]  # author 0 was known at 530 already
     np.testing.assert_allclose(values, [[7, (15 + 7) / 4], [8, 8], [3, 2]])

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onelive_jax.batch import LiveRooms
 from onelive_jax.config import TokenizerConfig
-from onelive_jax.decoding import beam_search, live_index
+from onelive_jax.decoding import beam_search
+from onelive_jax.serving.catalogue import LiveCatalogue
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training
 from onelive_jax.tokenizer.encoder import Encoder, Towers
 from onelive_jax.tokenizer.towers import TwoTowers
@@ -35,8 +35,9 @@ def test_a_search_sees_the_codes_of_new_segments_and_nothing_is_compiled_again(c
 
     everyone = np.arange(AUTHORS, dtype=np.int32)
     table = semantic_ids.IdTable.static(encode(everyone, rng.normal(size=(AUTHORS, 10))))
-    index = live_index.from_rooms(LiveRooms(jnp.asarray(everyone), jnp.asarray(table.codes),
-                                            jnp.zeros((AUTHORS, 2)), jnp.ones(AUTHORS, bool)), CODES)
+    catalogue = LiveCatalogue(AUTHORS, LEVELS, CODES, AUTHORS)
+    for author in everyone.tolist():
+        catalogue.put_on_air(author, author, table.codes[author])
     moved = 0
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for minute in range(12):
@@ -49,14 +50,10 @@ def test_a_search_sees_the_codes_of_new_segments_and_nothing_is_compiled_again(c
             table, late, changed = table.extend(segments, np.full(5, 60_000 * minute), new)
             assert late == 0
             moved += len(changed)
-            # Rows of one fixed size: those without news name a slot that is not there.
-            rows = np.resize(changed if len(changed) else [0], AUTHORS).astype(np.int32)
-            slots = np.where(np.arange(AUTHORS) < len(changed), rows, AUTHORS).astype(np.int32)
-            codes = table.codes_at(rows, 60_000 * minute)
-            index = live_index.update(index, slots, rows, codes, np.zeros((AUTHORS, 2), np.float32),
-                                      np.ones(AUTHORS, bool))
+            for author, codes in zip(changed.tolist(), table.codes_at(changed, 60_000 * minute), strict=True):
+                catalogue.change_codes(author, codes)
             wanted = new[0]
-            best = search(index, jnp.asarray(wanted))
+            best = search(catalogue.snapshot().index, jnp.asarray(wanted))
             assert bool(best.valid[0, 0])
             np.testing.assert_array_equal(best.codes[0, 0], wanted)
             found = set(np.asarray(best.author[0])[(np.asarray(best.codes[0]) == wanted).all(axis=1)].tolist())

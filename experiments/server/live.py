@@ -1,0 +1,207 @@
+"""The running service: one worker thread around `Service`, events kept before they are acknowledged, snapshots.
+
+HTTP (http.py) and the bus of several replicas (redis_bus.py) call it from threads of their own.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from data_pipelines.live import events, snapshots
+from experiments.server import store
+from experiments.server.metrics import Metrics
+from experiments.server.service import Answer, Query, Service
+from onelive_jax.serving.batching import Batcher
+from onelive_jax.serving.engine import Version
+
+logger = logging.getLogger(__name__)
+RECENT_QUERIES = 64
+
+
+class Live:
+    """Attributes: service; metrics; ready: whether every program is compiled; log: where events are kept, or None."""
+
+    def __init__(self, service: Service, clock: Callable[[], int], log: store.EventLog | None = None,
+                 snapshot_every: int = 50_000, bus: Any = None, applied: str = "0-0"):
+        """clock: milliseconds now, never going back. snapshot_every: events between snapshots. bus: a RedisBus, instead
+        of a log; the service knows its stream as far as `applied`."""
+        self.service, self.clock, self.log, self.bus, self.metrics = service, clock, log, bus, Metrics()
+        self.ready, self._snapshot_every, self._since_snapshot = threading.Event(), snapshot_every, 0
+        self._order = threading.Lock()  # events are taken in in the order in which they are in the log
+        self._writer: threading.Thread | None = None
+        self.recent: list[Query] = []
+        self.models: Any = None  # `Models`, where there is a workdir to load others from
+        self.figures: list[dict] = []  # of a simulated platform, for the page
+        self.applied = applied if bus else log.last() if log else 0  # position of the last event that the state knows
+        self._expected: list[tuple[tuple[int, int], Future]] = []  # position in the stream → who waits for it
+        self.started = time.time()
+        c = service.config.serving
+        self.batcher = Batcher(self._answer, self._late, largest=c.max_batch, queue_size=c.queue, many=c.narrow_at,
+                               observe=self.metrics.observe)
+        if bus:
+            bus.follow(applied, self._take_from_bus)
+
+    def warm_up(self) -> None:
+        """Compiles everything, then is ready."""
+        began = time.perf_counter()
+        count = self.batcher.run(self.service.warm_up).result()
+        self.ready.set()
+        logger.info("ready: %d programs compiled in %.1f s, %d rooms on air, %d people", count,
+                    time.perf_counter() - began, len(self.service.catalogue), len(self.service.state.users))
+
+    def recommend(self, query: Query, seconds: float | None = None) -> "Future[Answer]":
+        """Raises `batching.Full` where too many wait, ValueError for a query that cannot be answered."""
+        limit = self.service.config.serving.max_k
+        if not 1 <= query.k <= limit:
+            raise ValueError(f"k={query.k} must be 1 … {limit} (config.serving.max_k)")
+        if query.at_ms is not None and query.at_ms > self.clock() + 60_000:
+            raise ValueError(f"at={query.at_ms} lies in the future: leave it out for now")
+        began = time.monotonic()
+        future = self.batcher.ask(query, seconds or self.service.config.serving.deadline_ms / 1000)
+        future.add_done_callback(lambda done: self.metrics.answered(time.monotonic() - began))
+        return future
+
+    def take(self, coming: Sequence[events.Event]) -> tuple[int, "Future[None]"]:
+        """Keeps events and has them taken in. Returns (how many were new, a future, done when answers know of them).
+
+        Raises: OSError where they cannot be kept; none was then.
+        """
+        began = time.monotonic()
+        if self.bus:
+            count, done = self._take_by_bus(coming)
+            done.add_done_callback(lambda _: self.metrics.seen(time.monotonic() - began))
+            return count, done
+        with self._order:
+            received = self.clock()
+            new, offset = (coming, 0) if self.log is None else self.log.append(coming, received)
+            done = self.batcher.run(lambda: self._apply(new, received, offset))
+        done.add_done_callback(lambda _: self.metrics.seen(time.monotonic() - began))
+        return len(new), done
+
+    def _take_by_bus(self, coming: Sequence[events.Event]) -> tuple[int, "Future[None]"]:
+        done: Future = Future()
+        with self._order:  # nothing of it can be applied before somebody waits for it
+            count, last = self.bus.append(coming, self.clock())
+            if last:
+                self._expected.append((self.bus.order(last), done))
+        if not last:
+            done.set_result(None)
+        return count, done
+
+    def _take_from_bus(self, coming: list[tuple[str, int, events.Event]]) -> None:
+        def apply() -> None:
+            for _, received_ms, event in coming:
+                self.service.apply(event, received_ms)
+            self._applied(len(coming), coming[-1][0])
+
+        self.batcher.run(apply).result()
+        reached = self.bus.order(coming[-1][0])
+        with self._order:
+            there = [done for position, done in self._expected if position <= reached]
+            self._expected = [entry for entry in self._expected if entry[0] > reached]
+        for done in there:
+            done.set_result(None)
+
+    def ask_worker(self, question: Callable[[Service], Any]) -> Future:
+        """What only the worker may look at: people, rooms, models."""
+        return self.batcher.run(lambda: question(self.service))
+
+    def swap(self, version: Version) -> None:
+        """Another model answers from the next batch on."""
+        self.batcher.run(lambda: self.service.engine.swap(version)).result()
+
+    def save_snapshot(self) -> None:
+        """Keeps a snapshot now, where events are kept."""
+        self.batcher.run(self._snapshot).result()
+
+    def close(self) -> None:
+        """Answers what waits, keeps a last snapshot, ends."""
+        self.ready.clear()
+        if self.models:
+            self.models.close()
+        if self.bus:
+            self.bus.close()
+        self.save_snapshot()
+        self.batcher.close()
+        if self._writer:
+            self._writer.join()
+        if self.log:
+            self.log.close()
+
+    def gauges(self) -> bytes:
+        """/metrics. (Reads what the worker writes; a number may be a moment old.)"""
+        service, m = self.service, self.metrics
+        state = service.state
+        for name, value in (("rooms_on_air", len(service.catalogue)), ("rooms_without_slot", service.without_slot),
+                            ("people", len(state.users)), ("waiting", len(self.batcher)),
+                            ("catalogue_version", service.catalogue.version),
+                            ("events_total", sum(state.counts.get(kind, 0) for kind in events.KINDS))):
+            m.gauges[name].set(value)
+        for what, count in dict(state.counts).items():
+            m.events.labels(what).set(count)
+        m.model.clear()
+        m.model.labels(service.engine.running.name).set(1)
+        return m.text()
+
+    def _answer(self, queries: list[Query], many: bool) -> list[Answer]:
+        now = self.clock()
+        groups: dict[int | None, list[int]] = {}
+        for place, query in enumerate(queries):
+            groups.setdefault(query.at_ms, []).append(place)
+        answers: list[Answer] = [None] * len(queries)
+        for at_ms, places in groups.items():
+            made = self.service.recommend([queries[place] for place in places], now, many, at_ms=at_ms)
+            for place, answer in zip(places, made, strict=True):
+                answers[place] = answer
+        self.metrics.answers.labels("model").inc(len(queries))
+        self.recent = (self.recent + queries)[-RECENT_QUERIES:]
+        return answers
+
+    def _late(self, query: Query) -> Answer:
+        return self.service.fallback(query, self.clock())
+
+    def _apply(self, coming: Sequence[events.Event], received_ms: int, offset: int) -> None:
+        for event in coming:
+            self.service.apply(event, received_ms)
+        self._applied(len(coming), offset)
+
+    def _applied(self, count: int, position: int | str) -> None:
+        self.service.sync()
+        self.applied, self._since_snapshot = position, self._since_snapshot + count
+        if self._since_snapshot >= self._snapshot_every:
+            self._snapshot(in_background=True)
+
+    def _snapshot(self, in_background: bool = False) -> None:
+        """In the worker: the arrays are copied here, and written by a thread that nobody waits for."""
+        if self.log is None and self.bus is None:
+            return
+        self._since_snapshot = 0
+        position, arrays = self.applied, snapshots.to_arrays(self.service.state)
+
+        def write() -> None:
+            if self.bus:
+                self.bus.save(arrays, position)
+            else:
+                store.save(arrays, self.log.path.parent, position)
+
+        if not in_background:
+            write()
+        elif self._writer is None or not self._writer.is_alive():
+            self._writer = threading.Thread(target=write)
+            self._writer.start()
+
+
+def answer_json(answer: Answer, request_id: str) -> dict[str, Any]:
+    """An answer as the interface gives it."""
+    return {"request_id": request_id, "at": answer.at_ms, "model": answer.model, "catalogue": answer.catalogue,
+            "fallback": answer.model == "fallback",
+            "rooms": [{"room": r.room, "author": r.author, "score": r.score, "codes": list(r.codes),
+                       "viewers": r.viewers} for r in answer.rooms]}
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
