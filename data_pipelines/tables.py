@@ -110,6 +110,8 @@ class Tables:
 
 def moment(time_ms: int, utc_offset_hours: float = 0.0) -> str:
     """A time in words: Sun 4 May 2025 20:00 UTC+8; or day 3, 04:10, where times are since the log's beginning."""
+    if time_ms > 250_000_000_000_000:  # beyond the calendar of Python
+        return f"{time_ms} ms"
     local = datetime.datetime(1970, 1, 1) + datetime.timedelta(milliseconds=time_ms, hours=utc_offset_hours)
     if time_ms < EARLIEST_DATE_MS:
         return f"day {time_ms // (24 * HOUR_MS) + 1}, {time_ms // HOUR_MS % 24:02d}:{time_ms // 60_000 % 60:02d}"

@@ -47,7 +47,8 @@ class Form:
     Attributes:
       path: the file. columns: the known ones. places, names: of each of them in the file.
       layout: of a text file, or None. units: of times and lengths. medians: of their numbers in the head, or None.
-      middle_ms: median of the times, or None: they are small numbers, since the beginning of the log.
+      head_ms: median of the times in the head, or None. middle_ms: the same where they are dates; None where they are
+        small numbers, since the beginning of the log.
       whole_ids: ids are int64 (in the head they are whole numbers).
       offset_ms: of clocks without a zone. unused: columns that are not read.
       events: whether its rows count as rows of the log. label: what reasons begin with.
@@ -60,6 +61,7 @@ class Form:
     layout: Layout | None
     units: dict[str, str] = field(default_factory=dict)
     medians: dict[str, float | None] = field(default_factory=dict)
+    head_ms: int | None = None
     middle_ms: int | None = None
     whole_ids: bool = False
     offset_ms: int = 0
@@ -177,10 +179,10 @@ def form_of(path: Path, columns: Sequence[Column], events: bool = True, label: s
                                        and not plain(name).startswith("unnamed"))
     names = tuple(f"#{at[c.name] + 1}" if numbered else header[at[c.name]] for c in known)
     places = tuple(at[c.name] for c in known) if layout else names
-    dated = middle is not None and middle > cells.DECADE_MS and units[first] in cells.EPOCHS
-    middle = int(middle) if dated else None
-    return Form(path, tuple(known), places, names, layout, units, medians, middle, whole, offset_ms, unused, events,
-                label)
+    found = None if middle is None else int(middle)
+    middle = found if found and found > cells.DECADE_MS and units[first] in cells.EPOCHS else None
+    return Form(path, tuple(known), places, names, layout, units, medians, found, middle, whole, offset_ms, unused,
+                events, label)
 
 
 def _unit(path: Path, column: Column, name: str, median: float | None) -> str | None:

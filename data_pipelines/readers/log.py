@@ -17,7 +17,7 @@ from data_pipelines.readers import cells, forms, room_logs, rows, text_files
 from data_pipelines.readers.forms import Column, Form
 from data_pipelines.readers.rows import DEFAULTS, Counts, Options
 from data_pipelines.readers.text_files import LINE
-from data_pipelines.tables import ROOMS, Tables, validate
+from data_pipelines.tables import ROOMS, Tables, moment, validate
 
 EVENT_COUNTS = ("like", "comment", "follow", "share")
 FIELDS = (
@@ -60,6 +60,7 @@ WORDS = {"enter": ("enter", "entered", "join", "joined", "start", "in", "enter_r
          **{name: (name, f"{name}s", f"{name}d", f"{name}ed") for name in EVENT_COUNTS},
          "gift": ("gift", "gifts", "send_gift", "donate", "donation")}
 DAY_MS = 86_400_000
+EARLIEST_MS, LATEST_MS = 788_918_400_000, 4_102_444_800_000  # 1995 and 2100: no log of live streams is older or younger
 
 
 def parse_columns(said: str) -> dict[str, str]:
@@ -133,6 +134,10 @@ def _understood(form: Form, options: Options) -> Form:
         spot = form.name("start")
         raise ValueError(f"{form.path}, column {spot}: numbers like {form.medians['start']:.0f} are no date. Say their "
                          f"unit: --columns=start={spot}:ms (or :s, :min, or :rounds of ten minutes)")
+    clocked = form.medians["start"] is None and form.head_ms is not None
+    if (form.middle_ms or clocked) and not EARLIEST_MS < (form.middle_ms or 0) < LATEST_MS:
+        raise ValueError(f"{form.path}, column {form.name('start')}: most of its dates are about "
+                         f"{moment(form.head_ms)}, which no log is from. Is it the right column?")
     if not {"stop", "watch", "event"} & names.keys() and not options.default_watch_s:
         found = ", ".join((*form.names, *form.unused))
         raise ValueError(f"{form.path}: no column says how long a view is (found {found}). Say which: "

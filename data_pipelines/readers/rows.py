@@ -46,6 +46,9 @@ class Options:
     def __post_init__(self):
         if self.limit_users is not None and self.limit_users < 1:
             raise ValueError(f"limit_users={self.limit_users} must be at least 1")
+        if min(self.room_gap_min, self.default_watch_s) < 0 or abs(self.utc_offset_hours) > 14:
+            raise ValueError(f"room_gap_min={self.room_gap_min:g} and default_watch_s={self.default_watch_s:g} must "
+                             f"not be negative, and utc_offset_hours={self.utc_offset_hours:g} be between -14 and 14")
 
     @property
     def offset_ms(self) -> int:
