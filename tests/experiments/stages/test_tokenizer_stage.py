@@ -141,8 +141,8 @@ def test_side_features_are_read_and_can_be_switched_off(finished, make_config, t
     assert of_authors.names == ["fans"]
     config = make_config(tokenizer__side_features=False, tokenizer__steps=1)
     off = tokenizer.train_tokenizer(config, tmp_path, log)
-    assert off.attributes_AxS is None
-    assert "attributes" not in off.params["author_tower"]
+    assert off.encoder.towers.attributes_AxS is None
+    assert "attributes" not in off.encoder.towers.params["author_tower"]
 
 
 def test_lives_of_rooms_say_how_ids_moved(finished, tmp_path):

@@ -79,8 +79,9 @@ def test_variants_share_one_tokenizer_unless_they_change_it(finished, make_confi
                       share_towers=True)
     assert (own.folder / "examples").is_symlink()
     assert not (own.folder / "tokenizer").is_symlink()
-    assert own.tokenizer.books.codes == 3
-    jax.tree.map(np.testing.assert_array_equal, own.tokenizer.params, plain.tokenizer.params)
+    assert own.tokenizer.encoder.books.codes == 3
+    jax.tree.map(np.testing.assert_array_equal, own.tokenizer.encoder.towers.params,
+                 plain.tokenizer.encoder.towers.params)
     assert [each.books.codes for each in trained] == [4, 3]
 
 
