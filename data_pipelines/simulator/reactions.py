@@ -148,7 +148,8 @@ def values_given_click(world: SimulatedWorld, behaviour: Behaviour, user, room, 
 
 def utility(values: np.ndarray) -> np.ndarray:
     """float64 [...]: the weighted sum of objectives [..., O]."""
-    return values @ np.array([UTILITY[name] for name in OBJECTIVES])
+    # Not a matrix product: BLAS may sum one row otherwise than the same row among others.
+    return np.einsum("...o,o->...", values, np.array([UTILITY[name] for name in OBJECTIVES]))
 
 
 def dislike_chance(affinity: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from experiments.stages.supervised import load_supervised
 from onelive_jax.config import AlignmentConfig, RewardConfig
 from onelive_jax.training import checkpoints, pace, stopping
 from onelive_jax.training.metrics import read
-from tests.experiments import all_phases
+from tests.experiments.stages import all_phases
 
 PLAN = online.OnlinePlan(rounds=2, requests=80, steps=2, judged_hours=6.0)
 
@@ -76,11 +76,9 @@ def rounds(aligned) -> dict:
     return online.online(config, workdir, workdir / "supervised", PLAN)
 
 
-@pytest.mark.parametrize(("phase", "step"), [
-    ("supervised", 8), ("supervised", 12), ("reward", 8), ("reward", 12), ("policy", 2), ("policy", 6), ("online", 1),
-    ("online", 4)])
+@pytest.mark.parametrize(("phase", "step"), [("supervised", 8), ("reward", 12), ("policy", 2), ("online", 1)])
 def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, rounds, tmp_path, monkeypatch, phase, step):
-    """SIGTERM within a phase and at its last step: the step is saved, and the exit code is 75."""
+    """SIGTERM: the step is saved, and the exit code is 75. (At every step of the one loop: test_loop.py.)"""
     config, workdir, log, tokenizer, *_ = aligned
     copied, begin = tmp_path / "w", workdir / "supervised"
     shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns(f"{phase}*"))
@@ -110,13 +108,14 @@ def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, rounds, tmp_pa
         assert result == rounds
     else:
         before, now = (json.loads((folder / f"{phase}.json").read_text()) for folder in (workdir, copied))
-        assert now["chosen_step"] == before["chosen_step"]
+        for name in ("chosen_step", "validation", "objectives"):
+            assert now.get(name) == before.get(name)
         jax.tree.map(np.testing.assert_array_equal, result[1],
                      checkpoints.restore_params(workdir / phase, step=before["chosen_step"]))
 
 
-def test_a_policy_run_judges_syncs_resumes_and_hands_on(aligned, tmp_path):
-    config, workdir, log, tokenizer, _, report = aligned
+def test_a_policy_run_judges_syncs_and_hands_on(aligned):
+    _, workdir, _, _, _, report = aligned
     assert [line["step"] for line in report["validation"]] == [0, 3, 6]
     assert {"hr@10", "hr@128", "ndcg@10", "predicted_reward"} <= report["validation"][0].keys()
     lines = [line for line in read(workdir / "policy") if "train/ratio_max" in line]
@@ -125,14 +124,8 @@ def test_a_policy_run_judges_syncs_resumes_and_hands_on(aligned, tmp_path):
         # At the first step, and at the first after the reference was renewed, policy and reference are one.
         same = abs(line["train/ratio_max"] - 1) < 1e-4
         assert same == (line["step"] in (1, 4)), (line["step"], line["train/ratio_max"])
-    shutil.copytree(workdir, tmp_path / "w")
-    (tmp_path / "w" / "policy" / "done.json").unlink()
-    shutil.rmtree(tmp_path / "w" / "policy" / "6")
-    _, params, again = policy.train_policy(config, tmp_path / "w", log, tokenizer, workdir / "supervised")
-    assert again["validation"] == report["validation"]
-    jax.tree.map(np.testing.assert_array_equal, params, policy.load_params(workdir / "policy"))
-    begun = policy.load_params(workdir / "supervised")
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, begun)
+    begun, ended = (policy.load_params(workdir / phase) for phase in ("supervised", "policy"))
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), begun, ended)
     assert max(jax.tree.leaves(moved)) > 0
 
 
@@ -151,10 +144,9 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
+    environment = os.environ | {"PYTHONPATH": str(root)}
     processes = [subprocess.Popen(
-        [sys.executable, "-m", "tests.experiments.all_phases", f"--workdir={copied}", f"--process={number}",
+        [sys.executable, "-m", "tests.experiments.stages.all_phases", f"--workdir={copied}", f"--process={number}",
          f"--config={root}/experiments/configs/saved.py:{workdir}", f"--coordinator=localhost:{port}",
          "--processes=2"], cwd=root, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in range(2)]

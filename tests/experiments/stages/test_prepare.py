@@ -10,13 +10,14 @@ import polars as pl
 import pytest
 
 from data_pipelines import tables
+from data_pipelines.batches.loader import training_batches
 from data_pipelines.log.content import author_content
 from data_pipelines.log.presence import HOUR_MS
 from data_pipelines.simulator import simulation
-from experiments.common import log as log_stage
 from experiments.common import workdir
-from experiments.stages import supervised as supervised_stage
-from experiments.stages import tokenizer as tokenizer_stage
+from experiments.common.log import data_settings, prepare
+from experiments.stages.supervised import train_supervised
+from experiments.stages.tokenizer import train_tokenizer
 from onelive_jax.config import to_json
 from onelive_jax.tokenizer import residual_kmeans, tower_training
 
@@ -37,7 +38,7 @@ def prepared(make_config, source, tmp_path_factory):
         folder = tmp_path_factory.mktemp("log")
         tables.save(log, folder / "canonical")
         config = make_config(data__source="canonical", data__path=str(folder / "canonical"), tokenizer__steps=8)
-        return config, folder / "work", log_stage.prepare(config, folder / "work")
+        return config, folder / "work", prepare(config, folder / "work")
     return prepared
 
 
@@ -87,15 +88,14 @@ def first_batches(monkeypatch, config, workdir, log, tokenizer, count: int = 3):
     """The first training batches that the supervised stage asks for, and the views that it may read."""
     made = SimpleNamespace(iterator=None, groups=None)
 
-    def training_batches(maker, groups, *args, **kwargs):
+    def stop_with_batches(maker, groups, *args, **kwargs):
         made.groups = groups
-        made.iterator = original(maker, groups, *args, **kwargs)
+        made.iterator = training_batches(maker, groups, *args, **kwargs)
         raise Stop
 
-    original = supervised_stage.training_batches
-    monkeypatch.setattr(supervised_stage, "training_batches", training_batches)
+    monkeypatch.setattr("experiments.stages.supervised.training_batches", stop_with_batches)
     with pytest.raises(Stop):
-        supervised_stage.train_supervised(config, workdir, log, tokenizer)
+        train_supervised(config, workdir, log, tokenizer)
     monkeypatch.undo()
     return [next(made.iterator) for _ in range(count)], made.groups
 
@@ -137,7 +137,7 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
     monkeypatch.setattr(tower_training, "train_towers", train_towers)
     monkeypatch.setattr(residual_kmeans, "fit", fit)
     with pytest.raises(Stop):
-        tokenizer_stage.train_tokenizer(config, workdir / "elsewhere", log)
+        train_tokenizer(config, workdir / "elsewhere", log)
     training = log.views.stop_ms <= log.split.p1_ms
     np.testing.assert_array_equal(seen["author"], log.views.author[training])
     np.testing.assert_array_equal(np.diff(seen["user_ptr"]),
@@ -164,7 +164,7 @@ def test_the_tokenizer_reads_nothing_after_p1(kind, request, monkeypatch):
 def test_what_happens_after_p1_changes_neither_codes_nor_batches(kind, request, monkeypatch, prepared):
     config, workdir, log = request.getfixturevalue(kind)
     p1 = log.split.p1_ms
-    tokenizer = tokenizer_stage.train_tokenizer(config, workdir, log)
+    tokenizer = train_tokenizer(config, workdir, log)
     batches, groups = first_batches(monkeypatch, config, workdir, log, tokenizer)
     read = np.concatenate(groups)
     part = log.training_part()
@@ -178,7 +178,7 @@ def test_what_happens_after_p1_changes_neither_codes_nor_batches(kind, request, 
         assert other.split == log.split
         assert not np.array_equal(other.views.author, log.views.author) or not np.array_equal(
             other.views.start_ms, log.views.start_ms)
-        changed = tokenizer_stage.train_tokenizer(other_config, other_workdir, other)
+        changed = train_tokenizer(other_config, other_workdir, other)
         np.testing.assert_array_equal(changed.embedding_AxD, tokenizer.embedding_AxD)
         author, times = np.meshgrid(np.arange(log.num_authors), p1 - np.arange(0, 48 * HOUR_MS, HOUR_MS // 4))
         np.testing.assert_array_equal(changed.ids.codes_at(author, times), tokenizer.ids.codes_at(author, times))
@@ -192,8 +192,8 @@ def test_what_happens_after_p1_changes_neither_codes_nor_batches(kind, request, 
 def test_a_prepared_log_is_not_read_again(make_config, source, tmp_path, monkeypatch):
     config = make_config()
     reads = []
-    monkeypatch.setattr(log_stage, "read", lambda config: reads.append(1) or source)
-    first, second = log_stage.prepare(config, tmp_path), log_stage.prepare(config, tmp_path)
+    monkeypatch.setattr("experiments.common.log.read", lambda config: reads.append(1) or source)
+    first, second = prepare(config, tmp_path), prepare(config, tmp_path)
     assert len(reads) == 1
     assert first.split == second.split
     for name in ("user_ptr", "author", "room", "start_ms", "stop_ms"):
@@ -201,7 +201,7 @@ def test_a_prepared_log_is_not_read_again(make_config, source, tmp_path, monkeyp
     assert second.tables.report == first.tables.report
     # A reader that died before the stage was marked is asked again.
     (tmp_path / "data" / workdir.DONE).unlink()
-    log_stage.prepare(config, tmp_path)
+    prepare(config, tmp_path)
     assert len(reads) == 2
 
 
@@ -239,11 +239,11 @@ def test_a_stage_is_done_with_one_set_of_settings(tmp_path):
 
 
 def test_only_what_the_tables_depend_on_binds_them(make_config):
-    settings = log_stage.data_settings(make_config())
-    assert settings == log_stage.data_settings(make_config(data__history_items=3, data__test_hours=1.0, seed=4))
-    assert settings != log_stage.data_settings(make_config(simulator__users=61))
+    settings = data_settings(make_config())
+    assert settings == data_settings(make_config(data__history_items=3, data__test_hours=1.0, seed=4))
+    assert settings != data_settings(make_config(simulator__users=61))
     twitch = make_config(data__path="log.csv", data__source="twitch")
-    assert log_stage.data_settings(twitch) == {"data.source": "twitch", "data.path": "log.csv"}
+    assert data_settings(twitch) == {"data.source": "twitch", "data.path": "log.csv"}
 
 
 def test_the_saved_config_is_the_config(make_config, tmp_path):
@@ -257,12 +257,12 @@ def test_the_saved_config_is_the_config(make_config, tmp_path):
 def test_a_log_that_changed_under_its_name_is_told(make_config, source, tmp_path, monkeypatch):
     config, file = make_config(), tmp_path / "log.csv"
     config.data.source, config.data.path = "twitch", str(file)
-    monkeypatch.setattr(log_stage, "read", lambda config: source)
+    monkeypatch.setattr("experiments.common.log.read", lambda config: source)
     file.write_text("as it was")
-    log_stage.prepare(config, tmp_path / "w")
-    log_stage.prepare(config, tmp_path / "w")
+    prepare(config, tmp_path / "w")
+    prepare(config, tmp_path / "w")
     file.write_text("as it is now, longer")
     with pytest.raises(ValueError, match=r"log\.csv has 20 bytes now and had 9 when"):
-        log_stage.prepare(config, tmp_path / "w")
+        prepare(config, tmp_path / "w")
     file.unlink()  # what was read is kept: the file itself is not needed again
-    log_stage.prepare(config, tmp_path / "w")
+    prepare(config, tmp_path / "w")

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.simulator import formats, simulation
-from experiments.common import log as log_stage
+from experiments.common.log import Log, prepare
 from experiments.configs import kuailive, kuailive_m3
 from experiments.stages.run import run
 from experiments.stages.tokenizer import train_tokenizer
@@ -18,7 +18,7 @@ SIZE = SimulatorConfig(users=60, authors=20, days=4, segment_seconds=600)
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory) -> tuple[Config, log_stage.Log]:
+def log(tmp_path_factory) -> tuple[Config, Log]:
     folder = tmp_path_factory.mktemp("m3")
     formats.write_kuailive_m3(simulation.simulate(SIZE), folder / "log")
     config = Config()
@@ -26,10 +26,10 @@ def log(tmp_path_factory) -> tuple[Config, log_stage.Log]:
     config.data.valid_hours = config.data.test_hours = 12.0
     config.data.sequences = ("live", "gift", "video")
     config.data.history_items, config.data.live_slots = 8, 16
-    return config, log_stage.prepare(config.validate(), folder / "work")
+    return config, prepare(config.validate(), folder / "work")
 
 
-def maker_of(config: Config, log: log_stage.Log) -> BatchMaker:
+def maker_of(config: Config, log: Log) -> BatchMaker:
     return log.batch_maker(IdTable.static(np.arange(log.num_authors)[:, None]), config)
 
 
@@ -108,7 +108,7 @@ def test_the_kuailive_m3_config_trains_on_a_folder_in_its_form(tmp_path, make_co
 
 def test_the_kuailive_config_makes_ids_of_titles_and_batches_of_gifts(tmp_path, make_config):
     config = tiny_of("kuailive", tmp_path, make_config)
-    log = log_stage.prepare(config, tmp_path / "work")
+    log = prepare(config, tmp_path / "work")
     tokenizer = train_tokenizer(config, tmp_path / "work", log)
     assert tokenizer.ids.author.size > log.num_authors  # they move from room to room
     batch = log.batch_maker(tokenizer.ids, config).batch(log.training_views, np.random.default_rng(0))

@@ -1,10 +1,7 @@
 """The command of the supervised phase on eight fake devices: stopped, resumed, judged, and equal to one device."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,8 +10,7 @@ import pytest
 
 from experiments.common import scoring
 from onelive_jax.training import checkpoints, metrics, pace
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests import eight_devices
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +19,13 @@ def folders(finished, tmp_path_factory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("sharded")
     for name in ("resumed", "straight"):
         shutil.copytree(finished.workdir, base / name, ignore=shutil.ignore_patterns("supervised*"))
-    # NPROC: see tests/onelive_jax/training/test_sharded_steps.py.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "NPROC": "32",
-                                "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.experiments.sharded_run", f"--workdir={base / 'resumed'}",
-         f"--config={ROOT}/experiments/configs/saved.py:{finished.workdir}", f"--straight={base / 'straight'}",
-         "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
-         f"--compile_cache_dir={base / 'compiled'}"], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert {"stopped", "judged on eight devices"} <= set(done.stdout.splitlines())
+    status, said = eight_devices.run(
+        "-m", "tests.experiments.stages.sharded_run", f"--workdir={base / 'resumed'}",
+        f"--config=experiments/configs/saved.py:{finished.workdir}", f"--straight={base / 'straight'}",
+        "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
+        f"--compile_cache_dir={base / 'compiled'}")
+    assert status == 0, said
+    assert {"stopped", "judged on eight devices"} <= set(said.splitlines())
     assert any((base / "compiled").iterdir())  # programs that the next start need not compile
     return {"one": finished.workdir, "resumed": base / "resumed", "straight": base / "straight"}
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common import log as log_stage
 from experiments.common import workdir
-from experiments.stages import supervised as supervised_stage
-from experiments.stages import tokenizer as tokenizer_stage
+from experiments.common.log import prepare
 from experiments.stages.run import run
+from experiments.stages.supervised import load_supervised, train_supervised
+from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import to_json
 from onelive_jax.training import metrics, pace
 from onelive_jax.training.checkpoints import restore_params
@@ -65,10 +65,10 @@ def never(*args, **kwargs):
 
 
 def test_a_second_run_repeats_no_stage(finished, copy, monkeypatch):
-    monkeypatch.setattr(log_stage, "read", never)
-    monkeypatch.setattr(tokenizer_stage.tower_training, "train_towers", never)
-    monkeypatch.setattr(supervised_stage, "training_batches", never)
-    monkeypatch.setattr(supervised_stage.supervised, "make_train_step", never)
+    monkeypatch.setattr("experiments.common.log.read", never)
+    monkeypatch.setattr("onelive_jax.tokenizer.tower_training.train_towers", never)
+    monkeypatch.setattr("experiments.stages.supervised.training_batches", never)
+    monkeypatch.setattr("onelive_jax.training.supervised.make_train_step", never)
     before = {part: files_of(copy / part) for part in ("data", "examples", "tokenizer", "supervised")}
     again = run(finished.config, copy)
     assert {part: files_of(copy / part) for part in before} == before
@@ -96,19 +96,19 @@ def test_other_settings_in_the_same_workdir_are_refused_by_name(finished, copy, 
 
 def test_decoding_may_change_after_training(finished, copy, make_config):
     config = make_config(decoding__capacity=64)
-    log = log_stage.prepare(config, copy)
-    _, params, _ = supervised_stage.train_supervised(config, copy, log, tokenizer_stage.load_tokenizer(config, copy))
+    log = prepare(config, copy)
+    _, params, _ = train_supervised(config, copy, log, load_tokenizer(config, copy))
     jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
 
 
 def test_what_is_loaded_is_what_was_trained(finished):
     config, workdir, trained = finished.config, finished.workdir, finished.trained
-    loaded = tokenizer_stage.load_tokenizer(config, workdir)
+    loaded = load_tokenizer(config, workdir)
     for name, values in trained.tokenizer.ids.to_arrays().items():
         np.testing.assert_array_equal(loaded.ids.to_arrays()[name], values)
     np.testing.assert_array_equal(loaded.embedding_AxD, trained.tokenizer.embedding_AxD)
     assert loaded.figures == trained.tokenizer.figures
-    _, params, figures = supervised_stage.load_supervised(config, workdir, trained.log)
+    _, params, figures = load_supervised(config, workdir, trained.log)
     jax.tree.map(np.testing.assert_array_equal, params, trained.params)
     lines = [line for line in metrics.read(workdir / "supervised") if "validation/ndcg@10" in line]
     best = max(lines, key=lambda line: line["validation/ndcg@10"])
@@ -118,9 +118,9 @@ def test_what_is_loaded_is_what_was_trained(finished):
 
 def test_later_stages_ask_for_the_earlier_ones(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no finished tokenizer: run experiments.train_tokenizer"):
-        tokenizer_stage.load_tokenizer(finished.config, tmp_path)
+        load_tokenizer(finished.config, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no finished supervised phase: run experiments.train_supervised"):
-        supervised_stage.load_supervised(finished.config, tmp_path, finished.trained.log)
+        load_supervised(finished.config, tmp_path, finished.trained.log)
 
 
 def test_a_killed_run_resumes_bit_for_bit(finished, copy, make_config, tmp_path, caplog):
@@ -137,15 +137,15 @@ def test_a_killed_run_resumes_bit_for_bit(finished, copy, make_config, tmp_path,
 
     log, tokenizer = finished.trained.log, finished.trained.tokenizer
     with pytest.raises(ValueError, match=r"unfinished run with other settings .*training.learning_rate"):
-        supervised_stage.train_supervised(make_config(training__learning_rate=0.5), copy, log, tokenizer)
+        train_supervised(make_config(training__learning_rate=0.5), copy, log, tokenizer)
     # By its name too where no array of the checkpoint would fit.
     with pytest.raises(ValueError, match=r"unfinished run with other settings \(model.dim: 16 then, 24 now\)"):
-        supervised_stage.train_supervised(make_config(model__dim=24), copy, log, tokenizer)
+        train_supervised(make_config(model__dim=24), copy, log, tokenizer)
 
     caplog.set_level("INFO", logger="experiments")
     # How often it is saved and what is computed twice may change on the way.
     otherwise = make_config(training__checkpoint_every=5, training__keep_checkpoints=3, model__attention="einsum")
-    _, params, figures = supervised_stage.train_supervised(otherwise, copy, log, tokenizer)
+    _, params, figures = train_supervised(otherwise, copy, log, tokenizer)
     assert "from step 6" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
     straight, resumed = (restore_params(folder / "supervised", step=12) for folder in (finished.workdir, copy))
@@ -163,10 +163,10 @@ def test_how_a_run_was_watched_may_change_when_it_is_done(finished, copy, make_c
                          model__remat="full")
     file, log = copy / "supervised" / workdir.DONE, finished.trained.log
     assert not json.loads(file.read_text()).keys() & set(workdir.WATCHING)
-    _, params, _ = supervised_stage.load_supervised(config, copy, log)
+    _, params, _ = load_supervised(config, copy, log)
     jax.tree.map(np.testing.assert_array_equal, params, finished.trained.params)
     with pytest.raises(ValueError, match=r"other settings \(model.gate: True then, False now\)"):
-        supervised_stage.load_supervised(make_config(model__gate=False), copy, log)
+        load_supervised(make_config(model__gate=False), copy, log)
 
 
 def test_metrics_have_a_line_for_every_step_and_validation(finished):
@@ -179,6 +179,6 @@ def test_metrics_have_a_line_for_every_step_and_validation(finished):
 
 def test_without_any_validation_target_training_says_so(finished, make_config, tmp_path):
     config = make_config(data__valid_hours=0.0, data__test_hours=12.0)
-    log = log_stage.prepare(config, tmp_path)
+    log = prepare(config, tmp_path)
     with pytest.raises(ValueError, match=r"validation period has no target .*config.data.valid_hours longer"):
-        supervised_stage.train_supervised(config, tmp_path, log, finished.trained.tokenizer)
+        train_supervised(config, tmp_path, log, finished.trained.tokenizer)

@@ -1,8 +1,8 @@
 """The supervised phase on a mesh of eight devices, stopped half way and resumed; and once more, without a stop. The
 latter is judged, too.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.experiments.sharded_run --config=… --workdir=W \\
-        --straight=V --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.experiments.stages.sharded_run --config=… \\
+        --workdir=W --straight=V --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
 
 SIGTERM comes while the step half way is prepared, which is to be judged.
 """

@@ -1,6 +1,6 @@
 """Supervised phase, reward model and policy, one after the other, in each of several processes.
 
-    python -m tests.experiments.all_phases --config=… --workdir=W --coordinator=HOST:PORT --processes=2 --process=I
+    python -m tests.experiments.stages.all_phases --config=… --workdir=W --coordinator=HOST:PORT --processes=2 …
 
 While it prepares the policy's second step, process 1 is sent SIGTERM. Steps then take a little while, as those of a
 real run do: the processes have to tell each other.
