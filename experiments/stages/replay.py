@@ -42,7 +42,7 @@ def replay(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, param
     """Asks at every strict target of a split (or the first `limit` of them in time)."""
     task, maker = scoring.targets(log, config, split, "strict"), log.batch_maker(tokenizer.ids, config)
     order = np.lexsort((task.user, task.time_ms))[:limit]
-    offline = scoring.score(scoring.make_ranker(model, config), params, maker, task)
+    offline = scoring.score(scoring.make_ranker(model, config, tokenizer, log), params, maker, task)
     # No answer of the service may be cut where the evaluation's is not, and no view may be closed for its length.
     busiest, longest = int(np.diff(task.offsets).max()), int((log.views.stop_ms - log.views.start_ms).max())
     serving = dataclasses.replace(config.serving, max_k=max(config.decoding.beams, busiest),
