@@ -233,7 +233,7 @@ class AlignmentConfig:
     supervised: float = setting(1.0, "weight of the supervised loss", low=0.0)
     clip: float = setting(0.2, "epsilon of GRPO and ECPO", low=0.0, high=1.0)
     delta: float = setting(0.1, "delta of ECPO", low=0.0)
-    kl: float = setting(0.01, "weight of the divergence from the reference", low=0.0)
+    kl: float = setting(0.01, "weight of the penalty on leaving the reference (k3)", low=0.0)
     beta: float = setting(0.1, "beta of DPO", low=0.0)
     sync_every: int = setting(100, "steps between copies of the policy to the reference", low=1)
     steps: int = setting(1000, "optimizer steps", low=1)
