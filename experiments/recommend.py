@@ -38,7 +38,7 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True)
+    flags.define_config(from_workdir=True, writes=False)
     absl_flags.DEFINE_string("user", None, "id of the person, as in the log", required=True)
     absl_flags.DEFINE_integer("at", None, "when: milliseconds, or a ten-minute round (Twitch); default: the log's end")
     absl_flags.DEFINE_integer("k", 10, "rooms wanted", lower_bound=1)

@@ -24,7 +24,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from experiments.common import settings
+from experiments.common.workdir import command_line, locked
 from onelive_jax.config import Config
+from onelive_jax.files import disk_trouble
 
 # Flags defined here count as the calling script's own.
 flags.disclaim_key_flags()
@@ -41,20 +43,21 @@ WIDTH = 116
 # What jax reads of a SLURM step; all of it is there under srun.
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 # Set by `define_config` and by `run`: what a missing --config means, the name of the command, what it does.
-_command: dict[str, Any] = {"config": None, "from_workdir": False, "name": "", "description": ""}
+_command: dict[str, Any] = {"config": None, "from_workdir": False, "writes": True, "name": "", "description": ""}
 
 
 def define_config(default_config: str | None = None, default_workdir: str | None = None, from_workdir: bool = False,
-                  flag_values: flags.FlagValues = flags.FLAGS) -> None:
+                  writes: bool = True, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines --config, --config.SECTION.FIELD, --workdir and --seed; call it once, where a script is imported.
 
     Args:
       default_config: config used if none is given; without it --config is required.
       default_workdir: workdir used if none is given; without it --workdir is required.
       from_workdir: without --config, the settings are those that --workdir was trained with (W/config.json).
+      writes: whether the command writes the workdir, which it then holds alone (`workdir.locked`).
       flag_values: where the flags are defined.
     """
-    _command.update(config=default_config, from_workdir=from_workdir)
+    _command.update(config=default_config, from_workdir=from_workdir, writes=writes)
     instead = f"{default_config} unless given" if default_config else ""
     config_flags.DEFINE_config_file(
         "config", None, "config file, or the name of one in experiments/configs"
@@ -90,7 +93,12 @@ def run(main: Callable[[Config, Path], Any]) -> None:
             from experiments.common import distributed
 
             distributed.initialize(flags.FLAGS)
-        return main(*parsed)
+            if not distributed.is_main():
+                return main(*parsed)
+        if not _command["writes"]:
+            return main(*parsed)
+        with locked(parsed[1], command_line(_command["name"])):
+            return main(*parsed)
 
     _run(main, joined, parse)
 
@@ -116,12 +124,24 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
             _exit(str(error), 2)
         except (ValueError, OSError, FloatingPointError) as error:
             # What the project itself raises is meant for a person; what a library raises is a bug and keeps its trace.
-            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[2]) or _is_library(frame):
-                raise
-            _exit(str(error), 1)
+            if not _from_library(error):
+                _exit(str(error), 1)
+            if sentence := disk_trouble(error):
+                _exit(sentence, 1)
+            raise
+        except Exception as error:
+            if sentence := disk_trouble(error):  # a polars.ComputeError, say
+                _exit(sentence, 1)
+            raise
 
     app.run(quietly, flags_parser=parser)
+
+
+def _from_library(error: BaseException) -> bool:
+    """Whether an error was raised outside the project."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    file = Path(frame.f_code.co_filename)
+    return not file.is_relative_to(Path(__file__).parents[2]) or _is_library(frame)
 
 
 def _exit(sentence: str, code: int) -> None:

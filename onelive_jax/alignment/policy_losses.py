@@ -15,7 +15,7 @@ import jax.numpy as jnp
 Array = jax.Array
 LOSSES = ("grpo", "ecpo", "gbpo", "dpo", "reinforce")
 MOST_LOG_RATIO = 20.0
-LEAST_SPREAD = 1e-6  # of the largest reward: rewards closer than this are equal, their order is that of rounding errors
+LEAST_SPREAD = 1e-6  # of the largest reward: closer ones are equal, their order is that of rounding errors
 
 
 def group_advantages(reward_BxG: Array, mask_BxG: Array) -> tuple[Array, Array]:
@@ -23,7 +23,7 @@ def group_advantages(reward_BxG: Array, mask_BxG: Array) -> tuple[Array, Array]:
 
     Returns:
       advantage_BxG: float32, 0 where masked and in dead groups.
-      dead_B: bool, groups with fewer than two candidates or without spread (`LEAST_SPREAD`). (A row without any candidate is dead, too.)
+      dead_B: bool, groups with fewer than two candidates or without spread; rows without any candidate, too.
     """
     mask = mask_BxG.astype(jnp.float32)
     count_B = mask.sum(1)
@@ -132,9 +132,10 @@ def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, ref
 
     Returns:
       (float32 scalar, metrics): "policy_loss" (without the penalty), "kl" (mean k3), "ratio_min", "ratio_max"
-      (π/π_old over all tokens of valid candidates, see `held_exp`), "clipped" (share of tokens outside 1 ± ε), "reward_mean", "reward_spread" (mean
-      standard deviation within a group), "dead_groups" (of the groups that have candidates, the share that teaches
-      nothing: without spread, or with fewer than two; with given advantages, where all of them are 0), "groups".
+      (π/π_old over all tokens of valid candidates, see `held_exp`), "clipped" (share of tokens outside 1 ± ε),
+      "reward_mean", "reward_spread" (mean standard deviation within a group), "dead_groups" (of the groups that have
+      candidates, the share that teaches nothing: without spread, or with fewer than two; with given advantages, where
+      all of them are 0), "groups".
 
     Raises: ValueError for another name.
     """

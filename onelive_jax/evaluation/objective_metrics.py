@@ -34,8 +34,9 @@ def calibration(probability_R: np.ndarray, label_R: np.ndarray, bins: int = 10) 
     """How far predicted probabilities are from what happened.
 
     Returns: "ece": expected calibration error, Σ (rows of bin / R) · |mean prediction − mean label| over `bins` bins of
-    equally many rows in the order of the prediction (bins of equal width would hold almost every
-    row of a rare objective in one); rows of equal predictions share their mean label, so that their order does not count; "ratio": mean prediction / mean label, None where nothing happened.
+    equally many rows in the order of the prediction (bins of equal width would hold almost every row of a rare
+    objective in one); rows of equal predictions share their mean label, so that their order does not count. "ratio":
+    mean prediction / mean label, None where nothing happened.
     Both None for R = 0.
     """
     probability_R, label_R = _checked(probability_R, label_R)
