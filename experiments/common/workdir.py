@@ -45,10 +45,42 @@ def is_done(folder: Path, settings: dict) -> bool:
     file = folder / DONE
     if not file.is_file():
         return False
-    if changed := differing(json.loads(file.read_text()), settings):
+    if changed := differing(read_record(file, folder), settings):
         raise ValueError(f"{folder} was made with other settings ({changed}): choose another --workdir, or delete "
                          f"{folder} and the stages after it")
     return True
+
+
+def remake(folder: Path) -> str:
+    """The command that makes the stage that writes `folder` anew, for a message."""
+    workdir, name = folder.parent, folder.name
+    command = {"data": "train_tokenizer", "tokenizer": "train_tokenizer", "supervised": "train_supervised",
+               "reward": "train_reward"}.get(name, "train_policy")
+    flags = [f"--workdir={workdir}"]
+    if command in ("train_tokenizer", "train_supervised"):
+        flags.append(f"--config=experiments/configs/saved.py:{workdir}")
+    if name.startswith("policy_"):
+        flags.append(f"--out={name.removeprefix('policy_')}")
+    parts = ("rm", "-r", str(folder)), ("python", "-m", f"experiments.{command}", *flags)
+    return f"Make it anew: {' && '.join(map(shlex.join, parts))}"
+
+
+def read_record(file: Path, folder: Path, *fields: str) -> dict:
+    """A JSON object that the stage of `folder` wrote, with these fields at least.
+
+    Raises: ValueError where it is damaged, with the command that makes the stage anew.
+    """
+    try:
+        record = json.loads(file.read_text("utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}, not an object")
+        if missing := [field for field in fields if field not in record]:
+            raise ValueError(f"{missing[0]} is missing")
+        if not isinstance(record.get("chosen_step", 0), int):
+            raise ValueError(f"chosen_step={record['chosen_step']!r} is not a whole number")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}). {remake(folder)}") from error
+    return record
 
 
 def mark_done(folder: Path, settings: dict) -> None:

@@ -1,4 +1,4 @@
-"""A workdir: one command writes it at a time."""
+"""A workdir: one command writes it at a time; what is damaged is named with the command that makes it anew."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.workdir import locked
+from experiments.common.workdir import is_done, locked, mark_done, read_record
 
 HOLD = """
 import sys
@@ -46,3 +46,19 @@ def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
     with pytest.raises(OSError, match="file/w cannot be made or written: Not a directory"), locked(
             tmp_path / "file" / "w", "train"):
         pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"chosen_step": "six"}'])
+def test_a_damaged_record_is_named_with_the_command_that_makes_its_stage_anew(tmp_path, text):
+    (tmp_path / "policy_b.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"policy_b.json is damaged .*rm -r {tmp_path}/policy_b && python -m "
+                                         rf"experiments.train_policy --workdir={tmp_path} --out=b"):
+        read_record(tmp_path / "policy_b.json", tmp_path / "policy_b", "chosen_step")
+
+
+def test_a_damaged_mark_is_named(tmp_path):
+    mark_done(tmp_path / "supervised", {"seed": 0})
+    assert is_done(tmp_path / "supervised", {"seed": 0})
+    (tmp_path / "supervised" / "done.json").write_text('{"seed": 0')
+    with pytest.raises(ValueError, match="done.json is damaged .*experiments.train_supervised --workdir="):
+        is_done(tmp_path / "supervised", {"seed": 0})
