@@ -28,7 +28,7 @@ def main(config: Config, workdir: Path) -> None:
     user, time_ms = find_user(log, values.user), moment(log, config, values.at)
     tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
-    rank = make_recommender(model, config.decoding, values.k)
+    rank = make_recommender(model, config.decoding, min(values.k, log.num_authors))
     ties = tie_breaker(model, tokenizer, config, log)
     rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms, ties)
     if values.json:

@@ -24,6 +24,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from experiments.common import settings
+from experiments.common.tables import printable
 from experiments.common.workdir import command_line, locked
 from onelive_jax.config import Config
 from onelive_jax.files import disk_trouble
@@ -67,7 +68,8 @@ def define_config(default_config: str | None = None, default_workdir: str | None
                         flag_values=flag_values)
     flags.DEFINE_string("compile_cache_dir", None, "folder that keeps compiled programs, so that the next start of the "
                         "same run need not compile again", flag_values=flag_values)
-    flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, upper_bound=2**63 - 1,
+                         flag_values=flag_values)
     flags.DEFINE_enum("distributed", "auto", DISTRIBUTED, "how the processes of one run find each other. auto: by a "
                       "coordinator that is named, else as a SLURM step of several tasks, else as a TPU slice of "
                       "several hosts on Kubernetes, else there is one process", flag_values=flag_values)
@@ -115,7 +117,7 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
     def quietly(parsed: Any) -> Any:
         # orbax and others log every file they touch; what the project itself says stays.
         absl_logging.set_verbosity(absl_logging.ERROR)
-        absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        absl_logging.get_absl_handler().setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
         for package in ("onelive_jax", "data_pipelines", "experiments"):
             logging.getLogger(package).setLevel(logging.INFO)
         try:
@@ -137,6 +139,13 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
     app.run(quietly, flags_parser=parser)
 
 
+class _Printable(logging.Formatter):
+    """Names of a log may hold control characters; none of them reaches a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _from_library(error: BaseException) -> bool:
     """Whether an error was raised outside the project."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -145,7 +154,7 @@ def _from_library(error: BaseException) -> bool:
 
 
 def _exit(sentence: str, code: int) -> None:
-    print(f"{_name()}: {sentence}", file=sys.stderr)
+    print(printable(f"{_name()}: {sentence}"), file=sys.stderr)
     sys.exit(code)
 
 

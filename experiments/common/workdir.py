@@ -46,8 +46,9 @@ def is_done(folder: Path, settings: dict) -> bool:
     if not file.is_file():
         return False
     if changed := differing(read_record(file, folder), settings):
-        raise ValueError(f"{folder} was made with other settings ({changed}): choose another --workdir, or delete "
-                         f"{folder} and the stages after it")
+        other = "name another policy (--out=NAME)" if folder.name.startswith("policy") else "choose another --workdir"
+        raise ValueError(f"{folder} was made with other settings ({changed}): {other}, or delete {folder} and the "
+                         "stages after it")
     return True
 
 

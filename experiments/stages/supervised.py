@@ -13,6 +13,7 @@ from experiments.common.log import Log
 from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record, remake
 from experiments.stages.tokenizer import Tokenizer, settings_of
 from onelive_jax import presets
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES
 from onelive_jax.config import Config
 from onelive_jax.files import write_json
 from onelive_jax.model.onelive import OneLive
@@ -32,8 +33,9 @@ def make_model(config: Config, log: Log) -> OneLive:
 
 
 def stage_settings(config: Config, log: Log) -> dict:
-    """What decides the parameters that come out: settings, and the log by its content."""
-    return settings_of(config) | flat(config, "data", "model", "training") | {"log": identity(log)}
+    """What decides the parameters that come out: settings, the log by its content, how many features there are."""
+    return settings_of(config) | flat(config, "data", "model", "training") | {
+        "log": identity(log), "features": [len(HABIT_FEATURES), len(ROOM_FEATURES)]}
 
 
 def load_params(folder: Path, step: int | None = None) -> dict:
