@@ -58,8 +58,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy", "serve"], "what is measured",
-                           required=True)
+    absl_flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy", "serve"],
+                           "what is measured", required=True)
     absl_flags.DEFINE_enum("size", "normal", ["small", "normal", "large"], "the problem of --what=tokenizer")
     absl_flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
     absl_flags.DEFINE_enum("preset", None, flags.PRESETS, "train or decode a model of this size instead")

@@ -2,8 +2,9 @@
 
     python -m experiments.benchmark --what=serve --report=serve.json
 
-Requests arrive at random moments (Poisson) at a stated rate, whether or not the server keeps up, and latency counts from
-the moment at which a request was to be sent: a server that falls behind cannot hide it. Server and load share the machine.
+Requests arrive at random moments (Poisson) at a stated rate, whether or not the server keeps up, and latency counts
+from the moment at which a request was to be sent: a server that falls behind cannot hide it. Server and load share the
+machine.
 
 Axes: A authors, L levels, K codes.
 """
