@@ -9,11 +9,12 @@ BEAM_STAMP := $(if $(BEAM),$(VENV)/requirements-beam.stamp)
 CONSTRAINTS = $(wildcard requirements/constraints-$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])").txt)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
 
-.PHONY: help setup test demo lint clean
+.PHONY: help setup test demo live lint clean
 
 help:
 	@echo "make test    set up .venv and run the tests"
 	@echo "make demo    set up .venv and run the demonstration from simulated logs to recommendations"
+	@echo "make live    the simulated platform against the live service, in accelerated time (runs make demo first if need be)"
 	@echo "make test BEAM=1    the same with Apache Beam installed and its pipeline tested"
 	@echo "make lint    set up .venv and check style and imports"
 	@echo "make clean   remove .venv and every cache"
@@ -39,6 +40,16 @@ test: $(STAMP) $(BEAM_STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m experiments.demo
+
+$(VENV)/requirements-serve.stamp: $(STAMP)
+	$(PIP) -r requirements.txt -r requirements/serve.txt
+	@touch $@
+
+runs/demo/supervised.json:
+	$(MAKE) demo
+
+live: $(VENV)/requirements-serve.stamp runs/demo/supervised.json
+	$(BIN)/python -m experiments.live_platform --workdir=runs/demo --minutes=10
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

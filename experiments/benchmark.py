@@ -6,6 +6,7 @@
     python -m experiments.benchmark --what=compile --report=compile.json     (experiments/benchmarks/compiling.py)
     python -m experiments.benchmark --what=tokenizer [--size=large]          (experiments/benchmarks/tokenizer.py)
     python -m experiments.benchmark --what=policy  --report=policy.json      (experiments/benchmarks/policy.py)
+    python -m experiments.benchmark --what=serve [--rate=350] [--seconds=30]  (experiments/benchmarks/serve.py)
 
 Prints target, limit and measurement side by side. The targets are for two CPU cores that do nothing else: the report
 carries the machine's load and its matrix-product rate in the same run, so that a figure can be judged elsewhere.
@@ -40,7 +41,13 @@ def main() -> None:
         "tokenizer": (lambda: tokenizer.measure(values.size, values.repeats or 3, lambda line: print(line, flush=True)),
                       None),
         "policy": (lambda: policy.measure_policy(ModelSizes(), **repeats), None),
+        "serve": (None, None),
     }[values.what]
+    if values.what == "serve":
+        from experiments.benchmarks import serve  # FastAPI and uvicorn are needed for it alone
+
+        load = serve.Load(rate=values.rate, seconds=values.seconds)
+        measure, lines = lambda: serve.measure_serving(ModelSizes(), load, **repeats), serve.serving_lines
     if values.preset:
         setting = train.Setting(preset=values.preset, **({"batch": train.BATCH[values.what]} | given | repeats))
         measure, lines = lambda: train.measure_preset(values.what, setting), train.preset_lines
@@ -51,8 +58,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy"], "what is measured",
-                           required=True)
+    absl_flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy", "serve"],
+                           "what is measured", required=True)
     absl_flags.DEFINE_enum("size", "normal", ["small", "normal", "large"], "the problem of --what=tokenizer")
     absl_flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
     absl_flags.DEFINE_enum("preset", None, flags.PRESETS, "train or decode a model of this size instead")
@@ -65,5 +72,7 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("authors", None, "authors of the platform (1,000,000 unless given)", lower_bound=2)
     absl_flags.DEFINE_integer("rooms", None, "rooms on air when decoding (16,384 unless given)", lower_bound=2)
     absl_flags.DEFINE_integer("beams", None, "beam width (128 unless given)", lower_bound=1)
+    absl_flags.DEFINE_float("rate", 350.0, "serve: requests a second", lower_bound=0.1)
+    absl_flags.DEFINE_float("seconds", 30.0, "serve: how long", lower_bound=0.1)
     absl_flags.DEFINE_integer("repeats", None, "repeats of every measurement; the median is reported", lower_bound=1)
     flags.run_plain(main)

@@ -1,6 +1,6 @@
 """Which rooms now? The best rooms on air for a person at a moment, from a trained workdir.
 
-    python -m experiments.recommend --workdir=W --user=ID --at=ROUND_OR_MS --k=10
+    python -m experiments.recommend --workdir=W --user=ID --at=ROUND_OR_MS --k=10 [--phase=policy]
 
 --user is the id of the log. --at is a time in milliseconds or, for a log in ten-minute rounds (Twitch), a round;
 without it, the end of the log. Rooms are on air as *other* people's views, or their true lifetimes, show.
@@ -18,6 +18,7 @@ from onelive_jax.config import Config
 def main(config: Config, workdir: Path) -> None:
     from experiments.common.log import prepare
     from experiments.common.tower_scores import tie_breaker
+    from experiments.stages.policy import load_params
     from experiments.stages.recommend import find_user, format_rooms, moment, recommend
     from experiments.stages.supervised import load_supervised
     from experiments.stages.tokenizer import load_tokenizer
@@ -28,6 +29,8 @@ def main(config: Config, workdir: Path) -> None:
     user, time_ms = find_user(log, values.user), moment(log, config, values.at)
     tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)
+    if values.phase == "policy":
+        params = load_params(workdir / "policy")
     rank = make_recommender(model, config.decoding, min(values.k, log.num_authors))
     ties = tie_breaker(model, tokenizer, config, log)
     rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms, ties)
@@ -42,5 +45,6 @@ if __name__ == "__main__":
     absl_flags.DEFINE_string("user", None, "id of the person, as in the log", required=True)
     absl_flags.DEFINE_integer("at", None, "when: milliseconds, or a ten-minute round (Twitch); default: the log's end")
     absl_flags.DEFINE_integer("k", 10, "rooms wanted", lower_bound=1)
+    absl_flags.DEFINE_enum("phase", "supervised", ("supervised", "policy"), "whose parameters answer")
     absl_flags.DEFINE_bool("json", False, "print JSON instead of a table")
     flags.run(main)

@@ -22,7 +22,7 @@ def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     start.serve(config, workdir, start.Options(values.host, values.port, values.phase, values.token, values.rate,
                                                values.state and Path(values.state).expanduser(), values.clock,
-                                               values.bus))
+                                               values.bus, values.speed))
 
 
 if __name__ == "__main__":
@@ -36,4 +36,6 @@ if __name__ == "__main__":
     absl_flags.DEFINE_string("bus", "", "redis://HOST:PORT: one of several replicas behind a stream, not --state")
     absl_flags.DEFINE_enum("clock", "auto", ("auto", "wall", "log"), "wall: the machine's. log: goes on from the end "
                            "of the log. auto: the log's where it ended more than config.serving.room_hours ago")
+    absl_flags.DEFINE_float("speed", 1.0, "seconds of the log's clock in a second: a simulated platform runs ahead",
+                            lower_bound=0.001)
     flags.run(main)

@@ -264,8 +264,6 @@ class ServingConfig:
     deadline_ms: float = setting(500.0, "time that a request may take unless it says otherwise", low=1.0)
     narrow_beams: int = setting(0, "beam width while requests queue up (0: always decoding.beams)", low=0, high=65536)
     narrow_at: int = setting(64, "waiting requests from which narrow_beams is used", low=1)
-    context_seconds: float = setting(0.0, "age up to which a person's encoded history is used again, if no view was "
-                                     "added (0: always encoded anew, as in training)", low=0.0)
 
 
 @dataclass

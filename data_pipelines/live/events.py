@@ -107,7 +107,8 @@ class VideoWatched(Event):
 
 @dataclass(frozen=True, slots=True)
 class AuthorProfile(Event):
-    """Side features of a streamer: column of the authors table → number (null: missing)."""
+    """Side features of a streamer: column of the authors table → number (null: missing). Kept in the event log and
+    counted; no model reads it before the next training run (so with user_profile)."""
 
     type: ClassVar[str] = "author_profile"
     author: str

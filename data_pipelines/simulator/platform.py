@@ -158,6 +158,12 @@ class Platform:
         key = mix(np.arange(n), np.int64(seed), np.int64(self.config.seed))
         return PlayRequests(user.astype(np.int32), np.sort(opening_times(rng, n, low, high)), key)
 
+    def background(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(user, room, start_ms, stop_ms) of the views of the played period that go on whatever is played: int64 [V]
+        each, by user and time."""
+        key, room, stop = self._own
+        return key // KEY, room, key % KEY + self.world.end_ms, stop
+
     def rooms_for(self, requests: PlayRequests) -> PlatformRequests:
         """What a policy is told of these requests."""
         offsets, room = rooms_on_air(self.world, requests.time_ms)

@@ -224,8 +224,9 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
 
     @app.post("/v1/figures", include_in_schema=False)
     async def figures(body: dict[str, Any]) -> dict[str, int]:
-        """What a simulated platform measures of its arms, minute by minute, for the page."""
-        live.figures = [*live.figures, body][-240:]
+        """What a simulated platform measures of its arms, for the page; a minute may be told again as it fills."""
+        before = [minute for minute in live.figures if minute.get("minute") != body.get("minute")]
+        live.figures = [*before, body][-240:]
         return {"kept": len(live.figures)}
 
     @app.get("/metrics", tags=["operation"])

@@ -24,7 +24,7 @@ from experiments.common.log import Log
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.batch import ROOM_FEATURES
 from onelive_jax.config import Config
-from onelive_jax.decoding.recommend import Personal
+from onelive_jax.decoding.recommend import Personal, codes_alone
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.serving.catalogue import LiveCatalogue, Snapshot
 from onelive_jax.serving.engine import OWN_ROOMS, Answers, Engine, Version, everyone_alike
@@ -255,7 +255,14 @@ def encoder(tokenizer: Tokenizer) -> Encode:
 
 def from_log(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, params, name: str,
              time_ms: int | None = None) -> Service:
-    """The service as of a moment of the log (its end when None) that a model was trained on."""
+    """The service as of a moment of the log (its end when None) that a model was trained on.
+
+    Raises: ValueError for a model that evaluation ranks with the towers' help: there is one ranking for one model.
+    """
+    if config.decoding.tie_break == "towers" and codes_alone(model, config.decoding):
+        raise ValueError("codes alone decide in this model, and the towers tell rooms of one id apart "
+                         "(config.decoding.tie_break), which the service does not do: train with an identity head and "
+                         "a positive identity_weight, or serve and evaluate with --config.decoding.tie_break=fixed")
     content = author_content(log.tables, log.split.p1_ms) if config.tokenizer.follow_content else None
     state = state_at(log.split.end_ms if time_ms is None else time_ms, config, log.tables, log.split.end_ms,
                      log.batch_maker(tokenizer.ids, config), content, encoder(tokenizer))

@@ -133,7 +133,8 @@ def test_a_context_that_is_kept_gives_the_same_rooms():
     context = jax.jit(lambda: model.apply({"params": params}, request, method="encode"))()
     want, got = recommend(params, request, index), recommend(params, request, index, None, context)
     np.testing.assert_array_equal(got.slot, want.slot)
-    np.testing.assert_allclose(got.score, want.score, rtol=1e-5)  # the context is compiled apart
+    # The encoder is compiled apart here and fused with the search there: float32 sums come in another order.
+    np.testing.assert_allclose(got.score, want.score, rtol=1e-4, atol=1e-5)
 
 
 def test_an_index_of_another_tokenizer_is_refused():
