@@ -10,9 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 
 INTERACTIONS = {
@@ -36,7 +34,6 @@ REQUIRED = ("interactions", "rooms", "authors", "users")
 OPTIONAL = ("segments", "videos", "titles")
 HOUR_MS = 3_600_000
 CENTURY_MS = 3_155_760_000_000
-STRAY_SHARE, STRAY_GAP = 1e-3, 0.1
 EARLIEST_DATE_MS = 315_576_000_000  # 1980; a time before it is no date but one since the log's beginning
 # Later than any real clock in milliseconds (year 33658) and far from overflow when a duration is added.
 LATEST_MS = 10**15
@@ -117,66 +114,6 @@ def moment(time_ms: int, utc_offset_hours: float = 0.0) -> str:
     if time_ms < EARLIEST_DATE_MS:
         return f"day {time_ms // (24 * HOUR_MS) + 1}, {time_ms // HOUR_MS % 24:02d}:{time_ms // 60_000 % 60:02d}"
     return f"{local:%a} {local.day} {local:%b %Y %H:%M} UTC{f'{utc_offset_hours:+g}' if utc_offset_hours else ''}"
-
-
-class Split(NamedTuple):
-    """Train views stop at or before p1_ms; validation targets start in [p1_ms, p2_ms), test targets from p2_ms on.
-
-    end_ms is just after the last start, but for a few that are far from the rest (`split_times`).
-    """
-
-    p1_ms: int
-    p2_ms: int
-    end_ms: int
-
-
-def split_times(tables: Tables, valid_hours: float, test_hours: float) -> Split:
-    """The boundaries of train, validation and test, counted back from the last start of a view or impression.
-
-    A tick after it, to be exact: what all times between starts are multiples of (a round, where times are rounds), an
-    hour at most. Starts that are few (STRAY_SHARE) and come after a silence of a day and of STRAY_GAP of the log do not
-    count: one mistyped date must not leave the test period empty. `periods` names them.
-
-    Raises:
-      ValueError: if a length is negative or nothing is left to train on.
-    """
-    if valid_hours < 0 or test_hours < 0:
-        raise ValueError(f"valid_hours={valid_hours} and test_hours={test_hours} must not be negative")
-    log = tables.interactions
-    if not len(log):
-        raise ValueError("the interactions table has no row: there is nothing to split")
-    start = log["start_ms"].sort()
-    stop = log["start_ms"] + log["watch_ms"]
-    few = max(int(len(start) * STRAY_SHARE), 1) if len(start) >= 20 else 0
-    silence = start[-few - 1:].diff(null_behavior="drop")
-    limit = max(24 * HOUR_MS, STRAY_GAP * (start[-few - 1] - start[0]))
-    after = int((silence > limit).arg_max()) if few and (silence > limit).any() else few
-    tick = int(np.gcd.reduce(start.to_numpy() - start[0])) or 1
-    end = start[len(start) - few - 1 + after] + min(tick, HOUR_MS)
-    p2 = end - round(test_hours * HOUR_MS)
-    p1 = p2 - round(valid_hours * HOUR_MS)
-    if not (stop <= p1).any():
-        hours = (end - int(log["start_ms"].min())) / HOUR_MS
-        raise ValueError(f"no view ends before the validation period: the log is {hours:.1f} hours long, "
-                         f"valid_hours={valid_hours:g} and test_hours={test_hours:g} must leave some of it to train on")
-    return Split(p1, p2, end)
-
-
-def periods(tables: Tables, split: Split, utc_offset_hours: float = 0.0) -> list[str]:
-    """The three periods with their dates and numbers of watched views, as sentences; and what starts after them."""
-    log = tables.interactions.filter(pl.col("watch_ms") > 0)
-    start, stop = log["start_ms"], log["start_ms"] + log["watch_ms"]
-    first = int(tables.interactions["start_ms"].min())
-    edges = [moment(time, utc_offset_hours) for time in (first, *split)]
-    views = (stop <= split.p1_ms, (start >= split.p1_ms) & (start < split.p2_ms), start >= split.p2_ms)
-    lines = [f"{name:10s} {begin} to {end}: {mark.sum():,} views" for name, begin, end, mark in
-             zip(("train", "validation", "test"), edges[:-1], edges[1:], views, strict=True)]
-    late = tables.interactions["start_ms"].filter(tables.interactions["start_ms"] >= split.end_ms)
-    if len(late):
-        when = moment(int(late.min()), utc_offset_hours)
-        lines.append(f"{len(late):,} row(s) begin far after all others, from {when} on: the periods are not counted "
-                     "from there. Is a date mistyped?")
-    return lines
 
 
 def sort_interactions(frame: pl.DataFrame) -> pl.DataFrame:

@@ -70,3 +70,17 @@ def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
         free = shutil.disk_usage(folder).free / 2**20
         raise OSError(code, f"{FULL[code]}: {what} could not be written to {folder}, where {free:,.1f} MiB are free. "
                       "Make room (or raise the limit) and type the same command again") from error
+
+
+def json_damage(file: Path) -> str | None:
+    """What keeps a file from being read as JSON, or None."""
+    try:
+        json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{file.name}: {first_line(error)}"
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,6 +11,7 @@ from data_pipelines import tables
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import store
 from data_pipelines.log.presence import Lifetimes, Presence, true_lifetimes
+from data_pipelines.log.split import Split, periods, split_times
 from data_pipelines.log.timelines import Timelines, other_timelines
 from data_pipelines.prepare import READERS, described, options_of, read_source
 from experiments.common.workdir import flat, is_done, mark_done, read_record
@@ -37,7 +38,7 @@ class Log:
     tables: tables.Tables
     views: Timelines
     presence: Presence
-    split: tables.Split
+    split: Split
     lifetimes: Lifetimes | None
     others: dict[str, Timelines] = dataclasses.field(default_factory=dict)
     outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -89,8 +90,8 @@ def prepare(config: Config, workdir: Path) -> Log:
     store.build(log, workdir / "examples")
     arrays = store.load_timelines(workdir / "examples")
     views = Timelines.from_arrays(arrays)
-    split = tables.split_times(log, config.data.valid_hours, config.data.test_hours)
-    for line in tables.periods(log, split, config.data.utc_offset_hours):
+    split = split_times(log, config.data.valid_hours, config.data.test_hours)
+    for line in periods(log, split, config.data.utc_offset_hours):
         logger.info("%s", line)
     lifetimes = true_lifetimes(log, split.end_ms)
     return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes,

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from onelive_jax.config import differing
-from onelive_jax.files import explain_full_disk
+from onelive_jax.files import explain_full_disk, first_line, json_damage
 from onelive_jax.sharding.processes import broadcast, is_main, wait_for_all
 from onelive_jax.training.train_state import TrainState, fields_of
 
@@ -81,7 +81,7 @@ class Checkpoints:
         if is_main():  # orbax reads the metrics of all steps at once, and fails of a single one
             for step in _steps(self.folder):
                 metrics = self.folder / str(step) / "metrics" / "metrics"
-                damage = _json_damage(metrics) if metrics.exists() else None
+                damage = json_damage(metrics) if metrics.exists() else None
                 if damage is not None:
                     logger.warning(PASSED_OVER, self.folder, step, f"metrics: {damage}")
                     _set_aside(self.folder, step)
@@ -237,7 +237,7 @@ def restore_params(folder: str | Path, target: Any = None, step: int | None = No
         changed = "" if settings is None else differing(saved, settings)
         arrays = _read_arrays(path) if target is None else None
     except UNREADABLE as error:
-        raise ValueError(f"{folder / str(step)} is damaged ({_first_line(error)})") from error
+        raise ValueError(f"{folder / str(step)} is damaged ({first_line(error)})") from error
     if changed:
         raise ValueError(f"{folder / str(step)} is a checkpoint of another run ({changed})")
     if target is None:
@@ -295,14 +295,14 @@ def load_artifact(folder: str | Path, kind: str, version: int) -> tuple[Any, dic
         meta = _read_json(folder / "meta")
         found = (meta["kind"], meta["version"])
     except UNREADABLE as error:
-        raise ValueError(f"{folder} is damaged (meta: {_first_line(error)})") from error
+        raise ValueError(f"{folder} is damaged (meta: {first_line(error)})") from error
     if found != (kind, version):
         raise ValueError(f"{folder} holds {found[0]!r} version {found[1]}, but {kind!r} version {version} is needed; "
                          "run the stage that writes it again")
     try:
         return _read_arrays(folder / "arrays"), meta
     except UNREADABLE as error:
-        raise ValueError(f"{folder} is damaged (arrays: {_first_line(error)})") from error
+        raise ValueError(f"{folder} is damaged (arrays: {first_line(error)})") from error
 
 
 def _steps(folder: Path) -> list[int]:
@@ -333,12 +333,12 @@ def _damage(path: Path, items: tuple[str, ...]) -> str | None:
     for item in items:
         arrays = item in ARRAYS
         files = (path / item / "array_metadatas").glob("*") if arrays else [path / item / "metadata"]
-        damage = next(filter(None, map(_json_damage, files)), None)
+        damage = next(filter(None, map(json_damage, files)), None)
         if damage is None and arrays:
             try:
                 _read_arrays(path / item)
             except UNREADABLE as error:
-                damage = _first_line(error)
+                damage = first_line(error)
         if damage is not None:
             return f"{item}: {damage}"
     return None
@@ -347,19 +347,6 @@ def _damage(path: Path, items: tuple[str, ...]) -> str | None:
 def _read_json(path: Path) -> dict[str, Any]:
     """The JSON item of a checkpoint that lies in the folder `path`."""
     return json.loads((path / "metadata").read_text("utf-8"))
-
-
-def _json_damage(file: Path) -> str | None:
-    """What keeps a file from being read as JSON, or None."""
-    try:
-        json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        return f"{file.name}: {_first_line(error)}"
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _set_aside(folder: Path, step: int) -> None:
