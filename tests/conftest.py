@@ -27,6 +27,15 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+# The longest files come first: no process is left alone with one at the end.
+LONGEST = ("test_alignment_commands.py", "test_sharded_steps.py", "test_sharded_run.py", "test_policy_step.py",
+           "test_collisions.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "eight_devices: runs in a process of eight CPU devices, with its file's others")
 

@@ -76,17 +76,8 @@ def rounds(aligned) -> dict:
     return online.online(config, workdir, workdir / "supervised", PLAN)
 
 
-@pytest.mark.parametrize(("phase", "step"), [("supervised", 8), ("reward", 12), ("policy", 2), ("online", 1)])
-def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, rounds, tmp_path, monkeypatch, phase, step):
-    """SIGTERM: the step is saved, and the exit code is 75. (At every step of the one loop: test_loop.py.)"""
-    config, workdir, log, tokenizer, *_ = aligned
-    copied, begin = tmp_path / "w", workdir / "supervised"
-    shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns(f"{phase}*"))
-    monkeypatch.setattr(reward, "LEAST_POSITIVES", 2)
-    run = {"supervised": lambda: supervised.train_supervised(config, copied, log, tokenizer),
-           "reward": lambda: reward.train_reward(config, copied, log, tokenizer),
-           "policy": lambda: policy.train_policy(config, copied, log, tokenizer, begin),
-           "online": lambda: online.online(config, copied, begin, PLAN)}[phase]
+def stop_at(monkeypatch, step: int) -> None:
+    """SIGTERM when the phase has taken so many steps."""
     tick, ticks = pace.Stopwatch.tick, []
 
     def tick_and_signal(clock, state):
@@ -96,22 +87,36 @@ def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, rounds, tmp_pa
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(pace.Stopwatch, "tick", tick_and_signal)
+
+
+def check_same(one: Path, two: Path) -> None:
+    """The same metrics and, bit for bit, the same last checkpoint."""
+    assert clocked_out(one) == clocked_out(two)
+    last = max(int(entry.name) for entry in one.iterdir() if entry.name.isdigit())
+    jax.tree.map(np.testing.assert_array_equal, *(checkpoints.read(folder, last) for folder in (one, two)))
+
+
+@pytest.mark.parametrize(("phase", "step"), [("supervised", 8), ("reward", 12), ("policy", 2)])
+def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, tmp_path, monkeypatch, phase, step):
+    """SIGTERM: the step is saved, and the exit code is 75. (At every step of the one loop: test_loop.py.)"""
+    config, workdir, log, tokenizer, *_ = aligned
+    copied = tmp_path / "w"
+    shutil.copytree(workdir, copied, ignore=shutil.ignore_patterns(f"{phase}*"))
+    monkeypatch.setattr(reward, "LEAST_POSITIVES", 2)
+    run = {"supervised": lambda: supervised.train_supervised(config, copied, log, tokenizer),
+           "reward": lambda: reward.train_reward(config, copied, log, tokenizer),
+           "policy": lambda: policy.train_policy(config, copied, log, tokenizer, workdir / "supervised")}[phase]
+    stop_at(monkeypatch, step)
     with pytest.raises(stopping.Stopped) as stopped:
         run()
-    assert (stopped.value.code, len(ticks)) == (75, step)
-    result = run()
-    assert clocked_out(copied / phase) == clocked_out(workdir / phase)
-    last = max(int(entry.name) for entry in (workdir / phase).iterdir() if entry.name.isdigit())
-    one, two = (checkpoints.read(folder / phase, last) for folder in (workdir, copied))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    if phase == "online":
-        assert result == rounds
-    else:
-        before, now = (json.loads((folder / f"{phase}.json").read_text()) for folder in (workdir, copied))
-        for name in ("chosen_step", "validation", "objectives"):
-            assert now.get(name) == before.get(name)
-        jax.tree.map(np.testing.assert_array_equal, result[1],
-                     checkpoints.restore_params(workdir / phase, step=before["chosen_step"]))
+    assert stopped.value.code == 75
+    _, params, _ = run()
+    check_same(workdir / phase, copied / phase)
+    before, now = (json.loads((folder / f"{phase}.json").read_text()) for folder in (workdir, copied))
+    for name in ("chosen_step", "validation", "objectives"):
+        assert now.get(name) == before.get(name)
+    jax.tree.map(np.testing.assert_array_equal, params,
+                 checkpoints.restore_params(workdir / phase, step=before["chosen_step"]))
 
 
 def test_a_policy_run_judges_syncs_and_hands_on(aligned):
@@ -341,10 +346,13 @@ def test_a_mistyped_online_command_leaves_nothing_behind(aligned, tmp_path):
     assert not (tmp_path / "w" / "online").exists()
 
 
-def test_rounds_go_on_after_a_kill(aligned, rounds, tmp_path, monkeypatch):
+def test_rounds_go_on_after_a_stop_and_a_kill(aligned, rounds, tmp_path, monkeypatch):
     config, workdir, *_ = aligned
     shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
     folder, training_batches, made = tmp_path / "w" / "online", online.training_batches, []
+
+    def run(plan=PLAN):
+        return online.online(config, tmp_path / "w", workdir / "supervised", plan)
 
     def killed(*arguments):
         made.append(1)
@@ -352,14 +360,21 @@ def test_rounds_go_on_after_a_kill(aligned, rounds, tmp_path, monkeypatch):
             raise InterruptedError
         return training_batches(*arguments)
 
-    monkeypatch.setattr(online, "training_batches", killed)
-    with pytest.raises(InterruptedError):  # when the second round has been shown, before its first step
-        online.online(config, tmp_path / "w", workdir / "supervised", PLAN)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1)
+        with pytest.raises(stopping.Stopped) as stopped:
+            run()
+    assert stopped.value.code == 75
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "training_batches", killed)
+        with pytest.raises(InterruptedError):  # when the second round has been shown, before its first step
+            run()
     assert (folder / "shown_2.npz").is_file()
     with pytest.raises(ValueError, match=r"requests: 80 then, 81 now"):
-        online.online(config, tmp_path / "w", workdir / "supervised", dataclasses.replace(PLAN, requests=81))
-    assert online.online(config, tmp_path / "w", workdir / "supervised", PLAN) == rounds
+        run(dataclasses.replace(PLAN, requests=81))
+    assert run() == rounds
     assert [line["step"] for line in read(folder)] == [1, 2, 3, 4]
+    check_same(workdir / "online", folder)
 
 
 def test_judged_hours_leave_time_for_rounds(aligned):
