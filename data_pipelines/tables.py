@@ -6,6 +6,7 @@ dense int32: row i of `users`, `authors` and `rooms` is id i.
 
 import dataclasses
 import datetime
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,7 +266,7 @@ def save(tables: Tables, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)
-    present = []
+    present, digests = [], {}
     for name in REQUIRED + OPTIONAL:
         path, frame = folder / f"{name}.parquet", getattr(tables, name)
         for shard in folder.glob(f"{name}-*-of-*.parquet"):
@@ -275,7 +276,8 @@ def save(tables: Tables, folder: str | Path) -> None:
             continue
         frame.write_parquet(path)
         present.append(name)
-    text = json.dumps({"report": dataclasses.asdict(tables.report), "tables": present,
+        digests[path.name] = _digest(path)
+    text = json.dumps({"report": dataclasses.asdict(tables.report), "tables": present, "sha256": digests,
                        "rooms_are_true_lifetimes": tables.rooms_are_true_lifetimes}, indent=2)
     unfinished = folder / "report.json.unfinished"
     unfinished.write_text(text)
@@ -298,6 +300,7 @@ def load(folder: str | Path) -> Tables:
         report = ReadReport(**meta["report"])
         report.lines()  # of a damaged report, its values too are others
         present, true_lifetimes = [str(name) for name in meta["tables"]], bool(meta["rooms_are_true_lifetimes"])
+        digests = dict(meta.get("sha256", {}))  # the Beam pipeline writes none
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'report.json'} is damaged ({error}): write the tables again") from error
     frames = {}
@@ -311,11 +314,18 @@ def load(folder: str | Path) -> Tables:
                 parts.append(pl.read_parquet(path, glob=False, hive_partitioning=False))
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise ValueError(f"{path} cannot be read as parquet ({error}): write the tables again") from error
+            if digests.get(path.name, digest := _digest(path)) != digest:
+                raise ValueError(f"{path} is damaged: its checksum is not that of report.json. Write the tables again")
             if parts[-1].schema != parts[0].schema:
                 raise ValueError(f"{path} has other columns than the first shard of {name} ({parts[-1].schema}, "
                                  f"{parts[0].schema}): write the tables again")
         frames[name] = pl.concat(parts) if len(parts) > 1 else parts[0]
     return validate(Tables(**frames, report=report, rooms_are_true_lifetimes=true_lifetimes))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shard_name(table: str, shard: int, shards: int) -> str:

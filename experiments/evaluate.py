@@ -55,7 +55,7 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True)
+    flags.define_config(from_workdir=True, writes=False)
     absl_flags.DEFINE_enum("split", "test", ["validation", "test"], "which period's views are the targets")
     absl_flags.DEFINE_string("policy", None, "folder of an aligned policy (W/policy) to compare with W/supervised")
     absl_flags.DEFINE_enum("protocol", "strict", ["strict", "liverec"], "which authors count as on air: "

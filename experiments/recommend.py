@@ -31,7 +31,7 @@ def main(config: Config, workdir: Path) -> None:
     model, params, _ = load_supervised(config, workdir, log)
     if values.phase == "policy":
         params = load_params(workdir / "policy")
-    rank = make_recommender(model, config.decoding, values.k)
+    rank = make_recommender(model, config.decoding, min(values.k, log.num_authors))
     ties = tie_breaker(model, tokenizer, config, log)
     rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms, ties)
     if values.json:
@@ -41,7 +41,7 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True)
+    flags.define_config(from_workdir=True, writes=False)
     absl_flags.DEFINE_string("user", None, "id of the person, as in the log", required=True)
     absl_flags.DEFINE_integer("at", None, "when: milliseconds, or a ten-minute round (Twitch); default: the log's end")
     absl_flags.DEFINE_integer("k", 10, "rooms wanted", lower_bound=1)

@@ -32,7 +32,7 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True)
+    flags.define_config(from_workdir=True, writes=False)
     absl_flags.DEFINE_enum("split", "test", scoring.SPLITS, "which period's views are the targets")
     absl_flags.DEFINE_integer("targets", None, "ask only at the first so many targets", lower_bound=1)
     flags.run(main)

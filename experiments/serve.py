@@ -26,7 +26,7 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True)
+    flags.define_config(from_workdir=True, writes=False)
     absl_flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all (set --token then)")
     absl_flags.DEFINE_integer("port", 8000, "port", lower_bound=0, upper_bound=65535)
     absl_flags.DEFINE_enum("phase", "supervised", ("supervised", "policy"), "whose parameters answer")

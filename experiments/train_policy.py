@@ -8,8 +8,10 @@ HR@128 on validation that it began with: beyond it, the reward is bought with wh
 first judged step has lost so much already, that one is handed on, with a warning.
 """
 
+import re
 from pathlib import Path
 
+from absl import app
 from absl import flags as absl_flags
 
 from experiments.common import flags
@@ -19,6 +21,8 @@ from onelive_jax.config import Config
 
 def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
+    if values.out and not re.fullmatch(r"[\w-][\w.-]*", values.out):
+        raise app.UsageError(f"--out={values.out!r} is a name, not a path: letters, digits, '_', '-' and '.'")
     init_from = Path(values.init_from).expanduser() if values.init_from else workdir / "supervised"
     phase_of(init_from)  # a mistyped folder is refused before anything is loaded
     from experiments.common.log import prepare

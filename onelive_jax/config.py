@@ -62,7 +62,7 @@ class SimulatorConfig:
     users: int = setting(400, "people", low=2, high=10_000_000)
     authors: int = setting(150, "streamers", low=2, high=10_000_000)
     days: int = setting(14, "length of the log", low=3, high=3650)
-    seed: int = setting(0, "the world; independent of the training seed", low=0)
+    seed: int = setting(0, "the world; independent of the training seed", low=0, high=2**63 - 1)
     play_days: int = setting(2, "days after the log that can be played; their rooms exist", low=0, high=365)
     jump_size: float = setting(0.9, "how far the content of a room jumps, beside its author's topic of size 1", low=0.0,
                                high=100.0)
@@ -84,7 +84,7 @@ class TokenizerConfig:
     hidden: int = setting(128, "hidden width of the towers' MLPs", low=2, high=16384)
     history_items: int = setting(32, "views that the user tower reads", low=1, high=4096)
     steps: int = setting(1500, "InfoNCE steps", low=1)
-    batch_size: int = setting(512, "user-author pairs of an InfoNCE batch", low=2)
+    batch_size: int = setting(512, "user-author pairs of an InfoNCE batch", low=2, high=2**20)
     learning_rate: float = setting(3e-3, "peak rate of AdamW", low=0.0, high=1.0)
     weight_decay: float = setting(1e-4, "AdamW weight decay", low=0.0, high=1.0)
     temperature: float = setting(0.1, "starting InfoNCE temperature (learned)", low=1e-3, high=10.0)
@@ -165,7 +165,7 @@ class TrainingConfig:
     """The supervised phase."""
 
     steps: int = setting(4000, "optimizer steps", low=1)
-    batch_size: int = setting(64, "examples of a step, over all devices", low=1)
+    batch_size: int = setting(64, "examples of a step, over all devices", low=1, high=2**20)
     learning_rate: float = setting(1e-3, "peak rate", low=0.0, high=1.0)
     warmup_steps: int = setting(100, "linear warm-up", low=0)
     final_rate: float = setting(0.05, "last rate as a share of the peak (cosine)", low=0.0, high=1.0)
@@ -192,7 +192,7 @@ class RewardConfig:
     dropout: float = setting(0.1, "dropout", low=0.0, high=0.95)
     candidates: int = setting(8, "candidate rooms of a training request (C)", low=2, high=4096)
     steps: int = setting(2000, "optimizer steps", low=1)
-    batch_size: int = setting(64, "requests of a step, over all devices", low=1)
+    batch_size: int = setting(64, "requests of a step, over all devices", low=1, high=2**20)
     learning_rate: float = setting(1e-3, "peak rate", low=0.0, high=1.0)
     warmup_steps: int = setting(100, "linear warm-up", low=0)
     weight_decay: float = setting(0.05, "AdamW weight decay", low=0.0, high=10.0)
@@ -233,7 +233,7 @@ class AlignmentConfig:
     supervised: float = setting(1.0, "weight of the supervised loss", low=0.0)
     clip: float = setting(0.2, "epsilon of GRPO and ECPO", low=0.0, high=1.0)
     delta: float = setting(0.1, "delta of ECPO", low=0.0)
-    kl: float = setting(0.01, "weight of the divergence from the reference", low=0.0)
+    kl: float = setting(0.01, "weight of the penalty on leaving the reference (k3)", low=0.0)
     beta: float = setting(0.1, "beta of DPO", low=0.0)
     sync_every: int = setting(100, "steps between copies of the policy to the reference", low=1)
     steps: int = setting(1000, "optimizer steps", low=1)
@@ -280,7 +280,7 @@ class Config:
     """A whole run."""
 
     name: str = setting("onelive", "name of the run, printed in reports")
-    seed: int = setting(0, "seed of every random choice of the run", low=0)
+    seed: int = setting(0, "seed of every random choice of the run", low=0, high=2**63 - 1)
     data: DataConfig = group(DataConfig)
     simulator: SimulatorConfig = group(SimulatorConfig)
     tokenizer: TokenizerConfig = group(TokenizerConfig)

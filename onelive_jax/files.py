@@ -14,6 +14,7 @@ import numpy as np
 
 # What the system says where nothing more can be written: a full disk, a quota, a limit on the size of files.
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -39,6 +40,18 @@ def sha256(*arrays: np.ndarray) -> str:
     for values in arrays:
         digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
     return digest.hexdigest()
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """A sentence for an error of any library that means a full or a read-only disk; None for another error."""
+    if isinstance(error, OSError) and error.errno in DENIED:
+        return (f"{error.filename or 'a file'} cannot be opened or written: {error.strerror}. Choose another folder, "
+                "or correct its permissions")
+    if full := next((text for code, text in FULL.items() if text in str(error)
+                     or (isinstance(error, OSError) and error.errno == code)), None):
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        return f"{full}{where}: make room (or raise the limit) and type the same command again"
+    return None
 
 
 @contextlib.contextmanager

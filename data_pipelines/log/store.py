@@ -136,8 +136,12 @@ def load_timelines(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 def _stored(home: Path) -> tfds.core.DatasetBuilder:
-    with _quiet():
-        return tfds.builder_from_directory(home)
+    try:
+        with _quiet():
+            return tfds.builder_from_directory(home)
+    except Exception as error:  # TFDS lets through whatever its parsers raise, protobuf's own errors too
+        raise ValueError(f"{home} is damaged ({error}): delete {home.parent.parent} and type the command again, which "
+                         "builds it anew") from error
 
 
 def _written_fingerprint(builder: tfds.core.DatasetBuilder) -> str | None:

@@ -109,7 +109,8 @@ def main() -> None:
     for f in fields(SimulatorConfig):
         parser.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=f.metadata["doc"])
     options = vars(parser.parse_args())
-    count = options.pop("requests")
+    if (count := options.pop("requests")) < 1:
+        parser.error(f"--requests={count} must be 1 or more")
     try:
         platform = Platform(SimulatorConfig(**options))
     except ValueError as error:

@@ -1,5 +1,8 @@
 """By what an artefact knows the log that it was made of."""
 
+import hashlib
+import json
+
 import numpy as np
 
 from experiments.common.log import Log
@@ -24,6 +27,11 @@ def fingerprint(log: Log) -> dict:
             "sha256": sha256(log.views.user_ptr, log.views.author, log.views.start_ms, log.views.stop_ms),
             "content_width": embedding.shape[1], "content_sha256": sha256(
                 *(column.to_numpy().astype(np.int64) for column in content), embedding.astype(np.float32, copy=False))}
+
+
+def identity(log: Log) -> str:
+    """`fingerprint` in a few characters, as it stands among the settings of checkpoints."""
+    return hashlib.sha256(json.dumps(fingerprint(log)).encode()).hexdigest()[:16]
 
 
 def other_log(then: dict, now: dict) -> str:

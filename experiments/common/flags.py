@@ -24,7 +24,10 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from experiments.common import settings
+from experiments.common.tables import printable
+from experiments.common.workdir import command_line, locked
 from onelive_jax.config import Config
+from onelive_jax.files import disk_trouble
 
 # Flags defined here count as the calling script's own.
 flags.disclaim_key_flags()
@@ -41,20 +44,21 @@ WIDTH = 116
 # What jax reads of a SLURM step; all of it is there under srun.
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 # Set by `define_config` and by `run`: what a missing --config means, the name of the command, what it does.
-_command: dict[str, Any] = {"config": None, "from_workdir": False, "name": "", "description": ""}
+_command: dict[str, Any] = {"config": None, "from_workdir": False, "writes": True, "name": "", "description": ""}
 
 
 def define_config(default_config: str | None = None, default_workdir: str | None = None, from_workdir: bool = False,
-                  flag_values: flags.FlagValues = flags.FLAGS) -> None:
+                  writes: bool = True, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines --config, --config.SECTION.FIELD, --workdir and --seed; call it once, where a script is imported.
 
     Args:
       default_config: config used if none is given; without it --config is required.
       default_workdir: workdir used if none is given; without it --workdir is required.
       from_workdir: without --config, the settings are those that --workdir was trained with (W/config.json).
+      writes: whether the command writes the workdir, which it then holds alone (`workdir.locked`).
       flag_values: where the flags are defined.
     """
-    _command.update(config=default_config, from_workdir=from_workdir)
+    _command.update(config=default_config, from_workdir=from_workdir, writes=writes)
     instead = f"{default_config} unless given" if default_config else ""
     config_flags.DEFINE_config_file(
         "config", None, "config file, or the name of one in experiments/configs"
@@ -64,7 +68,8 @@ def define_config(default_config: str | None = None, default_workdir: str | None
                         flag_values=flag_values)
     flags.DEFINE_string("compile_cache_dir", None, "folder that keeps compiled programs, so that the next start of the "
                         "same run need not compile again", flag_values=flag_values)
-    flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, flag_values=flag_values)
+    flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, upper_bound=2**63 - 1,
+                         flag_values=flag_values)
     flags.DEFINE_enum("distributed", "auto", DISTRIBUTED, "how the processes of one run find each other. auto: by a "
                       "coordinator that is named, else as a SLURM step of several tasks, else as a TPU slice of "
                       "several hosts on Kubernetes, else there is one process", flag_values=flag_values)
@@ -90,7 +95,12 @@ def run(main: Callable[[Config, Path], Any]) -> None:
             from experiments.common import distributed
 
             distributed.initialize(flags.FLAGS)
-        return main(*parsed)
+            if not distributed.is_main():
+                return main(*parsed)
+        if not _command["writes"]:
+            return main(*parsed)
+        with locked(parsed[1], command_line(_command["name"])):
+            return main(*parsed)
 
     _run(main, joined, parse)
 
@@ -107,7 +117,7 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
     def quietly(parsed: Any) -> Any:
         # orbax and others log every file they touch; what the project itself says stays.
         absl_logging.set_verbosity(absl_logging.ERROR)
-        absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        absl_logging.get_absl_handler().setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
         for package in ("onelive_jax", "data_pipelines", "experiments"):
             logging.getLogger(package).setLevel(logging.INFO)
         try:
@@ -116,16 +126,35 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
             _exit(str(error), 2)
         except (ValueError, OSError, FloatingPointError) as error:
             # What the project itself raises is meant for a person; what a library raises is a bug and keeps its trace.
-            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if not Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[2]) or _is_library(frame):
-                raise
-            _exit(str(error), 1)
+            if not _from_library(error):
+                _exit(str(error), 1)
+            if sentence := disk_trouble(error):
+                _exit(sentence, 1)
+            raise
+        except Exception as error:
+            if sentence := disk_trouble(error):  # a polars.ComputeError, say
+                _exit(sentence, 1)
+            raise
 
     app.run(quietly, flags_parser=parser)
 
 
+class _Printable(logging.Formatter):
+    """Names of a log may hold control characters; none of them reaches a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _from_library(error: BaseException) -> bool:
+    """Whether an error was raised outside the project."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    file = Path(frame.f_code.co_filename)
+    return not file.is_relative_to(Path(__file__).parents[2]) or _is_library(frame)
+
+
 def _exit(sentence: str, code: int) -> None:
-    print(f"{_name()}: {sentence}", file=sys.stderr)
+    print(printable(f"{_name()}: {sentence}"), file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,7 +1,6 @@
 """The first stage: a log becomes canonical tables, stored timelines, a split, and who is on air when."""
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from data_pipelines.log import store
 from data_pipelines.log.presence import Lifetimes, Presence, true_lifetimes
 from data_pipelines.log.timelines import Timelines, other_timelines
 from data_pipelines.prepare import READERS, described, options_of, read_source
-from experiments.common.workdir import flat, is_done, mark_done
+from experiments.common.workdir import flat, is_done, mark_done, read_record
 from onelive_jax.config import Config
 from onelive_jax.files import write_json
 
@@ -110,7 +109,7 @@ def check_unchanged(config: Config, folder: Path) -> None:
     """Raises ValueError where the log is no longer the one that was read. A log that is gone is no matter."""
     file, record = Path(config.data.path), folder / SOURCE
     if record.is_file() and file.exists():
-        before, now = json.loads(record.read_text())["bytes"], _bytes(file)
+        before, now = read_record(record, folder, "bytes")["bytes"], _bytes(file)
         if before != now:
             raise ValueError(f"{file} has {now:,} bytes now and had {before:,} when {folder} was made from it: choose "
                              f"another --workdir for the new log, or delete {folder} and the stages after it")

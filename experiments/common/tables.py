@@ -1,20 +1,32 @@
 """Text tables: every command prints its rows through `table`."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
+
+JOINERS = "\u200c\u200d"  # of emoji and of some scripts; harmless
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
     """Rows under headers, as text in columns.
 
     Args:
-      rows: cells are printed as they are (`str`); None is an empty cell. Format numbers before.
+      rows: cells are printed as they are (`str`, `printable`); None is an empty cell. Format numbers before.
       left: the first columns, which are aligned to the left; all others are aligned to the right.
     """
-    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["" if cell is None else printable(str(cell), "") for cell in row] for row in rows]
     align = ["left" if column < left else "right" for column in range(len(headers))]
     return tabulate(cells, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+
+
+def printable(text: str, kept: str = "\n") -> str:
+    """Text whose control characters (a terminal's escapes, changes of direction) are written out as \\x1b; `kept` stay.
+
+    Names of people and rooms are written by strangers.
+    """
+    return "".join(char if char in kept or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+                   or char in JOINERS else char.encode("unicode_escape").decode() for char in text)
 
 
 def number(value: float | None, form: str = ".3f") -> str:

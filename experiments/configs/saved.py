@@ -6,4 +6,9 @@ from onelive_jax.config import Config, from_json
 
 
 def get_config(workdir: str) -> Config:
-    return from_json((Path(workdir) / "config.json").read_text())
+    file = Path(workdir) / "config.json"
+    try:
+        return from_json(file.read_text("utf-8"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): name the config that the workdir was made with "
+                         "(--config=NAME)") from error

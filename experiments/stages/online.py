@@ -52,8 +52,8 @@ def online(config: Config, workdir: Path, init_from: Path, plan: OnlinePlan) -> 
                             warmup_steps=min(config.alignment.warmup_steps, total - 1))
     # Feedback comes without end: the rate stays what it is, and every round counts alike.
     config = dataclasses.replace(config, alignment=a, training=dataclasses.replace(config.training, final_rate=1.0))
-    settings = policy_settings(config, init_from) | dataclasses.asdict(plan)
     log = prepare(config, workdir)
+    settings = policy_settings(config, log, init_from) | dataclasses.asdict(plan)
     tokenizer = load_tokenizer(config, workdir, log)
     model, begun = make_model(config, log), load_params(init_from)
     learning = played.make_platform(config, log)

@@ -1,5 +1,6 @@
 """Alignment: the supervised model becomes a policy that is rewarded for many objectives (paper, section c)."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from data_pipelines.log import tasks
 from experiments.common import distributed, scoring
 from experiments.common.log import Log
 from experiments.common.tables import table
-from experiments.common.workdir import flat, is_done, mark_done
+from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record
 from experiments.stages.reward import load_reward, reward_settings
-from experiments.stages.supervised import make_model, stage_settings
+from experiments.stages.supervised import load_params, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.alignment import policy_step
 from onelive_jax.config import Config
@@ -29,7 +30,6 @@ from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.sharding.processes import is_main, on_this_process, wait_for_all
 from onelive_jax.training import loop, train_state
-from onelive_jax.training.checkpoints import restore_params
 from onelive_jax.training.metrics import read
 
 logger = logging.getLogger(__name__)
@@ -38,35 +38,36 @@ FIGURES = ("ndcg@10", "hr@10", "hr@128", "mrr")
 SHOWN = 6  # best rooms of a validation request whose predicted reward is watched
 
 
-def policy_settings(config: Config, init_from: Path) -> dict:
+def policy_settings(config: Config, log: Log, init_from: Path) -> dict:
     """What decides the policy that comes out."""
-    settings = reward_settings(config) if config.alignment.reward != "feedback" else stage_settings(config)
-    settings |= flat(config, "alignment") | {"init_from": str(init_from.resolve()),
+    settings = reward_settings(config, log) if config.alignment.reward != "feedback" else stage_settings(config, log)
+    settings |= flat(config, "alignment") | {"init_from": phase_identity(init_from),
                                              "decoding.identity_weight": config.decoding.identity_weight}
     if reads_feedback(config):
         settings["reward.candidates"] = config.reward.candidates
     return settings
 
 
-def load_params(folder: Path, step: int | None = None) -> Any:
-    """Parameters of a finished phase, by its folder: W/supervised, W/policy, … (`step`: another than the chosen one).
+def phase_identity(folder: Path) -> str:
+    """What a finished phase is known by wherever it lies: its settings (and the log among them) and the chosen step.
 
-    Raises: FileNotFoundError where the phase has not run to its end.
+    Raises: FileNotFoundError where it has not run to its end.
     """
-    report = folder.with_name(folder.name + ".json")
-    if not report.is_file():
-        raise FileNotFoundError(f"{report} is missing: {folder} holds no finished phase. Train it first, or correct "
-                                "the folder")
-    return restore_params(folder, step=json.loads(report.read_text())["chosen_step"] if step is None else step)
+    files = folder / DONE, folder.with_name(folder.name + ".json")
+    if missing := [file for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing: {folder} holds no finished phase. Train it first, or "
+                                "correct the folder")
+    settings, report = (read_record(file, folder) for file in files)
+    return hashlib.sha256(json.dumps([settings, report.get("chosen_step")], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, init_from: Path,
                  name: str = "policy") -> tuple[OneLive, dict, dict]:
     """Aligns, or loads what was aligned. Returns (model, parameters of the chosen step, report)."""
-    folder, settings = workdir / name, policy_settings(config, init_from)
+    folder, settings = workdir / name, policy_settings(config, log, init_from)
     report_file, model = workdir / f"{name}.json", make_model(config, log)
     if is_done(folder, settings):
-        return model, load_params(folder), json.loads(report_file.read_text())
+        return model, load_params(folder), read_record(report_file, folder, "validation", "chosen_step")
     a = config.alignment
     scorer, reward_params = None, None
     if a.reward == "feedback" and a.sampler != "logged":

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from data_pipelines.readers.twitch import ROUND_MS
+from data_pipelines.tables import moment as date
 from experiments.common.log import Log
 from experiments.common.tables import table
 from experiments.common.tower_scores import TowerScores
@@ -96,5 +97,7 @@ def moment(log: Log, config: Config, at: int | None) -> int:
     # A log in rounds is days long: a number past its last round can only be milliseconds.
     if not first <= time_ms <= last:
         in_rounds = f", or {first // ROUND_MS} to {last // ROUND_MS} rounds" if config.data.source == "twitch" else ""
-        raise ValueError(f"--at={at} is outside the log, which runs from {first} to {last} milliseconds{in_rounds}")
+        dates = " to ".join(date(time, config.data.utc_offset_hours) for time in (first, last))
+        raise ValueError(f"--at={at} is outside the log, which runs from {first} to {last} milliseconds ({dates})"
+                         f"{in_rounds}")
     return time_ms

@@ -1,7 +1,6 @@
 """The reward model: a head per objective and one score that fuses them, from what people did with what they saw."""
 
 import functools
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed
 from experiments.common.log import Log
 from experiments.common.tables import number, table
-from experiments.common.workdir import flat, is_done, mark_done
-from experiments.stages.supervised import stage_settings
+from experiments.common.workdir import flat, is_done, mark_done, read_record
+from experiments.stages.supervised import load_params, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.batch import Feedback
 from onelive_jax.config import Config
@@ -27,7 +26,6 @@ from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.sharding.processes import broadcast, is_main, on_this_process, wait_for_all
 from onelive_jax.training import loop, train_state
-from onelive_jax.training.checkpoints import restore_params
 
 logger = logging.getLogger(__name__)
 CHUNK = 256  # validation requests scored together
@@ -48,14 +46,14 @@ def make_reward_model(config: Config, log: Log) -> RewardModel:
                        config.tokenizer.dim, objectives_of(log.outcomes), config.data.sequences)
 
 
-def reward_settings(config: Config) -> dict:
+def reward_settings(config: Config, log: Log) -> dict:
     """What decides the reward model that comes out."""
-    return stage_settings(config) | flat(config, "reward")
+    return stage_settings(config, log) | flat(config, "reward")
 
 
 def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[RewardModel, dict, dict]:
     """Trains, or loads what was trained. Returns (model, parameters, report)."""
-    folder, settings = workdir / "reward", reward_settings(config)
+    folder, settings = workdir / "reward", reward_settings(config, log)
     if is_done(folder, settings):
         return load_reward(config, workdir, log)
     c, model = config.reward, make_reward_model(config, log)
@@ -108,7 +106,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
         write_json(workdir / "reward.json", report)
         mark_done(folder, settings)
     wait_for_all("the reward model is done")
-    return model, restore_params(folder, step=c.steps), report
+    return model, load_params(folder), report
 
 
 def load_reward(config: Config, workdir: Path, log: Log) -> tuple[RewardModel, dict, dict]:
@@ -117,11 +115,11 @@ def load_reward(config: Config, workdir: Path, log: Log) -> tuple[RewardModel, d
     Raises: FileNotFoundError where it has not run to its end; ValueError where it ran with other settings.
     """
     folder = workdir / "reward"
-    if not is_done(folder, reward_settings(config)):
+    if not is_done(folder, reward_settings(config, log)):
         raise FileNotFoundError(f"{folder} holds no finished reward model: run experiments.train_reward on "
                                 f"--workdir={workdir}")
-    report = json.loads((workdir / "reward.json").read_text())
-    return make_reward_model(config, log), restore_params(folder, step=report["chosen_step"]), report
+    report = read_record(workdir / "reward.json", folder, "objectives", "weights", "chosen_step")
+    return make_reward_model(config, log), load_params(folder), report
 
 
 def validation(config: Config, log: Log, tokenizer: Tokenizer, model: RewardModel) -> Judged:

@@ -1,6 +1,5 @@
 """The supervised phase: the decoder learns codes and rooms from views."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,10 +8,12 @@ import numpy as np
 
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed, scoring
+from experiments.common.fingerprint import identity
 from experiments.common.log import Log
-from experiments.common.workdir import flat, is_done, mark_done
+from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record, remake
 from experiments.stages.tokenizer import Tokenizer, settings_of
 from onelive_jax import presets
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES
 from onelive_jax.config import Config
 from onelive_jax.files import write_json
 from onelive_jax.model.onelive import OneLive
@@ -31,14 +32,33 @@ def make_model(config: Config, log: Log) -> OneLive:
                    config.tokenizer.dim, config.data.sequences)
 
 
-def stage_settings(config: Config) -> dict:
-    """What decides the parameters that come out."""
-    return settings_of(config) | flat(config, "data", "model", "training")
+def stage_settings(config: Config, log: Log) -> dict:
+    """What decides the parameters that come out: settings, the log by its content, how many features there are."""
+    return settings_of(config) | flat(config, "data", "model", "training") | {
+        "log": identity(log), "features": [len(HABIT_FEATURES), len(ROOM_FEATURES)]}
+
+
+def load_params(folder: Path, step: int | None = None) -> dict:
+    """Parameters of a finished phase, by its folder: W/supervised, W/policy, … (`step`: another than the chosen one).
+
+    Raises: FileNotFoundError where the phase has not run to its end; ValueError where the checkpoint is damaged or of
+      another run.
+    """
+    report, done = folder.with_name(folder.name + ".json"), folder / DONE
+    for file in (report, done):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: {folder} holds no finished phase. Train it first, or correct "
+                                    "the folder")
+    step = read_record(report, folder, "chosen_step")["chosen_step"] if step is None else step
+    try:
+        return restore_params(folder, step=step, settings=read_record(done, folder))
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{error}. {remake(folder)}") from error
 
 
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:
     """Trains, or loads what was trained. Returns (model, parameters, figures)."""
-    folder, settings = workdir / "supervised", stage_settings(config)
+    folder, settings = workdir / "supervised", stage_settings(config, log)
     model, figures_file = make_model(config, log), workdir / "supervised.json"
     if is_done(folder, settings):
         return load_supervised(config, workdir, log)
@@ -99,7 +119,7 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
         write_json(figures_file, figures)
         mark_done(folder, settings)
     wait_for_all("supervised is done")
-    return model, restore_params(folder, step=chosen), figures
+    return model, load_params(folder), figures
 
 
 def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, dict, dict]:
@@ -108,8 +128,9 @@ def load_supervised(config: Config, workdir: Path, log: Log) -> tuple[OneLive, d
     Raises: FileNotFoundError where it has not run to its end; ValueError where it ran with other settings.
     """
     folder = workdir / "supervised"
-    if not is_done(folder, stage_settings(config)):
+    if not is_done(folder, stage_settings(config, log)):
         raise FileNotFoundError(f"{folder} holds no finished supervised phase: run experiments.train_supervised, or "
                                 f"all stages with experiments.run, on --workdir={workdir}")
-    figures = json.loads((workdir / "supervised.json").read_text())
-    return make_model(config, log), restore_params(folder, step=figures["chosen_step"]), figures
+    figures = read_record(workdir / "supervised.json", folder, "parameters", "seconds", "chosen_step",
+                          "examples_per_second")
+    return make_model(config, log), load_params(folder), figures

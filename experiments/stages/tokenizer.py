@@ -15,9 +15,9 @@ from data_pipelines.log.content import ROWS_AT_ONCE, Content, author_content
 from data_pipelines.log.side_features import SideFeatures, side_features
 from experiments.common.fingerprint import fingerprint, other_log
 from experiments.common.log import Log, data_settings
-from experiments.common.workdir import flat, is_done, mark_done
+from experiments.common.workdir import flat, is_done, mark_done, remake
 from onelive_jax import __version__
-from onelive_jax.config import Config
+from onelive_jax.config import Config, differing
 from onelive_jax.files import write_json
 from onelive_jax.sharding.partitioning import process_mesh
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training
@@ -159,7 +159,14 @@ def load_tokenizer(config: Config, workdir: Path, log: Log | None = None) -> Tok
     if not is_done(folder, settings_of(config)):
         raise FileNotFoundError(f"{folder} holds no finished tokenizer: run experiments.train_tokenizer, or all stages "
                                 f"with experiments.run, on --workdir={workdir}")
-    arrays, meta = checkpoints.load_artifact(folder / "artifact", KIND, VERSION)
+    try:
+        arrays, meta = checkpoints.load_artifact(folder / "artifact", KIND, VERSION)
+        if missing := [name for name in ("settings", "log", "figures", "lives") if name not in meta]:
+            raise ValueError(f"{folder / 'artifact'} is damaged ({missing[0]} is missing)")
+        if changed := differing(meta["settings"], settings_of(config)):
+            raise ValueError(f"{folder / 'artifact'} is of another run ({changed})")
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{error}. {remake(folder)}") from error
     if log is not None and (differs := other_log(meta["log"], fingerprint(log))):
         raise ValueError(f"{folder} was made of another log ({differs}): choose another --workdir, or delete {folder} "
                          "and the stages after it")

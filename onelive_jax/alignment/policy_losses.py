@@ -15,7 +15,7 @@ import jax.numpy as jnp
 Array = jax.Array
 LOSSES = ("grpo", "ecpo", "gbpo", "dpo", "reinforce")
 MOST_LOG_RATIO = 20.0
-LEAST_SPREAD = 1e-6  # rewards closer than this are equal: their order would be that of rounding errors
+LEAST_SPREAD = 1e-6  # of the largest reward: closer ones are equal, their order is that of rounding errors
 
 
 def group_advantages(reward_BxG: Array, mask_BxG: Array) -> tuple[Array, Array]:
@@ -23,14 +23,15 @@ def group_advantages(reward_BxG: Array, mask_BxG: Array) -> tuple[Array, Array]:
 
     Returns:
       advantage_BxG: float32, 0 where masked and in dead groups.
-      dead_B: bool, groups with fewer than two candidates or without spread. (A row without any candidate is dead, too.)
+      dead_B: bool, groups with fewer than two candidates or without spread; rows without any candidate, too.
     """
     mask = mask_BxG.astype(jnp.float32)
     count_B = mask.sum(1)
     mean_B = (jnp.where(mask_BxG, reward_BxG, 0.0)).sum(1) / jnp.maximum(count_B, 1.0)
     centred_BxG = jnp.where(mask_BxG, reward_BxG - mean_B[:, None], 0.0)
     std_B = jnp.sqrt(jnp.square(centred_BxG).sum(1) / jnp.maximum(count_B, 1.0))
-    dead_B = (count_B < 2) | (std_B <= LEAST_SPREAD)
+    largest_B = jnp.where(mask_BxG, jnp.abs(reward_BxG), 0.0).max(1)
+    dead_B = (count_B < 2) | (std_B <= LEAST_SPREAD * largest_B)
     advantage_BxG = centred_BxG / jnp.where(dead_B, 1.0, std_B)[:, None]
     return jax.lax.stop_gradient(jnp.where(dead_B[:, None], 0.0, advantage_BxG)), dead_B
 
@@ -43,16 +44,25 @@ def over_groups(value_BxG: Array, mask_BxG: Array) -> Array:
     return group_B.sum() / jnp.maximum((count_B > 0).sum(), 1)
 
 
-def kl_to_reference(log_prob_BxGxP: Array, reference_log_prob_BxGxP: Array) -> Array:
-    """The k3 estimate of KL(π ‖ π_ref) at each token: π_ref/π − log(π_ref/π) − 1 ≥ 0, float32 [B, G, P].
+def held_exp(log_ratio: Array) -> Array:
+    """exp(log_ratio), which goes on as a line beyond `MOST_LOG_RATIO`: finite, with a finite gradient, for any ratio.
 
-    Unbiased where the tokens were drawn from π, never negative, and with the gradient 1 − π_ref/π per log-probability.
-    Beyond π_ref/π = exp(MOST_LOG_RATIO) it goes on as a line: DPO drives the worst of a group there, and a run is not
-    to stop because a figure that is only watched became infinite.
+    A policy that has moved far from its proposer, or DPO on the worst of a group, gets there; a run is not to stop
+    because a ratio became infinite, nor a dead group (advantage 0) to be 0 · ∞.
+    """
+    held = jnp.minimum(log_ratio, MOST_LOG_RATIO)
+    return jnp.exp(held) * (1.0 + (log_ratio - held))
+
+
+def k3_penalty(log_prob_BxGxP: Array, reference_log_prob_BxGxP: Array) -> Array:
+    """The k3 term of GRPO at each token: π_ref/π − log(π_ref/π) − 1 ≥ 0, float32 [B, G, P].
+
+    Its value is an unbiased estimate of KL(π ‖ π_ref) where the tokens were drawn from π. Its gradient, 1 − π_ref/π per
+    log-probability, is not that of KL(π ‖ π_ref): over tokens of π it averages to the gradient of KL(π_ref ‖ π). Both
+    are 0 at π = π_ref and nowhere else, with the same curvature there.
     """
     log_ratio = reference_log_prob_BxGxP - log_prob_BxGxP
-    held = jnp.minimum(log_ratio, MOST_LOG_RATIO)
-    return jnp.exp(held) * (1.0 + log_ratio - held) - log_ratio - 1.0
+    return held_exp(log_ratio) - log_ratio - 1.0
 
 
 def clipped_objective(ratio_BxGxP: Array, advantage_BxG: Array, clip: float) -> Array:
@@ -63,7 +73,7 @@ def clipped_objective(ratio_BxGxP: Array, advantage_BxG: Array, clip: float) -> 
 
 def grpo(log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, advantage_BxG: Array, clip: float) -> Array:
     """−PPO's clipped objective on the ratio π/π_old of every token (arXiv 2402.03300), float32 [B, G]."""
-    return -clipped_objective(jnp.exp(log_prob_BxGxP - old_log_prob_BxGxP), advantage_BxG, clip).mean(-1)
+    return -clipped_objective(held_exp(log_prob_BxGxP - old_log_prob_BxGxP), advantage_BxG, clip).mean(-1)
 
 
 def ecpo(log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, advantage_BxG: Array, clip: float, delta: float) -> Array:
@@ -84,7 +94,7 @@ def gbpo(log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, advantage_BxG: Array)
     policy = jax.lax.stop_gradient(log_prob_BxGxP)
     not_taken = jnp.log(jnp.maximum(-jnp.expm1(jnp.minimum(policy, 0.0)), 1e-30))  # log(1 − π)
     bound = jnp.where(advantage_BxG[..., None] >= 0, policy, not_taken)
-    ratio = jnp.exp(log_prob_BxGxP - jnp.maximum(old_log_prob_BxGxP, bound))
+    ratio = held_exp(log_prob_BxGxP - jnp.maximum(old_log_prob_BxGxP, bound))
     return -(ratio * advantage_BxG[..., None]).mean(-1)
 
 
@@ -107,7 +117,7 @@ def dpo(log_prob_BxGxP: Array, reference_log_prob_BxGxP: Array, reward_BxG: Arra
 def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, reference_log_prob_BxGxP: Array,
                 reward_BxG: Array, mask_BxG: Array, *, clip: float = 0.2, delta: float = 0.1, kl: float = 0.0,
                 beta: float = 0.1, advantage_BxG: Array | None = None) -> tuple[Array, dict[str, Array]]:
-    """One of `LOSSES`, plus kl · KL(π ‖ reference), and what to watch.
+    """One of `LOSSES`, plus kl · `k3_penalty`, and what to watch.
 
     Args:
       loss: a name of `LOSSES`.
@@ -115,16 +125,17 @@ def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, ref
       old_log_prob_BxGxP, reference_log_prob_BxGxP: float32, under the policy that proposed the candidates and under
         the reference. With candidates of the reference they are the same.
       reward_BxG: float32, any scale. mask_BxG: bool, candidates that count.
-      clip, delta: ε and δ of GRPO and ECPO. kl: weight of the KL term (DPO has the reference in its own loss and
+      clip, delta: ε and δ of GRPO and ECPO. kl: weight of the penalty (DPO has the reference in its own loss and
         takes none). beta: β of DPO.
       advantage_BxG: advantages from elsewhere (e.g. shaped feedback, −1 … 1) instead of the group-relative ones.
         DPO still compares rewards.
 
     Returns:
-      (float32 scalar, metrics): "policy_loss" (without KL), "kl" (mean k3), "ratio_min", "ratio_max" (π/π_old over
-      all tokens of valid candidates), "clipped" (share of tokens outside 1 ± ε), "reward_mean", "reward_spread" (mean
-      standard deviation within a group), "dead_groups" (of the groups that have candidates, the share that teaches
-      nothing: without spread, or with fewer than two; with given advantages, where all of them are 0), "groups".
+      (float32 scalar, metrics): "policy_loss" (without the penalty), "kl" (mean k3), "ratio_min", "ratio_max"
+      (π/π_old over all tokens of valid candidates, see `held_exp`), "clipped" (share of tokens outside 1 ± ε),
+      "reward_mean", "reward_spread" (mean standard deviation within a group), "dead_groups" (of the groups that have
+      candidates, the share that teaches nothing: without spread, or with fewer than two; with given advantages, where
+      all of them are 0), "groups".
 
     Raises: ValueError for another name.
     """
@@ -150,10 +161,10 @@ def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, ref
                  "gbpo": lambda: gbpo(log_prob, old, advantage),
                  "reinforce": lambda: reinforce(log_prob, advantage)}
         value = over_groups(terms[loss](), mask_BxG)
-    divergence = over_groups(kl_to_reference(log_prob, reference).mean(-1), mask_BxG)
+    divergence = over_groups(k3_penalty(log_prob, reference).mean(-1), mask_BxG)
     total = value if loss == "dpo" else value + kl * divergence
 
-    ratio = jax.lax.stop_gradient(jnp.exp(log_prob - old))
+    ratio = jax.lax.stop_gradient(held_exp(log_prob - old))
     some = mask_BxG.any()
     mean_B = jnp.where(mask_BxG, reward_BxG, 0.0).sum(1) / jnp.maximum(mask_BxG.sum(1), 1)
     spread_BxG = jnp.where(mask_BxG, jnp.square(reward_BxG - mean_B[:, None]), 0.0)

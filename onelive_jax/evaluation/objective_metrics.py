@@ -34,16 +34,19 @@ def calibration(probability_R: np.ndarray, label_R: np.ndarray, bins: int = 10) 
     """How far predicted probabilities are from what happened.
 
     Returns: "ece": expected calibration error, Σ (rows of bin / R) · |mean prediction − mean label| over `bins` bins of
-    equally many rows in the order of the prediction (equal predictions may be split; bins of equal width would hold
-    almost every row of a rare objective in one); "ratio": mean prediction / mean label, None where nothing happened.
+    equally many rows in the order of the prediction (bins of equal width would hold almost every row of a rare
+    objective in one); rows of equal predictions share their mean label, so that their order does not count. "ratio":
+    mean prediction / mean label, None where nothing happened.
     Both None for R = 0.
     """
     probability_R, label_R = _checked(probability_R, label_R)
     if not len(label_R):
         return {"ece": None, "ratio": None}
+    _, tie_R, rows_T = np.unique(probability_R, return_inverse=True, return_counts=True)
+    shared_R = (np.bincount(tie_R, label_R) / rows_T)[tie_R]
     order = np.argsort(probability_R, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
-    gaps = [len(part) * abs(probability_R[part].mean() - label_R[part].mean()) for part in parts]
+    gaps = [len(part) * abs(probability_R[part].mean() - shared_R[part].mean()) for part in parts]
     observed = label_R.mean()
     return {"ece": float(sum(gaps) / len(order)),
             "ratio": float(probability_R.mean() / observed) if observed > 0 else None}

@@ -90,7 +90,7 @@ def make_reward_step(model: RewardModel, tx: optax.GradientTransformation,
 
 def ippo_weights(weight_O: np.ndarray, head_auc_O: list[float | None], score_auc_O: list[float | None], rate: float,
                  limit: float) -> np.ndarray:
-    """The next objective weights, float32 [O] with mean 1; see the top of this file.
+    """The next objective weights, float32 [O] within 1/limit … limit and with mean 1; see the top of this file.
 
     Args:
       weight_O: the weights so far. head_auc_O, score_auc_O: AUC of each objective's own head and of the ensemble's
@@ -102,8 +102,11 @@ def ippo_weights(weight_O: np.ndarray, head_auc_O: list[float | None], score_auc
     lag_O[known] = [h - s for h, s, k in zip(head_auc_O, score_auc_O, known, strict=True) if k]
     lag_O = np.where(known, lag_O - (lag_O[known].mean() if known.any() else 0.0), 0.0)
     moved_O = np.asarray(weight_O, np.float64) * np.exp(rate * lag_O)
-    moved_O = np.clip(moved_O / moved_O.mean(), 1 / limit, limit)
-    return (moved_O / moved_O.mean()).astype(np.float32)
+    low, high = 1 / (limit * moved_O.max()), limit / moved_O.min()  # scales at which all weights are at one bound
+    for _ in range(100):
+        scale = np.sqrt(low * high)
+        low, high = (scale, high) if np.clip(scale * moved_O, 1 / limit, limit).mean() < 1 else (low, scale)
+    return np.clip(high * moved_O, 1 / limit, limit).astype(np.float32)
 
 
 def with_objective_weights(state: RewardState, weight_O: np.ndarray) -> RewardState:

@@ -97,26 +97,26 @@ def power_of_two(count: int) -> int:
 # Nearest codes.
 
 
-def half_norms(centroids_KxD: Array) -> Array:
-    """|c|^2 / 2, float32 [K]: the bias that makes bias - x.c order codes by their distance to x."""
-    return 0.5 * jnp.sum(jnp.square(centroids_KxD), axis=-1)
+def nearest_in_block(points_CxD: Array, centroids_KxD: Array, open_K: Array | None = None) -> Array:
+    """argmin_k |c_k|^2 / 2 - x.c_k over codes that are open (all, unless given), int32 [C]; ties go to the lower code.
 
-
-def nearest_in_block(points_CxD: Array, centroids_KxD: Array, bias_K: Array) -> Array:
-    """argmin_k bias_k - x.c_k, int32 [C]; ties go to the lower code."""
-    codes = centroids_KxD.shape[0]
+    Both sides are centred at the mean centroid: an offset that all points share would cost the digits of the score.
+    """
+    codes, centre_D = centroids_KxD.shape[0], jnp.mean(centroids_KxD, axis=0)
+    centroids_KxD = centroids_KxD - centre_D
+    bias_K = 0.5 * jnp.sum(jnp.square(centroids_KxD), axis=-1)
+    bias_K = bias_K if open_K is None else jnp.where(open_K, bias_K, FULL)
     weights_KxE = jnp.concatenate([-centroids_KxD, bias_K[:, None]], axis=1)
-    inputs_CxE = jnp.concatenate([points_CxD, jnp.ones((points_CxD.shape[0], 1))], axis=1)
+    inputs_CxE = jnp.concatenate([points_CxD - centre_D, jnp.ones((points_CxD.shape[0], 1))], axis=1)
     score_KxC = jnp.einsum("ke,ce->kc", weights_KxE, inputs_CxE, precision=jax.lax.Precision.HIGHEST)
     least_C = jnp.min(score_KxC, axis=0)
     row_Kx1 = jnp.arange(codes, dtype=jnp.float32)[:, None]  # exact: K <= 2^24
     return jnp.min(jnp.where(score_KxC == least_C, row_Kx1, codes - 1.0), axis=0).astype(jnp.int32)
 
 
-def nearest(points_MxCxD: Array, centroids_KxD: Array, bias_K: Array | None = None) -> Array:
-    """Nearest code of every point, int32 [M, C], one block after another. `bias_K`: `half_norms` unless given."""
-    bias_K = half_norms(centroids_KxD) if bias_K is None else bias_K
-    return jax.lax.map(lambda block_CxD: nearest_in_block(block_CxD, centroids_KxD, bias_K), points_MxCxD)
+def nearest(points_MxCxD: Array, centroids_KxD: Array, open_K: Array | None = None) -> Array:
+    """Nearest open code of every point, int32 [M, C], one block after another."""
+    return jax.lax.map(lambda block_CxD: nearest_in_block(block_CxD, centroids_KxD, open_K), points_MxCxD)
 
 
 def distances(points: Array, centroids_KxD: Array, code: Array) -> Array:
@@ -270,7 +270,7 @@ def bounded(blocks: Blocks, centroids_KxD: Array, capacity: int) -> Array:
 
 
 def _bounded(blocks: Blocks, centroids_KxD: Array, capacity: int) -> Array:
-    codes, bias_K, shape = centroids_KxD.shape[0], half_norms(centroids_KxD), blocks.points.shape[:2]
+    codes, shape = centroids_KxD.shape[0], blocks.points.shape[:2]
 
     def waiting(state):
         code_MxC, _ = state
@@ -278,7 +278,7 @@ def _bounded(blocks: Blocks, centroids_KxD: Array, capacity: int) -> Array:
 
     def offers(state):
         code_MxC, room_K = state
-        wish_MxC = nearest(blocks.points, centroids_KxD, jnp.where(room_K > 0, bias_K, FULL))
+        wish_MxC = nearest(blocks.points, centroids_KxD, room_K > 0)
         distance_N = blocks.flat(distances(blocks.points, centroids_KxD, wish_MxC))
         wish_N = blocks.flat(jnp.where(code_MxC < 0, wish_MxC, codes))  # code K: asks for nothing
         order_N = jnp.lexsort((distance_N, wish_N))

@@ -229,12 +229,10 @@ def _padded(points_NxD, chunk: int) -> Array:
 
 @jax.jit
 def _encode(centroids_LxKxD: Array, points_MxCxD: Array) -> Array:
-    bias_LxK = jax.vmap(kmeans.half_norms)(centroids_LxKxD)
-
     def block(points_CxD):
         columns = []
-        for level_KxD, bias_K in zip(centroids_LxKxD, bias_LxK, strict=True):
-            code_C = kmeans.nearest_in_block(points_CxD, level_KxD, bias_K)
+        for level_KxD in centroids_LxKxD:
+            code_C = kmeans.nearest_in_block(points_CxD, level_KxD)
             points_CxD = points_CxD - level_KxD[code_C]
             columns.append(code_C)
         return jnp.stack(columns, axis=-1)

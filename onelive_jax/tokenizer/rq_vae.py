@@ -93,7 +93,7 @@ def init(points_NxX, settings: Settings, key: Array) -> State:
     left, centroids = encoder.apply({"params": params["encoder"]}, jnp.asarray(points_NxX)), []
     for level_key in level_keys:
         level_KxE = left[jax.random.choice(level_key, len(left), (s.codes,), replace=len(left) < s.codes)]
-        left = left - level_KxE[kmeans.nearest_in_block(left, level_KxE, kmeans.half_norms(level_KxE))]
+        left = left - level_KxE[kmeans.nearest_in_block(left, level_KxE)]
         centroids.append(level_KxE)
     centroids_LxKxE = jnp.stack(centroids)
     return State(params, _optimizer(s).init(params), centroids_LxKxE, centroids_LxKxE * size,
@@ -107,7 +107,7 @@ def quantize(centroids_LxKxE: Array, z_BxE: Array) -> tuple[Array, Array, Array]
     """
     left, codes, residuals = z_BxE, [], []
     for level_KxE in jax.lax.stop_gradient(centroids_LxKxE):
-        code_B = kmeans.nearest_in_block(jax.lax.stop_gradient(left), level_KxE, kmeans.half_norms(level_KxE))
+        code_B = kmeans.nearest_in_block(jax.lax.stop_gradient(left), level_KxE)
         residuals.append(left)
         left = left - level_KxE[code_B]
         codes.append(code_B)

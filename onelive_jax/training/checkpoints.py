@@ -209,17 +209,20 @@ class Checkpoints:
             self._manager.close()
 
 
-def restore_params(folder: str | Path, target: Any = None, step: int | None = None) -> Any:
+def restore_params(folder: str | Path, target: Any = None, step: int | None = None,
+                   settings: Mapping[str, Any] | None = None) -> Any:
     """Restores parameters alone, without optimizer or iterator.
 
     Args:
       folder: a run's folder of checkpoints.
       target: tree of arrays or `jax.ShapeDtypeStruct`s with shardings; None gives NumPy arrays on the host.
       step: which checkpoint; when None the newest whose parameters are whole (`Checkpoints.best_step` tells the best).
+      settings: those that the checkpoint must have been saved with; None: not compared.
 
     Raises:
       FileNotFoundError: there is no (such) checkpoint.
-      ValueError: no checkpoint is whole, or its arrays have other names or shapes than the target.
+      ValueError: no checkpoint is whole or that of the step is damaged, it was saved with other settings (names them),
+        or its arrays have other names or shapes than the target.
     """
     folder = Path(folder).resolve()
     steps = _steps(folder)
@@ -229,8 +232,16 @@ def restore_params(folder: str | Path, target: Any = None, step: int | None = No
             raise ValueError(f"no checkpoint in {folder} is whole: {', '.join(map(str, steps))} are all damaged")
     step = _existing_step(folder, steps, step)
     path = folder / str(step) / "params"
+    try:
+        saved = _read_json(folder / str(step) / "meta")["settings"]
+        changed = "" if settings is None else differing(saved, settings)
+        arrays = _read_arrays(path) if target is None else None
+    except UNREADABLE as error:
+        raise ValueError(f"{folder / str(step)} is damaged ({_first_line(error)})") from error
+    if changed:
+        raise ValueError(f"{folder / str(step)} is a checkpoint of another run ({changed})")
     if target is None:
-        return _read_arrays(path)
+        return arrays
     _check_shapes(target, path)
     return ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(_abstract(target)))
 
@@ -275,17 +286,23 @@ def load_artifact(folder: str | Path, kind: str, version: int) -> tuple[Any, dic
 
     Raises:
       FileNotFoundError: there is no artifact in the folder.
-      ValueError: it is of another kind or version.
+      ValueError: it is damaged, or of another kind or version.
     """
     folder = Path(folder).resolve()
     if not (folder / "arrays").is_dir() or not (folder / "meta").is_dir():
         raise FileNotFoundError(f"{folder} holds no saved {kind}; run the stage that writes it first")
-    meta = _read_json(folder / "meta")
-    found = (meta["kind"], meta["version"])
+    try:
+        meta = _read_json(folder / "meta")
+        found = (meta["kind"], meta["version"])
+    except UNREADABLE as error:
+        raise ValueError(f"{folder} is damaged (meta: {_first_line(error)})") from error
     if found != (kind, version):
         raise ValueError(f"{folder} holds {found[0]!r} version {found[1]}, but {kind!r} version {version} is needed; "
                          "run the stage that writes it again")
-    return _read_arrays(folder / "arrays"), meta
+    try:
+        return _read_arrays(folder / "arrays"), meta
+    except UNREADABLE as error:
+        raise ValueError(f"{folder} is damaged (arrays: {_first_line(error)})") from error
 
 
 def _steps(folder: Path) -> list[int]:

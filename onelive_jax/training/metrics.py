@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,13 @@ class MetricWriter:
             self._file.write(json.dumps({"step": int(step), **values}) + "\n")
             self._file.flush()
         if self._tensorboard is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._tensorboard.add_scalar(name, value, int(step))
+            with explain_full_disk(self.folder, "TensorBoard's event file"):
+                self._tensorboard(int(step), values)
 
     def close(self) -> None:
+        """Closes the file of metrics. Nothing is held back: all lines and events are on disk already."""
         if self._file is not None:
             self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
 
 class OneStepLate:
@@ -173,12 +172,32 @@ def _truncate(path: Path, resume_step: int) -> None:
 _reported_missing: list[str] = []
 
 
-def _tensorboard(folder: Path, resume_step: int) -> Any:
+def _tensorboard(folder: Path, resume_step: int) -> Callable[[int, Mapping[str, float | None]], None] | None:
+    """A function (step, values) that writes an event; None without tensorboardX.
+
+    tensorboardX's SummaryWriter hands events to a thread by a bounded queue: on a full disk the thread dies, and the
+    next write waits for ever. Its synchronous writer raises.
+    """
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
     except ImportError:
         if not _reported_missing:
             _reported_missing.append("tensorboardX")
             logger.warning("tensorboardX is not installed: metrics go to %s only (pip install tensorboardX)", FILE)
         return None
-    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+    with explain_full_disk(folder, "TensorBoard's event file"):
+        writer = EventsWriter(str(folder / "events"))
+        if resume_step:  # TensorBoard hides what an earlier process wrote of later steps
+            writer.write_event(Event(wall_time=time.time(), step=resume_step + 1,
+                                     session_log=SessionLog(status=SessionLog.START)))
+        writer.flush()
+
+    def write(step: int, values: Mapping[str, float | None]) -> None:
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()
+                                 if value is not None])
+        writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        writer.flush()
+
+    return write

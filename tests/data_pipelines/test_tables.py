@@ -181,6 +181,13 @@ def test_damaged_files_are_named(tmp_path):
         tables_lib.load(tmp_path)
 
 
+def test_a_table_that_is_not_the_one_that_was_written_is_named(tmp_path):
+    tables_lib.save(small(), tmp_path)
+    small().users.with_columns(source_id=pl.lit("x")).write_parquet(tmp_path / "users.parquet")
+    with pytest.raises(ValueError, match="users.parquet is damaged: its checksum is not that of report.json"):
+        tables_lib.load(tmp_path)
+
+
 def test_a_table_may_lie_in_shards(tmp_path):
     tables_lib.save(small(), tmp_path)
     log = small().interactions

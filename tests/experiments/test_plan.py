@@ -138,5 +138,5 @@ def test_the_command_plans_training_and_decoding_on_eight_devices(tmp_path):
     assert decode["flops_per_device"] == decode["flops_per_example"]  # eight requests, eight devices
 
     wrong = subprocess.run([*command, "--batch=12"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert "--batch=12 and --requests=8 must be multiples of data x fsdp = 4" in wrong.stdout + wrong.stderr

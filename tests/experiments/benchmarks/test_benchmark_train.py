@@ -17,13 +17,21 @@ from experiments.benchmarks import report as report_of
 from experiments.benchmarks import train
 from experiments.benchmarks.problem import make_model, random_batch
 from experiments.benchmarks.train import Setting
-from onelive_jax.config import DecodingConfig
+from onelive_jax import presets
+from onelive_jax.config import DecodingConfig, ModelConfig
 from onelive_jax.decoding import live_index
 from onelive_jax.training import flops
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = Setting(preset="tiny", batch=4, history=5, authors=40, contrasted=6, rooms=24, beams=4, repeats=3, steps=2)
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Less to compile than the preset has."""
+    monkeypatch.setitem(presets.PRESETS, "tiny", ModelConfig(dim=16, num_layers=1, num_heads=2, num_groups=1,
+                                                             mlp_dim=24, mtp=False))
 
 
 def make_report(what: str, setting: Setting) -> dict:

@@ -123,6 +123,8 @@ def test_seed_is_short_for_config_seed(parse):
     (["--config.data.valid_hours=inf"], ["config.data.valid_hours", "finite"]),
     (["--config.data.source=twich"], ["config.data.source", "'twitch'"]),
     (["--seed=-1"], ["--seed=-1"]),
+    (["--seed=9223372036854775808"], ["9223372036854775808", "0"]),
+    (["--config.training.batch_size=1000000000000"], ["batch_size", "1048576"]),
     (["--wrkdir=x"], ["wrkdir", "workdir"]),
     (["twitch.csv"], ["twitch.csv", "--name=value"]),
 ])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.common.tables import interval, number, table
+from experiments.common.tables import interval, number, printable, table
 from experiments.stages.evaluate import format_ranking
 from experiments.stages.reward import format_report
 from onelive_jax.evaluation import objective_metrics, ranking_metrics
@@ -13,6 +13,11 @@ def test_names_stand_left_and_numbers_right():
         "name      value", "------  -------", "a          1.50", "longer", "7         10.25"]
     assert (number(None), number(12345), number(0.12345), number(0.5, "+.1%")) == ("-", "12,345", "0.123", "+50.0%")
     assert (interval(None), interval((0.1, 0.25))) == ("-", "0.100 … 0.250")
+
+
+def test_what_strangers_write_never_steers_a_terminal():
+    assert table(["room"], [["\x1b]0;x\x07\n"]]).splitlines()[-1] == r"\x1b]0;x\x07\n"
+    assert printable("a\x1b[31mb\u202ec\n主播 👩\u200d🚀") == "a\\x1b[31mb\\u202ec\n主播 👩\u200d🚀"
 
 
 def test_rankers_in_a_table_with_empty_groups():

@@ -30,5 +30,5 @@ def test_a_run_that_is_killed_twice_ends_as_if_it_had_not_been(tmp_path):
     shutil.rmtree(other / "supervised" / "8")
     shutil.copytree(other / "supervised" / "6", other / "supervised" / "8")
     found = kill_and_resume.differences(straight, other, 8)
-    assert "['data']['iterator']" in found
+    assert "['data']['iterator']['next_index']" in found
     assert any(name.startswith("['params']") for name in found)

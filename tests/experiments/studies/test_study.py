@@ -82,7 +82,7 @@ def test_variants_share_one_tokenizer_unless_they_change_it(finished, make_confi
     assert own.tokenizer.encoder.books.codes == 3
     jax.tree.map(np.testing.assert_array_equal, own.tokenizer.encoder.towers.params,
                  plain.tokenizer.encoder.towers.params)
-    assert [each.books.codes for each in trained] == [4, 3]
+    assert [each.encoder.books.codes for each in trained] == [4, 3]
 
 
 def test_the_table_of_an_ablation(finished, make_config):

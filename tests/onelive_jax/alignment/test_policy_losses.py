@@ -44,6 +44,32 @@ def test_rounding_errors_of_equal_rewards_are_no_spread():
     assert not advantage.any()
 
 
+def test_spread_is_relative_to_the_rewards():
+    # 1000.1 is no float32: the mean of seven of them differs from them by rounding, and tells nothing apart.
+    reward = jnp.stack([jnp.full(7, 1000.1), jnp.full(7, -1000.1), jnp.arange(7) * 1e-9])
+    advantage, dead = policy_losses.group_advantages(reward, jnp.ones((3, 7), bool))
+    assert dead.tolist() == [True, True, False]
+    np.testing.assert_allclose(advantage[2], (np.arange(7) - 3) / 2, rtol=1e-5)  # the variance of 0 … 6 is 4
+
+
+@pytest.mark.parametrize("loss", ["grpo", "ecpo", "gbpo"])
+def test_a_policy_93_nats_above_its_proposer_gives_finite_numbers(loss):
+    """One group in which the first candidate is far and bad, and a dead one in which all are far."""
+    log_prob = jnp.array([[[93.0], [0.0]], [[93.0], [93.0]]]) - 93.0
+    value, gradient = jax.value_and_grad(
+        lambda x: policy_loss(loss, x, jnp.full((2, 2, 1), -93.0), x, jnp.array([[1.0, 3.0], [2.0, 2.0]]),
+                              jnp.ones((2, 2), bool))[0])(log_prob)
+    metrics = policy_loss(loss, log_prob, jnp.full((2, 2, 1), -93.0), log_prob, jnp.array([[1.0, 3.0], [2.0, 2.0]]),
+                          jnp.ones((2, 2), bool))[1]
+    # e^20 (1 + 93 - 20) in place of e^93, with slope e^20; the good one has ratio 1, and the group weighs a half.
+    np.testing.assert_allclose(metrics["ratio_max"], 74 * np.exp(20), rtol=1e-5)
+    # GBPO holds the proposer at 1 - π, which is 1e-30 at least: 69 nats.
+    bad = {"grpo": 74 * np.exp(20), "ecpo": 1.3, "gbpo": (1 + np.log(1e30) - 20) * np.exp(20)}[loss]
+    slope = {"grpo": np.exp(20), "ecpo": 1.3, "gbpo": np.exp(20)}[loss]
+    np.testing.assert_allclose([value, gradient[0, 0, 0]], [(bad - 1) / 4, slope / 4], rtol=1e-5)
+    np.testing.assert_array_equal(gradient[1], 0)
+
+
 def test_grpo_by_hand():
     # Ratios 1.5, 0.5 of the good candidate and 1.1, 0.5 of the bad one, clipped to 0.8 … 1.2:
     #   good: min(1.5, 1.2) = 1.2 (clipped), min(0.5, 0.8) = 0.5;     mean 0.85
@@ -59,10 +85,10 @@ def test_grpo_by_hand():
 
 def test_kl_by_hand():
     # k3 with π_ref/π = 2: 2 - log 2 - 1 = 0.306853, gradient 1 - 2 = -1; with 1/2: 1/2 + log 2 - 1 = 0.193147, 1/2.
-    kl = policy_losses.kl_to_reference(jnp.log(jnp.array([0.2, 0.4])), jnp.log(jnp.array([0.4, 0.2])))
+    kl = policy_losses.k3_penalty(jnp.log(jnp.array([0.2, 0.4])), jnp.log(jnp.array([0.4, 0.2])))
     np.testing.assert_allclose(kl, [0.306853, 0.193147], rtol=1e-5)
     # Where the policy has all but given a token up: finite, and the gradient of exp(20) pulls it back.
-    far, slope = jax.value_and_grad(lambda x: policy_losses.kl_to_reference(x, jnp.float32(0.0)))(jnp.float32(-500.0))
+    far, slope = jax.value_and_grad(lambda x: policy_losses.k3_penalty(x, jnp.float32(0.0)))(jnp.float32(-500.0))
     np.testing.assert_allclose([far, slope], [481 * np.exp(20), -np.exp(20)], rtol=1e-5)
     # Equal rewards leave the KL alone: 10 · mean over 2 candidates of 1 token; gradients 10 · (-1, 1/2) / 2.
     value, gradient, metrics = value_and_gradient("grpo", [[[0.2], [0.4]]], [[[0.2], [0.4]]], [[[0.4], [0.2]]], kl=10.0,

@@ -49,6 +49,12 @@ def test_calibration_by_hand():
     assert figures == {"ece": pytest.approx(0.25), "ratio": pytest.approx(0.5 / 0.75)}
 
 
+def test_the_order_of_rows_with_equal_predictions_does_not_count():
+    label = np.arange(100) < 50
+    for order in (np.arange(100), np.arange(100)[::-1], np.random.default_rng(0).permutation(100)):
+        assert metrics.calibration(np.full(100, 0.5), label[order])["ece"] == pytest.approx(0, abs=1e-12)
+
+
 def test_bad_rows_are_named():
     with pytest.raises(ValueError, match="row 1: score 0.5 must be finite and label 3.0 in 0 … 1"):
         metrics.auc([0.1, 0.5], [0, 3])

@@ -85,8 +85,10 @@ def test_ippo_by_hand():
     weight = np.ones(2)
     for _ in range(20):
         weight = reward_step.ippo_weights(weight, [0.9, 0.9], [0.9, 0.5], rate=10.0, limit=4.0)
-    np.testing.assert_allclose(weight[1] / weight[0], 8, rtol=0.1)
-    assert weight.mean() == pytest.approx(1)
+    np.testing.assert_allclose(weight, [1 / 4, 7 / 4], rtol=1e-6)
+    # Five objectives, one far ahead: 2 and four of 3/4, not 2.909 and so on, which a mean of 1 made of a clipped 2.
+    weight = reward_step.ippo_weights(np.ones(5), [0.9] * 5, [0.1] + [0.9] * 4, rate=10.0, limit=2.0)
+    np.testing.assert_allclose(weight, [2, 3 / 4, 3 / 4, 3 / 4, 3 / 4], rtol=1e-6)
 
 
 def test_the_author_table_starts_from_the_tokenizer():

@@ -233,6 +233,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(two_steps, tmp_path
     assert sorted(entry.name for entry in folder.iterdir()) == ["1", "2", "2.damaged"]
 
 
+def test_a_checkpoint_of_another_run_and_a_damaged_one_are_named(two_steps, tmp_path):
+    assert checkpoints.restore_params(two_steps, step=2, settings=SETTINGS)["b"].shape == (3,)
+    with pytest.raises(ValueError, match="/2 is a checkpoint of another run .seed: 0 then, 1 now"):
+        checkpoints.restore_params(two_steps, step=2, settings=SETTINGS | {"seed": 1})
+    shutil.copytree(two_steps, tmp_path / "run")
+    damage(tmp_path / "run" / "2", "zeros in an array")
+    with pytest.raises(ValueError, match="run/2 is damaged"):
+        checkpoints.restore_params(tmp_path / "run", step=2)
+
+
 def test_parameters_alone_come_from_the_newest_whole_checkpoint(two_steps, tmp_path, caplog):
     shutil.copytree(two_steps, tmp_path / "run")
     damage(tmp_path / "run" / "2", "half of an array")  # of the optimizer's

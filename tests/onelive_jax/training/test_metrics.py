@@ -3,11 +3,13 @@
 import builtins
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from onelive_jax.training import metrics
 
@@ -70,13 +72,48 @@ def test_a_number_that_is_none_stops_with_step_and_metric(tmp_path, value):
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, *args: seen.append(args))
-    with metrics.MetricWriter(tmp_path) as writer:
+def events(folder):
+    """The events of the only event file. A record: length uint64, its checksum uint32, the event, its checksum."""
+    (file,) = folder.glob("events.out.tfevents*")
+    data, found = file.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        found.append(Event.FromString(data[12:12 + length]))
+        data = data[16 + length:]
+    return found
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    with metrics.MetricWriter(tmp_path, resume_step=4) as writer:
         writer.write(5, {"train/loss": 2.0, "valid/new": None})
-    assert seen == [("train/loss", 2.0, 5)]
-    assert list(tmp_path.glob("events.out.tfevents*"))
+        first, purge, event = events(tmp_path)  # on disk before it is closed
+    assert first.file_version == "brain.Event:2"
+    assert (purge.step, purge.session_log.status) == (5, 1)
+    assert (event.step, [(v.tag, v.simple_value) for v in event.summary.value]) == (5, [("train/loss", 2.0)])
+
+
+FILL = """
+import resource, signal, sys
+from onelive_jax.training import metrics
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+writer = metrics.MetricWriter(sys.argv[1])
+if sys.argv[2] == "events":
+    writer._file = open("/dev/null", "w")  # else the other file is full first
+try:
+    for step in range(400):
+        writer.write(step, {"train/loss": 1.0, "train/accuracy": 2.0})
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "events"])
+def test_a_file_that_may_not_grow_is_told_and_never_waited_for(tmp_path, file):
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path), file], capture_output=True, text=True,
+                          timeout=300, cwd=Path(__file__).parents[3])
+    name = {"metrics.jsonl": file, "events": "TensorBoard's event file"}[file]
+    assert f"File too large: {name} could not be written to {tmp_path}" in done.stdout, done.stderr
 
 
 def test_without_tensorboard_it_is_said_once(tmp_path, monkeypatch, caplog):
