@@ -1,13 +1,16 @@
 """Which rooms now? The best rooms on air for a person at a moment, from a trained workdir."""
 
+import time
 
 import numpy as np
+import polars as pl
 
 from data_pipelines.readers.twitch import ROUND_MS
 from data_pipelines.tables import moment as date
 from experiments.common.log import Log
 from experiments.common.tables import table
 from experiments.common.tower_scores import TowerScores
+from experiments.server.service import Query, Service
 from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import Recommender
 from onelive_jax.serving.catalogue import LiveCatalogue
@@ -46,6 +49,21 @@ def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: in
              "score": round(float(s), 4), "codes": c.tolist(), "views": int((seen == a).sum()),
              "viewers": int(viewers[int(a)])}
             for i, (a, r, s, c) in enumerate(zip(author, room, score, codes, strict=True))]
+
+
+def everybody(service: Service, time_ms: int, k: int) -> tuple[pl.DataFrame, float]:
+    """(user, rank, room, author, score, viewers of everybody whom the service knows; seconds without compilation)."""
+    service.warm_up()
+    people, size, parts = service.state.users.names, service.config.serving.max_batch, []
+    began = time.perf_counter()
+    for low in range(0, len(people), size):
+        some = people[low:low + size]
+        for user, answer in zip(some, service.recommend([Query(user, k) for user in some], time_ms), strict=True):
+            parts += [(user, rank, room.room, room.author, room.score, room.viewers)
+                      for rank, room in enumerate(answer.rooms, 1)]
+    schema = {"user": pl.String, "rank": pl.Int32, "room": pl.String, "author": pl.String, "score": pl.Float32,
+              "viewers": pl.Int32}
+    return pl.DataFrame(parts, schema, orient="row"), time.perf_counter() - began
 
 
 def format_rooms(rooms: list[dict]) -> str:
