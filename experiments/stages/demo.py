@@ -31,8 +31,8 @@ def show_people(trained: Trained, config: Config) -> dict[str, list[dict]]:
     for user in busiest.tolist():
         rooms = recommend(config, log, trained.tokenizer.ids, rank, trained.params, user, evening, ties)
         people[log.tables.users["source_id"][user]] = rooms
-        print(f"\nThe {ROOMS} best rooms for person {printable(log.tables.users['source_id'][user])}, three hours before "
-              "the end of the log:\n")
+        name = printable(log.tables.users["source_id"][user])
+        print(f"\nThe {ROOMS} best rooms for person {name}, three hours before the end of the log:\n")
         print(format_rooms(rooms))
     return people
 
