@@ -76,6 +76,15 @@ def main_first(marker: Path) -> Iterator[None]:
         marker.unlink()
 
 
+@contextlib.contextmanager
+def stage(title: str) -> Iterator[None]:
+    """A heading before a stage, and the time spent in it behind."""
+    logger.info("== %s", title)
+    started = time.perf_counter()
+    yield
+    logger.info("== %s: %.0f s", title, time.perf_counter() - started)
+
+
 def progress(name: str, total: int, done: int) -> tqdm:
     """A progress bar in steps: of process 0, on a terminal."""
     return tqdm(total=total, initial=done, desc=name, unit="step", disable=None if is_main() else True)

@@ -1,7 +1,7 @@
 """Text tables: every command prints its rows through `table`."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -32,6 +32,11 @@ def printable(text: str, kept: str = "\n") -> str:
 def number(value: float | None, form: str = ".3f") -> str:
     """A figure, "-" where it is not defined; whole numbers with separators."""
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:{form}}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts by name in one line; those of 0 are left out."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
 
 
 def interval(bounds: Sequence[float] | None, form: str = ".3f") -> str:

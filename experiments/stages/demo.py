@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common import played
+from experiments.common import distributed, played
+from experiments.common.tables import printable
 from experiments.common.tower_scores import tie_breaker
 from experiments.stages import ab_test
 from experiments.stages.policy import format_curve, train_policy
@@ -30,8 +31,8 @@ def show_people(trained: Trained, config: Config) -> dict[str, list[dict]]:
     for user in busiest.tolist():
         rooms = recommend(config, log, trained.tokenizer.ids, rank, trained.params, user, evening, ties)
         people[log.tables.users["source_id"][user]] = rooms
-        print(f"\nThe {ROOMS} best rooms for person {log.tables.users['source_id'][user]}, three hours before the end "
-              "of the log:\n")
+        name = printable(log.tables.users["source_id"][user])
+        print(f"\nThe {ROOMS} best rooms for person {name}, three hours before the end of the log:\n")
         print(format_rooms(rooms))
     return people
 
@@ -39,9 +40,11 @@ def show_people(trained: Trained, config: Config) -> dict[str, list[dict]]:
 def align_and_play(trained: Trained, config: Config, workdir: Path) -> None:
     """A reward model, a short alignment, and both models played against each other on the days after the log."""
     log, tokenizer = trained.log, trained.tokenizer
-    _, _, reward = train_reward(config, workdir, log, tokenizer)
+    with distributed.stage("reward model"):
+        _, _, reward = train_reward(config, workdir, log, tokenizer)
     print("\nThe reward model on validation rows:\n\n" + format_report(reward))
-    model, params, policy = train_policy(config, workdir, log, tokenizer, workdir / "supervised")
+    with distributed.stage("alignment"):
+        model, params, policy = train_policy(config, workdir, log, tokenizer, workdir / "supervised")
     print("\nAlignment, judged on validation:\n\n" + format_curve(policy))
     platform = played.make_platform(config, log)
     ranking, asked = played.ranking(model, config, log, platform, tokenizer), platform.requests(REQUESTS, 0)

@@ -15,7 +15,7 @@ from data_pipelines.batches.loader import training_batches
 from data_pipelines.log import tasks
 from experiments.common import distributed, scoring
 from experiments.common.log import Log
-from experiments.common.tables import table
+from experiments.common.tables import counted, table
 from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record
 from experiments.stages.reward import load_reward, reward_settings
 from experiments.stages.supervised import load_params, make_model, stage_settings
@@ -163,7 +163,7 @@ def alignment_batches(config: Config, log: Log, tokenizer: Tokenizer,
         pairs = PairMaker(FeedbackMaker(maker, shown, config.reward.candidates))
         source, groups, shares = pairs, (pairs.with_target,), (1.0,)
         left_out = shown.counts | {"requests without a click": int(shown.user.size - pairs.with_target.size)}
-        logger.info("feedback of the training period: %s", left_out)
+        logger.info("feedback of the training period: %s", counted(left_out))
     else:
         views = training.training_views
         there = maker.shown_by_others(views)

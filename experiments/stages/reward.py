@@ -12,7 +12,7 @@ from data_pipelines.batches.feedback import FeedbackMaker, objectives_of, read_s
 from data_pipelines.batches.loader import training_batches
 from experiments.common import distributed
 from experiments.common.log import Log
-from experiments.common.tables import number, table
+from experiments.common.tables import counted, number, table
 from experiments.common.workdir import flat, is_done, mark_done, read_record
 from experiments.stages.supervised import load_params, stage_settings
 from experiments.stages.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
     training = log.training_part()
     shown = read_shown(log.tables, training.presence, model.objectives, config.data.long_view_seconds,
                        to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
-    logger.info("feedback of the training period: %s", shown.counts)
+    logger.info("feedback of the training period: %s", counted(shown.counts))
     maker = FeedbackMaker(training.batch_maker(tokenizer.ids, config), shown, c.candidates)
     mesh = partitioning.make_mesh(config.mesh)
     batches = training_batches(maker, (np.arange(shown.user.size),), (1.0,), c.batch_size, config.seed,

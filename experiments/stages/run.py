@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from experiments.common import scoring
+from experiments.common import distributed, scoring
 from experiments.common.log import Log, prepare
 from experiments.common.workdir import save_config
 from experiments.reports import run_page
@@ -30,18 +30,22 @@ class Trained:
 
 def run(config: Config, workdir: Path) -> Trained:
     """All stages; returns what they made. The report is W/report.json."""
-    log = prepare(config, workdir)
-    for split, protocol in (("validation", "strict"), *(("test", protocol) for protocol in scoring.PROTOCOLS)):
-        scoring.targets(log, config, split, protocol)  # a period without targets is better told before training
-    tokenizer = train_tokenizer(config, workdir, log)
-    model, params, figures = train_supervised(config, workdir, log, tokenizer)
+    with distributed.stage("the log"):
+        log = prepare(config, workdir)
+        for split, protocol in (("validation", "strict"), *(("test", protocol) for protocol in scoring.PROTOCOLS)):
+            scoring.targets(log, config, split, protocol)  # a period without targets is better told before training
+    with distributed.stage("tokenizer"):
+        tokenizer = train_tokenizer(config, workdir, log)
+    with distributed.stage("supervised training"):
+        model, params, figures = train_supervised(config, workdir, log, tokenizer)
     save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with
-    maker = log.batch_maker(tokenizer.ids, config)
-    placed, placed_params = scoring.on_all_devices(config, maker, model, params)
-    rank = scoring.make_ranker(placed, config, tokenizer, log)
-    weights = evaluate.tuned_weights(config, log)
-    results = {protocol: evaluate.evaluate(config, log, rank, placed_params, maker, "test", protocol, weights)
-               for protocol in scoring.PROTOCOLS}
+    with distributed.stage("evaluation"):
+        maker = log.batch_maker(tokenizer.ids, config)
+        placed, placed_params = scoring.on_all_devices(config, maker, model, params)
+        rank = scoring.make_ranker(placed, config, tokenizer, log)
+        weights = evaluate.tuned_weights(config, log)
+        results = {protocol: evaluate.evaluate(config, log, rank, placed_params, maker, "test", protocol, weights)
+                   for protocol in scoring.PROTOCOLS}
     strict, differences, _ = results["strict"]
     report = {
         "protocols": {protocol: rows["onelive"] for protocol, (rows, _, _) in results.items()},

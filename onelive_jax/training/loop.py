@@ -132,9 +132,15 @@ class Run:
 
         Raises: Stopped, after a checkpoint, where the process was asked to stop. FloatingPointError: a metric is NaN.
         """
-        for step in range(int(state.step) + 1, (until or self.schedule.steps) + 1):
+        first = int(state.step) + 1
+        for step in range(first, (until or self.schedule.steps) + 1):
             self._profiler.before(step, state)
+            compiling = step == first and not self.clock.steps
+            if compiling:
+                self._bar.set_postfix_str("compiling…")
             state, metrics = step_fn(step, state, next(batches))
+            if compiling:
+                self._bar.set_postfix_str("", refresh=False)
             self._late.push(step, metrics)
             self.clock.tick(state)
             self._bar.update(1)
