@@ -7,7 +7,7 @@ import polars as pl
 
 from data_pipelines.tables import HOUR_MS, Tables, moment
 
-STRAY_SHARE, STRAY_GAP = 1e-3, 0.1
+STRAY_SHARE = 1e-3
 
 
 class Split(NamedTuple):
@@ -25,7 +25,7 @@ def split_times(tables: Tables, valid_hours: float, test_hours: float) -> Split:
     """The boundaries of train, validation and test, counted back from the last start of a view or impression.
 
     A tick after it, to be exact: what all times between starts are multiples of (a round, where times are rounds), an
-    hour at most. Starts that are few (STRAY_SHARE) and come after a silence of a day and of STRAY_GAP of the log do not
+    hour at most. Starts that are few (STRAY_SHARE) and come after a silence of three days and a tenth of the log do not
     count: one mistyped date must not leave the test period empty. `periods` names them.
 
     Raises:
@@ -40,7 +40,7 @@ def split_times(tables: Tables, valid_hours: float, test_hours: float) -> Split:
     stop = log["start_ms"] + log["watch_ms"]
     few = max(int(len(start) * STRAY_SHARE), 1) if len(start) >= 20 else 0
     silence = start[-few - 1:].diff(null_behavior="drop")
-    limit = max(24 * HOUR_MS, STRAY_GAP * (start[-few - 1] - start[0]))
+    limit = max(72 * HOUR_MS, (start[-few - 1] - start[0]) // 10)
     after = int((silence > limit).arg_max()) if few and (silence > limit).any() else few
     tick = int(np.gcd.reduce(start.to_numpy() - start[0])) or 1
     end = start[len(start) - few - 1 + after] + min(tick, HOUR_MS)

@@ -76,7 +76,8 @@ def prepare(config: Config, workdir: Path) -> Log:
     """Reads the log of `config.data`, once a workdir, and returns it ready for use."""
     folder = workdir / "data"
     settings = data_settings(config)
-    if is_done(folder, settings):
+    fresh = not is_done(folder, settings)
+    if not fresh:
         check_unchanged(config, folder)
         log = tables.load(folder)
     else:
@@ -91,8 +92,9 @@ def prepare(config: Config, workdir: Path) -> Log:
     arrays = store.load_timelines(workdir / "examples")
     views = Timelines.from_arrays(arrays)
     split = split_times(log, config.data.valid_hours, config.data.test_hours)
-    for line in periods(log, split, config.data.utc_offset_hours):
-        logger.info("%s", line)
+    if fresh:
+        for line in periods(log, split, config.data.utc_offset_hours):
+            logger.info("%s", line)
     lifetimes = true_lifetimes(log, split.end_ms)
     return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes,
                other_timelines(log, arrays), outcomes_of(arrays, config.data.long_view_seconds))

@@ -101,7 +101,7 @@ def test_twitch_goes_through(twitch, rounds):
     data = report["data"]
     assert data["rows_read"] == len(rounds) + 8
     assert data["rows_kept"] == len(rounds)
-    assert data["dropped"] == {"repeated row": 5, "stop <= start": 3}
+    assert data["dropped"] == {"repeated row": 5, "stop_time <= start": 3}
     assert any("overlaps" in note for note in data["notes"])
     assert any("'language'" in note for note in data["notes"])
     assert from_json((workdir / "config.json").read_text()) == config
@@ -113,7 +113,7 @@ def test_what_was_dropped_is_printed(twitch, capsys):
     print_report(trained, workdir)
     printed = capsys.readouterr().out
     assert "dropped 5: repeated row" in printed
-    assert "dropped 3: stop <= start" in printed
+    assert "dropped 3: stop_time <= start" in printed
     assert "strict protocol" in printed
 
 
