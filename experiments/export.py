@@ -9,6 +9,7 @@
 docs/serving.md shows how it is loaded without this project.
 """
 
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -31,6 +32,8 @@ def main(config: Config, workdir: Path) -> None:
     from onelive_jax.files import write_json, write_whole
 
     values = absl_flags.FLAGS
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ValueError("the artefact is kept by flatbuffers: pip install -r requirements/serve.txt")
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
     model, params, _ = load_supervised(config, workdir, log)

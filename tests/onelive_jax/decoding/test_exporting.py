@@ -1,11 +1,14 @@
 """A recommender that was exported answers as the one it was made of, and decoding lowers for every platform."""
 
 import numpy as np
+import pytest
 from jax import export
 
 from onelive_jax.decoding import exporting, live_index
 from onelive_jax.decoding.recommend import make_recommender
 from tests.onelive_jax.decoding.test_recommend import ALL, K, model_and_arrays
+
+pytest.importorskip("flatbuffers", reason="needs requirements/serve.txt")
 
 
 def test_an_artefact_for_three_platforms_answers_as_its_recommender():
