@@ -177,7 +177,8 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
         two, one = ({line["step"]: line["train/loss"] for line in read(folder / phase) if "train/loss" in line}
                     for folder in (copied, workdir))
         assert list(two) == list(range(1, steps + 1))  # by process 0 alone: every step once
-        np.testing.assert_allclose([two[step] for step in two], [one[step] for step in two], rtol=1e-5)
+        # Sums over two devices come in another order, and Adam carries that on.
+        np.testing.assert_allclose([two[step] for step in two], [one[step] for step in two], rtol=1e-4)
     np.testing.assert_allclose(list(json.loads((copied / "reward.json").read_text())["weights"].values()),
                                list(reward_report["weights"].values()), rtol=0.02)
     policy.train_policy(config, copied, log, tokenizer, copied / "supervised")
@@ -339,7 +340,7 @@ def test_rounds_are_learned_from_and_logged(aligned, rounds):
 def test_a_mistyped_online_command_leaves_nothing_behind(aligned, tmp_path):
     config, workdir, *_ = aligned
     shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("online*"))
-    with pytest.raises(FileNotFoundError, match=r"nowhere.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere holds no finished phase"):
         online.online(config, tmp_path / "w", tmp_path / "nowhere", PLAN)
     with pytest.raises(ValueError, match="leaves no time for rounds"):
         online.online(config, tmp_path / "w", workdir / "supervised", dataclasses.replace(PLAN, judged_hours=999.0))

@@ -124,8 +124,8 @@ def test_nobody_on_air_is_an_empty_answer(ask, finished, answer, monkeypatch):
     assert ask(3, quiet) == []
     assert ask(3, before)  # somebody watched something then, and this person had no history yet
     monkeypatch.setattr(recommend, "recommend", lambda *args: [])
-    assert answer("recommend", user="3", at=before, k=3, json=False) == "no room is on air at that moment\n"
-    assert answer("recommend", user="3", at=before, k=3, json=True) == "[]\n"
+    assert answer("recommend", user="3", at=before, k=3, json=False, phase="supervised") == "no room is on air at that moment\n"
+    assert answer("recommend", user="3", at=before, k=3, json=True, phase="supervised") == "[]\n"
 
 
 def test_a_person_without_history_gets_rooms(ask, finished, evening):
@@ -137,8 +137,8 @@ def test_a_person_without_history_gets_rooms(ask, finished, evening):
 
 def test_tables_and_json_say_the_same(answer, ask, evening):
     rooms = ask(3, evening, k=3)
-    assert json.loads(answer("recommend", user="3", at=evening, k=3, json=True)) == rooms
-    head, rule, *lines = answer("recommend", user="3", at=evening, k=3, json=False).splitlines()
+    assert json.loads(answer("recommend", user="3", at=evening, k=3, json=True, phase="supervised")) == rooms
+    head, rule, *lines = answer("recommend", user="3", at=evening, k=3, json=False, phase="supervised").splitlines()
     assert head.split() == ["rank", "author", "room", "score", "codes", "own", "views", "viewers"]
     assert [line.split()[:3] for line in lines] == [[str(r["rank"]), r["author"], r["room"]] for r in rooms]
     assert len({len(line) for line in (head, rule, *lines)}) == 1
@@ -151,7 +151,7 @@ def test_tables_and_json_say_the_same(answer, ask, evening):
 ])
 def test_unknown_people_and_times_are_told(answer, user, at, sentence):
     with pytest.raises(ValueError, match=sentence):
-        answer("recommend", user=user, at=at, k=3, json=False)
+        answer("recommend", user=user, at=at, k=3, json=False, phase="supervised")
 
 
 def test_moments_of_a_log_in_rounds(finished, make_config):
@@ -222,9 +222,9 @@ def test_a_short_log_in_rounds_takes_milliseconds_too():
     assert recommend.moment(log, config, 5) == 5 * rounds
     assert recommend.moment(log, config, 5 * rounds) == 5 * rounds  # milliseconds, although the log is short
     for outside in (1, 10, 10 * rounds):
-        with pytest.raises(ValueError, match="from 1200000 to 5400000 milliseconds, or 2 to 9 rounds"):
+        with pytest.raises(ValueError, match=r"from 1200000 to 5400000 milliseconds \(day 1, 00:20 to day 1, 01:30\), or 2 to 9 rounds"):
             recommend.moment(log, config, outside)
     config.data.source = "canonical"
     assert recommend.moment(log, config, 3 * rounds) == 3 * rounds
-    with pytest.raises(ValueError, match="from 1200000 to 5400000 milliseconds$"):
+    with pytest.raises(ValueError, match=r"from 1200000 to 5400000 milliseconds \(day 1, 00:20 to day 1, 01:30\)$"):
         recommend.moment(log, config, 5)
