@@ -124,7 +124,8 @@ def test_nobody_on_air_is_an_empty_answer(ask, finished, answer, monkeypatch):
     assert ask(3, quiet) == []
     assert ask(3, before)  # somebody watched something then, and this person had no history yet
     monkeypatch.setattr(recommend, "recommend", lambda *args: [])
-    assert answer("recommend", user="3", at=before, k=3, json=False, phase="supervised") == "no room is on air at that moment\n"
+    said = answer("recommend", user="3", at=before, k=3, json=False, phase="supervised")
+    assert said == "no room is on air at that moment\n"
     assert answer("recommend", user="3", at=before, k=3, json=True, phase="supervised") == "[]\n"
 
 
@@ -222,7 +223,7 @@ def test_a_short_log_in_rounds_takes_milliseconds_too():
     assert recommend.moment(log, config, 5) == 5 * rounds
     assert recommend.moment(log, config, 5 * rounds) == 5 * rounds  # milliseconds, although the log is short
     for outside in (1, 10, 10 * rounds):
-        with pytest.raises(ValueError, match=r"from 1200000 to 5400000 milliseconds \(day 1, 00:20 to day 1, 01:30\), or 2 to 9 rounds"):
+        with pytest.raises(ValueError, match=r"from 1200000 to 5400000 milliseconds \(day 1.*\), or 2 to 9 rounds"):
             recommend.moment(log, config, outside)
     config.data.source = "canonical"
     assert recommend.moment(log, config, 3 * rounds) == 3 * rounds
