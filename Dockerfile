@@ -4,6 +4,7 @@ ARG ACCELERATOR=""
 WORKDIR /app
 COPY requirements requirements
 RUN pip install --no-cache-dir -r requirements/library.txt -r requirements/data.txt -r requirements/train.txt \
+    -r requirements/serve.txt \
     $(test -z "$ACCELERATOR" || echo "-r requirements/$ACCELERATOR.txt")
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY onelive_jax onelive_jax

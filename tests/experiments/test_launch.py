@@ -26,7 +26,14 @@ def test_the_shell_parses(name):
 
 
 def test_every_launcher_is_tried_here():
-    assert sorted(file.name for file in LAUNCH.iterdir()) == sorted({*SHELL, *GPU})
+    assert sorted(file.name for file in LAUNCH.iterdir()) == sorted({*SHELL, *GPU, "serve.yaml"})
+
+
+def test_the_manifest_of_the_live_service_starts_it():
+    parts = [part for part in yaml.safe_load_all((LAUNCH / "serve.yaml").read_text()) if part]
+    assert {"Deployment", "Service"} <= {part["kind"] for part in parts}
+    deployment = next(part for part in parts if part["kind"] == "Deployment")
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["command"] == ["onelive", "serve"]
 
 
 @pytest.fixture(scope="module")
