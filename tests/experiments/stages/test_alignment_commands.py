@@ -161,9 +161,8 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
         for process in processes:
             process.kill()  # one that waits for another for ever must not outlive the test
     assert [process.returncode for process in processes] == [75] * 2, said
-    # A step whose validation is due is left in pending_validation.
-    places = [copied / "policy", *(copied / "policy").glob("pending_validation")]
-    stopped = max(int(entry.name) for place in places for entry in place.iterdir() if entry.name.isdigit())
+    stopped = max(int(entry.name) for entry in (copied / "policy").rglob("[0-9]*") if entry.name.isdigit()
+                  and entry.parent.name in ("policy", "pending_validation"))  # there where its validation is due
     assert all_phases.SIGNALLED <= stopped < config.alignment.steps
     assert f"saved at step {stopped}; run the same command to resume" in said[0][1]
     assert "2 processes, 2 devices" in said[0][1]
@@ -179,7 +178,6 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
         two, one = ({line["step"]: line["train/loss"] for line in read(folder / phase) if "train/loss" in line}
                     for folder in (copied, workdir))
         assert list(two) == list(range(1, steps + 1))  # by process 0 alone: every step once
-        # Sums over two devices come in another order, and Adam carries that on.
         np.testing.assert_allclose([two[step] for step in two], [one[step] for step in two], rtol=1e-4)
     np.testing.assert_allclose(list(json.loads((copied / "reward.json").read_text())["weights"].values()),
                                list(reward_report["weights"].values()), rtol=0.02)
