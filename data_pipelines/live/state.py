@@ -43,6 +43,8 @@ class LiveState:
       rooms: by the platform's id, on air or lately so. watching: int32 [A], views of each author that go on.
       since_ms: int64 [A], when the room of an author that is shown began. now_ms: the latest moment that was heard of.
       counts: what came and what became of it. changed: authors whose room may be another since it was last emptied.
+      journal: None, or a list to which views that begin and end and authors that get a row are added, for who learns
+        from them (examples.py): ("began" | "over", user, author, room number, start, stop) and ("author", row).
     """
 
     def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool):
@@ -55,6 +57,7 @@ class LiveState:
         self.rooms: dict[str, Room] = {}
         self.watching, self.since_ms = np.zeros(len(authors), np.int32), np.zeros(len(authors), np.int64)
         self.now_ms, self.counts, self.changed = 0, Counter(), set()
+        self.journal: list[tuple] | None = None
         self.number = 0
         self.on_air: dict[int, dict[int, Room]] = {}  # author → its rooms by number; where lifetimes are true
         self.views: dict[int, dict[tuple[int, int], list[int]]] = {}  # author → (user, room) → starts
@@ -297,6 +300,8 @@ class LiveState:
             for room in [room for room in self.rooms.values() if room.author == row]:
                 self._forget(room)
         self.codes.newcomer(row)
+        if self.journal is not None:
+            self.journal.append(("author", row))
         self._heard(row, at)
         return row
 
@@ -351,6 +356,8 @@ class LiveState:
         self.watching[room.author] += 1
         over = start + self._ms["view"]
         heapq.heappush(self.deadlines, (over, room.number, user, start, over))
+        if self.journal is not None:
+            self.journal.append(("began", user, room.author, room.number, start, OPEN))
 
     def _close(self, user: int, room: Room, start: int, stop: int) -> None:
         """A view is over."""
@@ -364,6 +371,8 @@ class LiveState:
         if not self.watched[user]:
             del self.watched[user]
         self.watching[room.author] -= 1
+        if self.journal is not None:
+            self.journal.append(("over", user, room.author, room.number, start, stop))
         if "live" in self.buffers:
             self.buffers["live"].close(user, room.author, start, stop)
         if (user, room.number, start) in self.gifted:

@@ -10,7 +10,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from onelive_jax.batch import Request
@@ -18,6 +17,7 @@ from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import Personal, make_recommender
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.serving.catalogue import Snapshot
+from onelive_jax.training.author_rows import with_spare_authors
 
 OWN_ROOMS = 4  # rooms that a person may watch at once and whose viewers are told without them
 
@@ -148,20 +148,6 @@ class Engine:
 @jax.jit
 def _write_rows(table_AxE: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
     return table_AxE.at[rows].set(values, mode="drop")
-
-
-def with_spare_authors(params: Any, trained: int, spare: int) -> Any:
-    """Parameters with `spare` more rows in everything that is indexed by author: embeddings of 0, and the mean bias."""
-    made = dict(params)
-    if "author_table" in made:
-        made["author_table"] = jnp.pad(made["author_table"], ((0, spare), (0, 0)))
-    if "identity" in made:
-        bias = jnp.asarray(made["identity"]["bias"])
-        made["identity"] = {**made["identity"], "bias": jnp.pad(bias, (0, spare), constant_values=bias.mean())}
-    for name, values in made.items():
-        if name == "author_table" and values.shape[0] != trained + spare:
-            raise ValueError(f"the author table has {values.shape[0] - spare} rows, the log {trained} authors")
-    return made
 
 
 def everyone_alike(requests: int, capacity: int, num_features: int) -> Personal:
