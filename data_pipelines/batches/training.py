@@ -131,8 +131,8 @@ class BatchMaker:
         return np.searchsorted(self.views.user_ptr, view, side="right") - 1
 
 
-def chosen_rooms(on_air: OnAir, codes_at: Callable[[np.ndarray, np.ndarray], np.ndarray], times_ms: np.ndarray, slots: int,
-                 target: np.ndarray | None = None, rng: np.random.Generator | np.ndarray | None = None
+def chosen_rooms(on_air: OnAir, codes_at: Callable[[np.ndarray, np.ndarray], np.ndarray], times_ms: np.ndarray,
+                 slots: int, target: np.ndarray | None = None, rng: np.random.Generator | np.ndarray | None = None
                  ) -> tuple[LiveRooms, np.ndarray]:
     """`BatchMaker.live_rooms`, where `codes_at` (author int [n], times int64 [n]) → int32 [n, L] says who is called
     what."""

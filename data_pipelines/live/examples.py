@@ -1,8 +1,8 @@
-"""Training examples from what happens: a request as of the moment when a view began, learned from once the view is over.
+"""Training examples from what happens: a request as of when a view began, learned from once the view is over.
 
-What a person could know is looked at when the view begins (history, rooms on air, codes), by the functions that make
-the batches of a log; whether and what they watched is known when it ends, or, for a long view, after a limit. Until then
-the example waits. A view that came too late to be looked at as it began is counted and not learned from.
+History, rooms on air and codes are looked at when the view begins, by the functions that make the batches of a log.
+That somebody watched is known when the view ends, or, for a long one, after a limit; until then the example waits. A
+view whose start arrived too late to be looked at in time is counted and not learned from.
 
 Axes: R views that began together, n rooms on air of all of them (flat), N slots, L code levels.
 """
@@ -208,7 +208,8 @@ class Examples:
         parts = [*self._waiting.values(), *self.ready]
         leaves = jax.tree.leaves(jax.tree.map(lambda *rows: np.concatenate(rows), *parts)) if parts else []
         meta: dict[str, Any] = {
-            "counts": self.counts, "number": self.number, "moment_ms": self.moment_ms, "begun": [[*key, author] for key, author in self._begun.items()],
+            "counts": self.counts, "number": self.number, "moment_ms": self.moment_ms,
+            "begun": [[*key, author] for key, author in self._begun.items()],
             "waiting": list(self._waiting), "limits": [[when, *key] for when, key in self._limits],
             "ended": [[*key, stop] for key, stop in self._ended.items()], "newcomers": self.newcomers}
         return {f"leaf{i:03d}": leaf for i, leaf in enumerate(leaves)} | {

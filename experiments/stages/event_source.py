@@ -137,8 +137,8 @@ class RedisSource:
 def open_source(name: str, config: Config, log: Log, follow: bool) -> tuple[Any, int]:
     """(the source, the moment from which it is played): --source of experiments.train_stream.
 
-    "" is the workdir's own log behind its training period; redis://… a bus; a folder of canonical tables a log that goes
-    on where the workdir's ends; any other folder is one of events, behind the end of the workdir's log.
+    "" is the workdir's own log behind its training period; redis://… a bus; a folder of canonical tables a log that
+    goes on where the workdir's ends; any other folder is one of events, behind the end of the workdir's log.
 
     Raises: FileNotFoundError, ValueError for what is none of these.
     """

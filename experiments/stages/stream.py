@@ -2,8 +2,8 @@
 
 A live state takes in every event; an example is what was known when a view began, and is learned from when the view is
 over (data_pipelines/live/examples.py). Every so many minutes of the stream the parameters are published: a checkpoint
-that holds the position in the stream and all that the position means (people, rooms, codes, examples that wait), so that
-a killed run goes on from it as if nothing had happened. The server watches for it.
+that holds the position in the stream and all that the position means (people, rooms, codes, examples that wait), so
+that a killed run goes on from it as if nothing had happened. The server watches for it.
 """
 
 import dataclasses

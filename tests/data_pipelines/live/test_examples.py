@@ -22,7 +22,8 @@ def make_examples(lifetimes=True, limit=30.0):
     config.serving.spare_authors = SPARE
     rows = TRAINED + SPARE
     codes = LiveCodes(np.arange(2 * rows, dtype=np.int32).reshape(rows, 2), np.full(rows, np.iinfo(np.int64).min),
-                      lambda author, values: (np.full((len(author), 2), 9, np.int32), np.ones((len(author), 4), np.float32)),
+                      lambda author, values: (np.full((len(author), 2), 9, np.int32),
+                                              np.ones((len(author), 4), np.float32)),
                       TRAINED)
     return Examples(LiveState(config, AuthorRows(["a0", "a1", "a2"], SPARE), codes, lifetimes), 0, limit)
 
@@ -66,11 +67,13 @@ def test_a_view_is_learned_from_when_it_is_over_with_what_was_known_as_it_began(
     bus("view_started", 3, user="u", room="r2")
     bus("view_started", 4, user="w", room="r0")  # after the look: nothing to u's example
     bus("room_ended", 5, room="r0")
-    assert len(examples.ready) == 1 and examples.waiting == 2
+    assert len(examples.ready) == 1
+    assert examples.waiting == 2
     bus("view_ended", 9, user="u", room="r2")
     example = examples.ready[1]
     assert (example.target_author.tolist(), example.target_codes.tolist()) == ([2], [[4, 5]])
-    assert history(example) == [1] and authors_on_air(example) == [0, 1, 2]
+    assert history(example) == [1]
+    assert authors_on_air(example) == [0, 1, 2]
     assert example.live.author[0, example.target_slot[0]] == 2
     np.testing.assert_array_equal(example.live.features[0, :3, 0], 0.0)  # nobody else watches: log(max(1, 0))
     assert examples.counts == {"learned from": 2}
@@ -85,8 +88,10 @@ def test_what_only_the_viewer_shows_is_not_on_air(examples):
     bus("view_ended", 2, user="u", room="r1")
     bus("view_ended", 2, user="w", room="r0")
     alone, joined = examples.ready
-    assert authors_on_air(alone) == [0] and alone.target_slot == -1
-    assert sorted(authors_on_air(joined)) == [0, 1] and joined.target_slot == 0
+    assert authors_on_air(alone) == [0]
+    assert alone.target_slot == -1
+    assert sorted(authors_on_air(joined)) == [0, 1]
+    assert joined.target_slot == 0
     assert np.expm1(joined.live.features[0, 0, 1]) == pytest.approx(1 / 60, rel=1e-4)  # r0 began a minute ago
 
 
@@ -134,7 +139,9 @@ def test_a_view_of_no_length_is_no_example(examples, bus):
     bus("view_started", 2, user="u", room="r2")
     bus("segment", 3, room="r0", embedding=[1.0])
     bus("view_ended", 2, user="u", room="r2")
-    assert examples.counts == {"left at once": 2} and not examples.ready and not examples.waiting
+    assert examples.counts == {"left at once": 2}
+    assert not examples.ready
+    assert not examples.waiting
 
 
 def test_no_example_names_who_had_a_row_before(examples, bus):
@@ -143,11 +150,13 @@ def test_no_example_names_who_had_a_row_before(examples, bus):
     bus("view_started", 2, user="v", room="r1")
     bus("view_ended", 3, user="u", room="n1")
     bus("room_ended", 4, room="n1")
-    assert examples.ready[0].target_author == TRAINED and examples.newcomers == [TRAINED]
+    assert examples.ready[0].target_author == TRAINED
+    assert examples.newcomers == [TRAINED]
     bus("room_started", 5, room="m1", author="newer")  # the only spare row changes hands
     bus("view_ended", 6, user="v", room="r1")
     example, = examples.ready
-    assert example.target_author == 1 and authors_on_air(example) == [0, 1, 2]
+    assert example.target_author == 1
+    assert authors_on_air(example) == [0, 1, 2]
     assert examples.counts == {"learned from": 2, "of an author whose row went to another": 1}
     assert examples.newcomers == [TRAINED, TRAINED]
 

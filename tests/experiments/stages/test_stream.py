@@ -29,11 +29,11 @@ class Killing:
         self.source, self.events, self.first = source, events, source.first
 
     def after(self, position):
-        for position, received_ms, event in self.source.after(position):
+        for coming in self.source.after(position):
             self.events -= 1
             if self.events < 0:
                 raise Killed
-            yield position, received_ms, event
+            yield coming
 
 
 @pytest.fixture
@@ -91,8 +91,10 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(config, finished, tmp_path
     log = finished.trained.log
     source = LogSource(log, config, log.split.p1_ms)
     straight, batches, moments = learned(config, finished, tmp_path / "straight", source)
-    assert batches.taken == int(straight.step) > 10 and len(moments) > 4
-    assert moments[:-1] == sorted(set(moments[:-1])) and not any(moment % 7_200_000 for moment in moments[:-1])
+    assert batches.taken == int(straight.step) > 10
+    assert len(moments) > 4
+    assert moments[:-1] == sorted(set(moments[:-1]))
+    assert not any(moment % 7_200_000 for moment in moments[:-1])
     for events in (30, 2500, 900, 1500):  # of each life; the first has no checkpoint yet
         with pytest.raises(Killed):
             learned(config, finished, tmp_path / "killed", Killing(source, events))
@@ -100,7 +102,8 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(config, finished, tmp_path
     chex.assert_trees_all_equal(resumed.params, straight.params)
     chex.assert_trees_all_equal(resumed.opt_state, straight.opt_state)
     assert (again.events, again.taken, again.position) == (batches.events, batches.taken, batches.position)
-    assert again.examples.counts == batches.examples.counts and again.state.counts == batches.state.counts
+    assert again.examples.counts == batches.examples.counts
+    assert again.state.counts == batches.state.counts
     lines = [[json.loads(line)["train/loss"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
              for run in ("straight", "killed")]
     assert lines[0] == lines[1]
@@ -124,14 +127,17 @@ def test_new_authors_take_reserved_rows_and_are_learned(config, finished, tmp_pa
     (tmp_path / "events" / "day.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sorted(
         lines, key=lambda line: line["at"])))
     source, from_ms = open_source(str(tmp_path / "events"), config, log, False)
-    assert from_ms == now and isinstance(source, FolderSource)
+    assert from_ms == now
+    assert isinstance(source, FolderSource)
     trained = finished.trained
     learner = make_learner(config, log, trained.tokenizer, trained.params, source, from_ms, PLAN, tmp_path / "stream")
     before = np.asarray(learner.first_state.params["author_table"])
     state = learn(learner, tmp_path / "stream", {}, PLAN, lambda *_: None)
     batches = learner.batches
-    assert batches.state.counts["new author"] == 2 and batches.state.counts["new author without a row"] == 1
-    assert batches.examples.counts["learned from"] == 16 and int(state.step) == 2
+    assert batches.state.counts["new author"] == 2
+    assert batches.state.counts["new author without a row"] == 1
+    assert batches.examples.counts["learned from"] == 16
+    assert int(state.step) == 2
     assert sorted(batches.rows.said) == [log.num_authors, log.num_authors + 1]
     assert not before[log.num_authors:].any()
     assert np.abs(np.asarray(state.params["author_table"])[log.num_authors:]).min() > 0
@@ -140,7 +146,7 @@ def test_new_authors_take_reserved_rows_and_are_learned(config, finished, tmp_pa
 
 
 def test_lines_that_are_no_events_are_named(config, finished, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"type": "room_started", "id": "x", "at": 1, "room": "r", "author": "a"}\n{"type": "x"}\n')
+    (tmp_path / "a.jsonl").write_text('{"type": "room_ended", "id": "x", "at": 1, "room": "r"}\n{"type": "x"}\n')
     with pytest.raises(ValueError, match=r"a.jsonl, line 2: event None: type='x' is not one of"):
         list(FolderSource(tmp_path).after(0))
     with pytest.raises(FileNotFoundError, match="is no folder: give"):
@@ -150,7 +156,8 @@ def test_lines_that_are_no_events_are_named(config, finished, tmp_path):
 
 
 def test_events_go_on_behind_a_position(tmp_path):
-    rows = [{"received_ms": 10 * n, "event": {"type": "room_ended", "id": f"e{n}", "at": n, "room": "r"}} for n in range(4)]
+    rows = [{"received_ms": 10 * n, "event": {"type": "room_ended", "id": f"e{n}", "at": n, "room": "r"}}
+            for n in range(4)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = [(position, received, event.id) for position, received, event in FolderSource(tmp_path).after(2)]
     assert found == [(3, 20, "e2"), (4, 30, "e3")]
