@@ -54,14 +54,16 @@ class Examples:
       state: takes in every event; nobody else applies events to it. counts: what became of views.
       ready: examples whose label is known, in that order; take them by `take`.
       newcomers: rows of authors who are new since the list was last emptied.
-      on_look: called with every `Look`, for who judges a model before it learns.
+      on_look: called with every `Look`, for who judges a model before it learns. on_author: called with a spare row
+        that goes to a new author.
     """
 
     def __init__(self, state: LiveState, seed: int, limit_minutes: float, late_seconds: float = 60.0,
-                 on_look: Callable[[Look], None] | None = None):
+                 on_look: Callable[[Look], None] | None = None,
+                 on_author: Callable[[int], None] | None = None):
         """limit_minutes: a view that lasts longer is learned from after so much of it. late_seconds: of a view's start
         that arrives later after it, the rooms on air then are no longer known."""
-        self.state, self.seed, self.on_look = state, seed, on_look
+        self.state, self.seed, self.on_look, self.on_author = state, seed, on_look, on_author
         self._limit_ms, self._late_ms = round(limit_minutes * MINUTE_MS), round(1000 * late_seconds)
         self.counts: Counter = Counter()
         self.ready: list[Batch] = []
@@ -119,6 +121,8 @@ class Examples:
             if kind == "author":
                 self._forget_author(entry[0])
                 self.newcomers.append(entry[0])
+                if self.on_author is not None:
+                    self.on_author(entry[0])
                 continue
             user, author, room, start, stop = entry
             if kind == "began":
