@@ -14,7 +14,7 @@ from typing import Any
 from data_pipelines.live import events, snapshots
 from experiments.server import store
 from experiments.server.metrics import Metrics
-from experiments.server.service import Answer, Query, Service
+from experiments.server.service import Answer, Query, Service, Unanswerable
 from onelive_jax.serving.batching import Batcher
 from onelive_jax.serving.engine import Version
 
@@ -40,6 +40,7 @@ class Live:
         self._expected: list[tuple[tuple[int, int], Future]] = []  # position in the stream → who waits for it
         self.started = time.time()
         c = service.config.serving
+        service.observe = self.metrics.stage
         self.batcher = Batcher(self._answer, self._late, largest=c.max_batch, queue_size=c.queue, many=c.narrow_at,
                                observe=self.metrics.observe)
         if bus:
@@ -54,12 +55,12 @@ class Live:
                     time.perf_counter() - began, len(self.service.catalogue), len(self.service.state.users))
 
     def recommend(self, query: Query, seconds: float | None = None) -> "Future[Answer]":
-        """Raises `batching.Full` where too many wait, ValueError for a query that cannot be answered."""
+        """Raises `batching.Full` where too many wait, Unanswerable for what nobody can answer."""
         limit = self.service.config.serving.max_k
         if not 1 <= query.k <= limit:
-            raise ValueError(f"k={query.k} must be 1 … {limit} (config.serving.max_k)")
+            raise Unanswerable(f"k={query.k} must be 1 … {limit} (config.serving.max_k)")
         if query.at_ms is not None and query.at_ms > self.clock() + 60_000:
-            raise ValueError(f"at={query.at_ms} lies in the future: leave it out for now")
+            raise Unanswerable(f"at={query.at_ms} lies in the future: leave it out for now")
         began = time.monotonic()
         future = self.batcher.ask(query, seconds or self.service.config.serving.deadline_ms / 1000)
         future.add_done_callback(lambda done: self.metrics.answered(time.monotonic() - began))

@@ -7,7 +7,8 @@ Axes: R requests, C slots, M rooms of one's own, D embedding width.
 """
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,12 @@ from onelive_jax.serving.engine import OWN_ROOMS, Answers, Engine, Version, ever
 from onelive_jax.tokenizer import residual_kmeans
 
 logger = logging.getLogger(__name__)
+STAGES = ("catalogue", "requests", "device", "names")  # of a batch
+ENCODED = (1, 8, 64, 512)  # rows of content that are encoded together: each is one compiled program
+
+
+class Unanswerable(ValueError):
+    """A query that nobody can answer: whoever asked has to ask otherwise."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,15 @@ class Answer:
 
 
 class Service:
-    """Attributes: config; state; catalogue; engine; shown: author row → number of its room in the catalogue."""
+    """Attributes: config; state; catalogue; engine; shown: author row → number of its room in the catalogue; observe:
+    told (stage, seconds) of every batch."""
 
     def __init__(self, config: Config, state: LiveState, engine: Engine):
         self.config, self.state, self.engine = config, state, engine
         self.catalogue = LiveCatalogue(config.decoding.capacity, config.tokenizer.levels, config.tokenizer.codes,
                                        len(state.authors))
         self.shown: dict[int, int] = {}
+        self.observe: Callable[[str, float], None] = lambda stage, seconds: None
         self._slot: dict[int, int] = {}  # author → slot
         self._no_slot: set[int] = set()
         self.recovered()
@@ -129,19 +138,27 @@ class Service:
                   version: Version | None = None, at_ms: int | None = None) -> list[Answer]:
         """Answers at most config.serving.max_batch queries, all as of one moment `at_ms` (now where it is None).
 
-        Raises: ValueError for k outside 1 … config.serving.max_k.
+        Raises: Unanswerable for k outside 1 … config.serving.max_k.
         """
         if wrong := [query.k for query in queries if not 1 <= query.k <= self.config.serving.max_k]:
-            raise ValueError(f"k={wrong[0]} must be 1 … {self.config.serving.max_k} (config.serving.max_k)")
+            raise Unanswerable(f"k={wrong[0]} must be 1 … {self.config.serving.max_k} (config.serving.max_k)")
+        clock = [time.perf_counter()]
         self.state.advance(now_ms)
         snapshot = self.sync()
+        clock.append(time.perf_counter())
         users, at_ms = [self.state.users.row(query.user) for query in queries], now_ms if at_ms is None else at_ms
         request = make_requests(self.state, users, at_ms, {
             row: query.context for row, query in enumerate(queries) if query.context is not None})
         personal, watched = self._personal(queries, users, at_ms)
         features = shared_features(self.state, snapshot.author, at_ms)
+        clock.append(time.perf_counter())
         answers = self.engine.answer(request, snapshot, features, personal, narrow, version)
-        return [self._named(answers, row, query, watched[row], snapshot, at_ms) for row, query in enumerate(queries)]
+        clock.append(time.perf_counter())
+        named = [self._named(answers, row, query, watched[row], snapshot, at_ms) for row, query in enumerate(queries)]
+        clock.append(time.perf_counter())
+        for stage, before, after in zip(STAGES, clock[:-1], clock[1:], strict=True):
+            self.observe(stage, after - before)
+        return named
 
     def fallback(self, query: Query, now_ms: int) -> Answer:
         """An answer without the model, in well under a millisecond: authors watched most, then rooms with most viewers.
@@ -195,7 +212,10 @@ class Service:
                 "views": views}
 
     def warm_up(self) -> int:
-        """Compiles every program; returns how many there are."""
+        """Compiles every program, those that place new content too; returns how many there are."""
+        codes = self.state.codes
+        for size in ENCODED if codes.width else ():
+            codes.encode(np.zeros(size, np.int64), np.zeros((size, 2 * codes.width), np.float32))
         return self.engine.warm_up(make_requests(self.state, [-1], self.state.now_ms), self.catalogue.snapshot())
 
     def _excluded(self, query: Query) -> list[int]:
@@ -244,11 +264,18 @@ def encoder(tokenizer: Tokenizer) -> Encode:
 
     def encode(author: np.ndarray, values: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if values is None:
-            points = embedding = np.broadcast_to(mean, (author.size, mean.size))
-        else:
-            embedding = towers.authors(author, values)
-            points = values if towers.config.embedding == "mllm" else embedding
-        return np.asarray(residual_kmeans.encode(books, points)), embedding
+            embedding = np.broadcast_to(mean, (author.size, mean.size))
+            return np.asarray(residual_kmeans.encode(books, embedding)), embedding
+        codes, embeddings = [], []
+        for low in range(0, author.size, ENCODED[-1]):
+            rows = author[low:low + ENCODED[-1]]
+            more = next(size for size in ENCODED if size >= rows.size) - rows.size
+            content = np.pad(values[low:low + ENCODED[-1]], ((0, more), (0, 0)))
+            embedding = towers.authors(np.pad(rows, (0, more), mode="edge"), content)
+            points = content if towers.config.embedding == "mllm" else embedding
+            codes.append(np.asarray(residual_kmeans.encode(books, points))[:rows.size])
+            embeddings.append(embedding[:rows.size])
+        return np.concatenate(codes), np.concatenate(embeddings)
 
     return encode
 

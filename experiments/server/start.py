@@ -76,14 +76,31 @@ def load(config: Config, workdir: Path, log: Log, phase: str) -> Service:
     return from_log(config, log, tokenizer, model, params, name)
 
 
+class LogClock:
+    """Milliseconds of a log's clock: those of its last event until `start`, then on from there, `speed` times as fast.
+
+    It stands still while programs are compiled, in which nothing happens on a platform that is simulated or replayed.
+    """
+
+    def __init__(self, last_ms: int, speed: float = 1.0):
+        self.last_ms, self.speed, self._began = last_ms, speed, None
+
+    def __call__(self) -> int:
+        gone = 0.0 if self._began is None else time.monotonic() - self._began
+        return self.last_ms + round(1000 * self.speed * gone)
+
+    def start(self) -> None:
+        self._began = time.monotonic()
+
+
 def make_clock(kind: str, service: Service, config: Config, speed: float = 1.0) -> Callable[[], int]:
     """Milliseconds now: of the machine, or going on from the last event, `speed` times as fast. Never goes back."""
-    last, began = service.state.now_ms, time.monotonic()
+    last = service.state.now_ms
     stale = time.time() * 1000 - last > 3.6e6 * config.serving.room_hours
     if kind == "log" or (kind == "auto" and stale):
         logger.info("the clock goes on from the last event of the log, %d (--clock=wall for the machine's)", last)
-        return lambda: last + round(speed * 1000 * (time.monotonic() - began))
-    wall = time.time() * 1000
+        return LogClock(last, speed)
+    wall, began = time.time() * 1000, time.monotonic()
     return lambda: max(last, round(wall + 1000 * (time.monotonic() - began)))
 
 
@@ -91,7 +108,13 @@ def run(live: Live, limits: Limits, host: str, port: int, started: Callable[[int
     """Listens until it is told to stop; `started` is told the port. Programs are compiled meanwhile (/readyz)."""
     server = uvicorn.Server(uvicorn.Config(make_app(live, limits), host=host, port=port, log_level="warning",
                                            timeout_graceful_shutdown=5, server_header=False))
-    warming = threading.Thread(target=live.warm_up, daemon=True)
+
+    def warm_up() -> None:
+        live.warm_up()
+        if isinstance(live.clock, LogClock):
+            live.clock.start()
+
+    warming = threading.Thread(target=warm_up, daemon=True)
 
     def announce() -> None:
         while not server.started:
