@@ -37,7 +37,7 @@ def to_arrays(state: LiveState) -> dict[str, np.ndarray]:
         "on_air": [number for rooms in state.on_air.values() for number in rooms], "ended": list(state.ended),
         "views": open_views, "gifted": sorted(state.gifted), "deadlines": state.deadlines, "number": state.number,
         "waiting": [[events.to_json(event), at] for group in state.waiting.values() for event, at in group],
-        "early_ends": [[*key, at] for key, at in state.early_ends.items()]}
+        "early_ends": [[*key, at] for key, at in state.early_ends.items()], "profiles": state.profiles}
     arrays[META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     return arrays
 
@@ -82,6 +82,7 @@ def restore(state: LiveState, arrays: dict[str, np.ndarray]) -> None:
     heapq.heapify(state.deadlines)
     state.ended = dict.fromkeys(meta["ended"])
     state.early_ends = {(user, room): at for user, room, at in meta["early_ends"]}
+    state.profiles = meta.get("profiles", {})
     for value, at in meta["waiting"]:
         event = events.from_json(value)
         state.waiting.setdefault(event.room, []).append((event, at))

@@ -66,11 +66,12 @@ class LiveState:
         self.waiting_count = 0
         self.early_ends: dict[tuple[str, str], int] = {}
         self.ended: dict[str, None] = {}  # rooms that ended, oldest first
+        self.profiles: dict[str, dict[str, float | None]] = {}  # of authors behind those of training, latest last
         self.known = KnownIds(c.known_events)
         self._do = {events.RoomStarted: self._room_started, events.RoomEnded: self._room_ended,
                     events.Segment: self._segment, events.ViewStarted: self._view_started,
                     events.ViewEnded: self._view_ended, events.Reaction: self._reaction,
-                    events.VideoWatched: self._video}
+                    events.VideoWatched: self._video, events.AuthorProfile: self._author_profile}
         self._ms = {name: round(1000 * seconds) for name, seconds in (
             ("ahead", c.clock_ahead_seconds), ("late", 3600 * c.late_hours), ("view", 3600 * c.view_hours),
             ("room", 3600 * c.room_hours), ("grace", c.grace_seconds))}
@@ -278,6 +279,18 @@ class LiveState:
             self.buffers["video"].add(self.users.add(event.user), author, at, at + event.watch_ms,
                                       self.codes.at(author, at))
 
+    def _author_profile(self, event: events.AuthorProfile, at: int) -> None:
+        row = self.authors.row(event.author)
+        if 0 <= row < self.authors.trained:
+            self.counts["profile of a trained author"] += 1  # the next training run reads it
+            return
+        self.profiles.pop(event.author, None)
+        self.profiles[event.author] = dict(event.features)
+        if len(self.profiles) > FORGOTTEN_ROOMS:
+            del self.profiles[next(iter(self.profiles))]
+        if row >= 0:
+            self.codes.describe(row, self.profiles[event.author])
+
     # What events change.
 
     def _author(self, name: str, at: int) -> int:
@@ -296,7 +309,7 @@ class LiveState:
                 buffers.forget_author(row)
             for room in [room for room in self.rooms.values() if room.author == row]:
                 self._forget(room)
-        self.codes.newcomer(row)
+        self.codes.newcomer(row, self.profiles.get(name))
         self._heard(row, at)
         return row
 

@@ -61,8 +61,12 @@ def make_state(sizes: ModelSizes, load: Load, config: Config) -> LiveState:
     """Authors a0 … on air in rooms r0 …, people u0 … who have watched."""
     rng, spare = np.random.default_rng(0), config.serving.spare_authors
     codes = rng.integers(0, sizes.codes, (sizes.authors + spare, sizes.levels), dtype=np.int32)
+
+    def encode(author: np.ndarray, values: np.ndarray | None, profile: dict | None) -> tuple[np.ndarray, np.ndarray]:
+        return codes[author], np.zeros((author.size, sizes.author_dim), np.float32)
+
     state = LiveState(config, AuthorRows([f"a{i}" for i in range(sizes.authors)], spare),
-                      LiveCodes(codes, np.zeros(len(codes), np.int64), None, sizes.authors), true_lifetimes=True)
+                      LiveCodes(codes, np.zeros(len(codes), np.int64), encode, sizes.authors), true_lifetimes=True)
     state.begin([(f"r{i}", i, START_MS - 60_000, START_MS - 60_000, None) for i in range(sizes.rooms)], [], START_MS)
     watched = rng.integers(0, sizes.authors, (load.people, sizes.history))
     for person, authors in enumerate(watched.tolist()):

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.live import events
-from data_pipelines.live.codes import Encode
+from data_pipelines.live.codes import Encode, Profile
 from data_pipelines.live.people import OPEN
 from data_pipelines.live.replay import state_at
 from data_pipelines.live.requests import make_requests, own_features, shared_features
 from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import author_content
+from data_pipelines.log.side_features import SideFeatures
 from experiments.common.log import Log
-from experiments.stages.tokenizer import Tokenizer
+from experiments.stages.tokenizer import Tokenizer, side_features_of
 from onelive_jax.batch import ROOM_FEATURES
 from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import Personal, codes_alone
@@ -215,7 +216,8 @@ class Service:
         """Compiles every program, those that place new content too; returns how many there are."""
         codes = self.state.codes
         for size in ENCODED if codes.width else ():
-            codes.encode(np.zeros(size, np.int64), np.zeros((size, 2 * codes.width), np.float32))
+            codes.encode(np.zeros(size, np.int64), np.zeros((size, 2 * codes.width), np.float32), None)
+        codes.encode(np.array([len(self.state.authors) - 1]), None, {"": 0.0})
         return self.engine.warm_up(make_requests(self.state, [-1], self.state.now_ms), self.catalogue.snapshot())
 
     def _excluded(self, query: Query) -> list[int]:
@@ -256,24 +258,36 @@ class Service:
         return Answer(tuple(rooms), answers.model, snapshot.version, now_ms)
 
 
-def encoder(tokenizer: Tokenizer) -> Encode:
-    """Codes and embeddings of authors from their content; of one without content, those of the mean author."""
-    towers, books = tokenizer.encoder.towers, tokenizer.encoder.books
-    mean = tokenizer.embedding_AxD.mean(0)
-    mean = (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)
+def encoder(tokenizer: Tokenizer, features: SideFeatures | None = None) -> Encode:
+    """Codes and embeddings of authors from their content; of one without, from their profile, and where the towers read
+    none, those of the mean author.
 
-    def encode(author: np.ndarray, values: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    features: of the authors the towers were trained with.
+    """
+    towers, books = tokenizer.encoder.towers, tokenizer.encoder.books
+    mean, of_content = tokenizer.embedding_AxD.mean(0), towers.config.embedding == "mllm"
+    mean = (mean / max(float(np.linalg.norm(mean)), 1e-6)).astype(np.float32)
+    # Where ids are of content, somebody without any has the id in the middle.
+    middle = np.asarray(books.centroids[0]).mean(0) if of_content else mean
+
+    def encode(author: np.ndarray, values: np.ndarray | None, profile: Profile | None
+               ) -> tuple[np.ndarray, np.ndarray]:
         if values is None:
             embedding = np.broadcast_to(mean, (author.size, mean.size))
-            return np.asarray(residual_kmeans.encode(books, embedding)), embedding
+            if profile and features is not None and towers.attributes_AxS is not None:
+                width = towers.content_width
+                embedding = towers.authors(author, np.zeros((author.size, width), np.float32) if width else None,
+                                           np.zeros(author.size, bool),
+                                           attributes=np.tile(features.row(profile), (author.size, 1)))
+            points = np.broadcast_to(middle, (author.size, middle.size)) if of_content else embedding
+            return np.asarray(residual_kmeans.encode(books, points)), embedding
         codes, embeddings = [], []
         for low in range(0, author.size, ENCODED[-1]):
             rows = author[low:low + ENCODED[-1]]
             more = next(size for size in ENCODED if size >= rows.size) - rows.size
             content = np.pad(values[low:low + ENCODED[-1]], ((0, more), (0, 0)))
             embedding = towers.authors(np.pad(rows, (0, more), mode="edge"), content)
-            points = content if towers.config.embedding == "mllm" else embedding
-            codes.append(np.asarray(residual_kmeans.encode(books, points))[:rows.size])
+            codes.append(np.asarray(residual_kmeans.encode(books, content if of_content else embedding))[:rows.size])
             embeddings.append(embedding[:rows.size])
         return np.concatenate(codes), np.concatenate(embeddings)
 
@@ -291,6 +305,7 @@ def from_log(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, par
                          "(config.decoding.tie_break), which the service does not do: train with an identity head and "
                          "a positive identity_weight, or serve and evaluate with --config.decoding.tie_break=fixed")
     content = author_content(log.tables, log.split.p1_ms) if config.tokenizer.follow_content else None
+    of_authors = None if tokenizer.encoder.towers.attributes_AxS is None else side_features_of(log)[1]
     state = state_at(log.split.end_ms if time_ms is None else time_ms, config, log.tables, log.split.end_ms,
-                     log.batch_maker(tokenizer.ids, config), content, encoder(tokenizer))
+                     log.batch_maker(tokenizer.ids, config), content, encoder(tokenizer, of_authors))
     return Service(config, state, Engine(model, config, params, name))

@@ -19,10 +19,11 @@ NOW = 10_000 * MINUTE
 TRAINED, SPARE, LEVELS, WIDTH = 3, 2, 2, 2
 
 
-def encode(author, values):
-    """Codes that say what was read: the rounded x_30s; −1 is a newcomer without content."""
+def encode(author, values, profile):
+    """Codes that say what was read: the rounded x_30s; of a newcomer without content, the profile's fans, or 99."""
     if values is None:
-        return np.full((len(author), LEVELS), 99, np.int32), np.zeros((len(author), 4), np.float32)
+        codes = np.full((len(author), LEVELS), (profile or {}).get("fans", 99), np.int32)
+        return codes, np.zeros((len(author), 4), np.float32)
     return np.round(values[:, :LEVELS]).astype(np.int32), np.tile(values[:, 2:], 2).astype(np.float32)
 
 
@@ -286,3 +287,22 @@ def test_a_snapshot_of_another_model_is_refused():
     state.codes.codes = state.codes.codes[:, :1]
     with pytest.raises(ValueError, match="another model"):
         snapshots.restore(state, arrays)
+
+
+def test_a_profile_places_a_newcomer_until_content_does(state, bus):
+    bus("author_profile", 0, author="new", features={"fans": 7.0})
+    bus("author_profile", 0, author="a1", features={"fans": 8.0})
+    assert state.counts["profile of a trained author"] == 1
+    bus("room_started", 1, room="r", author="new")
+    row = state.authors.row("new")
+    assert state.codes.codes[row].tolist() == [7, 7]
+    bus("author_profile", 2, author="new", features={"fans": 9.0})
+    assert state.codes.codes[row].tolist() == [9, 9]
+    kept = snapshots.to_arrays(state)
+    again = make_state()
+    snapshots.restore(again, kept)
+    assert again.profiles == {"new": {"fans": 9.0}}
+    bus("segment", 3, room="r", embedding=[1.0, 2.0])
+    state.codes.flush()
+    bus("author_profile", 4, author="new", features={"fans": 6.0})
+    assert state.codes.codes[row].tolist() == [1, 2]
