@@ -29,7 +29,7 @@ def to_arrays(state: LiveState) -> dict[str, np.ndarray]:
     open_views = [(user, number, start) for views in state.views.values() for (user, number), starts in views.items()
                   for start in starts]
     meta = {
-        "version": VERSION, "true_lifetimes": state.true_lifetimes, "now_ms": state.now_ms, "counts": state.counts,
+        "version": VERSION, "ids": state.ids, "true_lifetimes": state.true_lifetimes, "now_ms": state.now_ms, "counts": state.counts,
         "authors": {str(row): name for row, name in enumerate(state.authors.names) if row >= state.authors.trained
                     and name}, "trained": state.authors.trained, "users": state.users.names,
         "rooms": [[r.number, r.name, r.author, r.start_ms, r.since_ms, r.end_ms, r.segment_ms]
@@ -48,8 +48,8 @@ def restore(state: LiveState, arrays: dict[str, np.ndarray]) -> None:
     Raises: ValueError where the snapshot is of another version, log or model.
     """
     meta: dict[str, Any] = json.loads(arrays[META].tobytes().decode())
-    wrong = [name for name, ours in (("version", VERSION), ("trained", state.authors.trained),
-                                     ("true_lifetimes", state.true_lifetimes)) if meta[name] != ours]
+    wrong = [name for name, ours in (("version", VERSION), ("ids", state.ids), ("trained", state.authors.trained),
+                                     ("true_lifetimes", state.true_lifetimes)) if meta.get(name) != ours]
     names = {f"buffers/{name}/author" for name in state.buffers}
     if wrong or arrays["codes/codes"].shape != state.codes.codes.shape or not names <= set(arrays):
         raise ValueError(f"the snapshot is of another {', '.join(wrong) or 'model'} than the one that is served: "

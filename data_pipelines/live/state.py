@@ -8,6 +8,7 @@ Axes: A authors (with spare rows), R requests, C slots of a catalogue, L code le
 """
 
 import heapq
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from data_pipelines.live.names import AuthorRows, KnownIds, Names
 from data_pipelines.live.people import OPEN, Buffers
 from onelive_jax.config import Config
 
+logger = logging.getLogger(__name__)
 FORGOTTEN_ROOMS = 100_000  # rooms that ended and early ends of views that are remembered
 
 
@@ -42,6 +44,7 @@ class LiveState:
       authors, users: ids and rows. codes: of authors. buffers: of each history sequence.
       rooms: by the platform's id, on air or lately so. watching: int32 [A], views of each author that go on.
       since_ms: int64 [A], when the room of an author that is shown began. now_ms: the latest moment that was heard of.
+      ids: which tokenizer the codes are of, in a few characters.
       counts: what came and what became of it. changed: authors whose room may be another since it was last emptied.
     """
 
@@ -55,7 +58,7 @@ class LiveState:
         self.rooms: dict[str, Room] = {}
         self.watching, self.since_ms = np.zeros(len(authors), np.int32), np.zeros(len(authors), np.int64)
         self.now_ms, self.counts, self.changed = 0, Counter(), set()
-        self.number = 0
+        self.number, self.ids = 0, ""
         self.on_air: dict[int, dict[int, Room]] = {}  # author → its rooms by number; where lifetimes are true
         self.views: dict[int, dict[tuple[int, int], list[int]]] = {}  # author → (user, room) → starts
         self.watched: dict[int, list[tuple[int, int]]] = {}  # user → (author, room) of open views
@@ -89,7 +92,11 @@ class LiveState:
             self.counts["too late"] += 1
             return True
         self.advance(received_ms)  # as questions do in between: replaying the arrivals comes to the same state
-        self._take(event, at)
+        try:
+            self._take(event, at)
+        except Exception:  # an event that is kept comes again at every restart: it must not end them all
+            self.counts["event that could not be taken in"] += 1
+            logger.exception("event %r (%s) could not be taken in", event.id, event.type)
         return True
 
     def advance(self, time_ms: int) -> None:

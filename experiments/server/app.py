@@ -210,16 +210,17 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
 
     @app.post("/v1/models/rollback", tags=["models"])
     async def rollback() -> dict[str, Any]:
-        """Puts the model before back in place."""
+        """Puts the model before back in place, with its ids."""
         try:
-            await asyncio.wrap_future(live.ask_worker(lambda s: s.engine.rollback()))
+            await asyncio.to_thread(live.rollback)
         except ValueError as error:
             raise HTTPException(409, str(error)) from None
         return model_names()
 
     def model_names() -> dict[str, Any]:
-        engine = live.service.engine
-        return {"running": engine.running.name, "previous": engine.previous.name if engine.previous else None,
+        service, other = live.service, live.other
+        before = service.engine.previous or (other.engine.running if other else None)
+        return {"running": service.engine.running.name, "ids": service.state.ids, "previous": before and before.name,
                 "compared": live.models.last if live.models else {}}
 
     @app.get("/healthz", tags=["operation"])

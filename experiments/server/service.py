@@ -6,6 +6,7 @@ batches, so that an answer is of one moment, one catalogue and one model.
 Axes: R requests, C slots, M rooms of one's own, D embedding width.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -308,4 +309,7 @@ def from_log(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, par
     of_authors = None if tokenizer.encoder.towers.attributes_AxS is None else side_features_of(log)[1]
     state = state_at(log.split.end_ms if time_ms is None else time_ms, config, log.tables, log.split.end_ms,
                      log.batch_maker(tokenizer.ids, config), content, encoder(tokenizer, of_authors))
+    made_of = hashlib.blake2b(np.asarray(tokenizer.encoder.books.centroids).tobytes(), digest_size=4)
+    made_of.update(np.ascontiguousarray(tokenizer.embedding_AxD).tobytes())
+    state.ids = made_of.hexdigest()
     return Service(config, state, Engine(model, config, params, name))

@@ -6,19 +6,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
 
 from experiments.common.log import Log, prepare
+from experiments.configs.saved import get_config
 from experiments.server import store
 from experiments.server.app import Limits, make_app
 from experiments.server.live import Live
 from experiments.server.models import Models
 from experiments.server.service import Service, from_log
-from experiments.stages.policy import load_params
-from experiments.stages.supervised import load_supervised
+from experiments.stages.policy import load_phase
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
 
@@ -59,7 +59,12 @@ def serve(config: Config, workdir: Path, options: Options) -> None:
         if begun or replayed:
             logger.info("going on from event %d, and %d replayed behind it", begun, replayed)
         live = Live(service, make_clock(options.clock, service, config, options.speed), events)
-    live.models = Models(live, workdir, options.phase)
+
+    def remake() -> Service:
+        saved = replace(get_config(str(workdir)), serving=config.serving)
+        return load(saved, workdir, prepare(saved, workdir), options.phase)
+
+    live.models = Models(live, workdir, options.phase, remake=remake)
     token = options.token or os.environ.get("ONELIVE_TOKEN", "")
     if options.host not in ("127.0.0.1", "::1", "localhost") and not token:
         logger.warning("anybody who reaches %s may ask and send events: set --token", options.host)
@@ -69,10 +74,7 @@ def serve(config: Config, workdir: Path, options: Options) -> None:
 def load(config: Config, workdir: Path, log: Log, phase: str) -> Service:
     """The service as of the log's end, with the parameters of a phase."""
     tokenizer = load_tokenizer(config, workdir, log)
-    model, params, figures = load_supervised(config, workdir, log)
-    name = f"supervised/{figures['chosen_step']}"
-    if phase == "policy":
-        params, name = load_params(workdir / "policy"), "policy"
+    model, params, name = load_phase(config, workdir, log, phase)
     return from_log(config, log, tokenizer, model, params, name)
 
 
