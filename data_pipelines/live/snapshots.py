@@ -29,7 +29,8 @@ def to_arrays(state: LiveState) -> dict[str, np.ndarray]:
     open_views = [(user, number, start) for views in state.views.values() for (user, number), starts in views.items()
                   for start in starts]
     meta = {
-        "version": VERSION, "ids": state.ids, "true_lifetimes": state.true_lifetimes, "now_ms": state.now_ms, "counts": state.counts,
+        "version": VERSION, "ids": state.ids, "true_lifetimes": state.true_lifetimes, "now_ms": state.now_ms,
+        "counts": state.counts,
         "authors": {str(row): name for row, name in enumerate(state.authors.names) if row >= state.authors.trained
                     and name}, "trained": state.authors.trained, "users": state.users.names,
         "rooms": [[r.number, r.name, r.author, r.start_ms, r.since_ms, r.end_ms, r.segment_ms]

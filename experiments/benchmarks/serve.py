@@ -21,11 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from data_pipelines.live import snapshots
 from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows
+from data_pipelines.live.requests import make_requests
 from data_pipelines.live.state import LiveState
 from experiments.benchmarks.load import Load, put_on
 from experiments.benchmarks.problem import ModelSizes, make_model, random_batch, random_parameters
@@ -79,7 +81,7 @@ def make_state(sizes: ModelSizes, load: Load, config: Config) -> LiveState:
 
 def measure_serving(sizes: ModelSizes, load: Load, repeats: int = 20) -> dict[str, Any]:
     """The engine alone, then the server under load; what a change of the catalogue and a snapshot take."""
-    with _server(sizes, load, repeats) as (ask, port, batch_seconds):
+    with _server(sizes, load, repeats) as (ask, port, batch_seconds, encoding):
         before, swapped, memory = ask("figures"), 0, []
 
         def between(passed: float) -> None:
@@ -101,6 +103,7 @@ def measure_serving(sizes: ModelSizes, load: Load, repeats: int = 20) -> dict[st
                      row("requests failed, or answered by the fallback", "<=", 0, seen.refused + seen.fallback)],
             "rate": load.rate, "seconds": load.seconds, "swaps": swapped, "models": sorted(seen.models),
             "latency_p50_ms": float(np.median(latency)), "latency_mean_ms": float(latency.mean()),
+            "encoding_ms": {size: 1000 * seconds for size, seconds in encoding.items()},
             "engine_batch_ms": batch_seconds * 1000, "engine_limit_per_second": largest / batch_seconds,
             "server_cpu_ms_per_answer": 1000 * (after["cpu"] - before["cpu"]) / answers,
             "memory_mb": memory[-1][1], "memory_grown_mb": grown, "memory": memory, "means": after["means"],
@@ -113,7 +116,7 @@ def measure_table4(sizes: ModelSizes, load: Load, repeats: int = 5) -> dict[str,
     for layers, _ in sizes.gains:
         for mtp in (False, True):
             other = dataclasses.replace(sizes, model=dataclasses.replace(sizes.model, num_layers=layers, mtp=mtp))
-            with _server(other, load, repeats) as (_, port, _):
+            with _server(other, load, repeats) as (_, port, _, _):
                 seen = asyncio.run(put_on(port, load, sizes.rooms, START_MS, lambda passed: None))
             latency = np.array(seen.latency) * 1000
             rows.append({"layers": layers, "mtp": mtp, "qps": len(latency) / load.seconds,
@@ -147,6 +150,21 @@ def measure_catalogue(rooms: int, repeats: int = 30) -> dict[str, Any]:
     return found | {"state to arrays": 1000 * statistics.median(seconds)}
 
 
+def measure_encoding(service: Service, repeats: int) -> dict[int, float]:
+    """Seconds (median) in which the contexts of so many people are encoded: what keeping them would save."""
+    engine, now = service.engine, service.state.now_ms
+    encode = jax.jit(lambda params, request: engine.model.apply({"params": params}, request, method="encode"))
+    found = {}
+    for size in (1, engine.buckets[-1]):
+        request, seconds = make_requests(service.state, list(range(size)), now), []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            jax.block_until_ready(encode(engine.running.params, request))
+            seconds.append(time.perf_counter() - began)
+        found[size] = statistics.median(seconds[1:])  # the first compiles
+    return found
+
+
 def serving_lines(report: dict) -> list[str]:
     """What the rows do not say."""
     means = report["means"]
@@ -159,7 +177,9 @@ def serving_lines(report: dict) -> list[str]:
             f"the server's processor time: {report['server_cpu_ms_per_answer']:.2f} ms an answer; its memory "
             f"{report['memory_mb']:.0f} MB, {report['memory_grown_mb']:+.1f} MB in the last {1 - WARM:.0%} of the time",
             f"the engine alone, without HTTP, events or load: {report['engine_batch_ms']:.1f} ms for "
-            f"{Config().serving.max_batch} requests, at most {report['engine_limit_per_second']:.0f} a second",
+            f"{Config().serving.max_batch} requests, at most {report['engine_limit_per_second']:.0f} a second; "
+            "encoding contexts takes " + " and ".join(f"{ms:.2f} ms of {size}" for size, ms in
+                                                      report["encoding_ms"].items()),
             table(["rooms on air", "1 changed, ms", "100 changed, ms", "state to arrays, ms"], [
                 [f"{c['rooms']:,}", *(f"{c[name]:.2f}" for name in ("1 changed", "100 changed", "state to arrays"))]
                 for c in report["catalogue"]])]
@@ -177,7 +197,8 @@ def table4_lines(report: dict) -> list[str]:
 
 @contextmanager
 def _server(sizes: ModelSizes, load: Load, repeats: int) -> Iterator[tuple]:
-    """A ready server: (ask: (question) → what `_serve` answers, port, seconds of a full batch of its engine)."""
+    """A ready server: (ask: (question) → what `_serve` answers, port, seconds of a full batch of its engine,
+    `measure_encoding`)."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     server = context.Process(target=_serve, args=(sizes, load, repeats, theirs), daemon=True)
@@ -189,15 +210,16 @@ def _server(sizes: ModelSizes, load: Load, repeats: int) -> Iterator[tuple]:
 
     try:
         theirs.close()
-        seconds, port = ours.recv()
-        yield ask, port, seconds
+        seconds, encoding, port = ours.recv()
+        yield ask, port, seconds, encoding
     finally:
         server.terminate()
         server.join()
 
 
 def _serve(sizes: ModelSizes, load: Load, repeats: int, pipe) -> None:
-    """In the server's process: sends (seconds of a full batch, port) once it is ready, then answers what is asked."""
+    """In the server's process: sends (seconds of a full batch, `measure_encoding`, port) once it is ready, then answers
+    what is asked."""
     from experiments.server import start
     from experiments.server.app import Limits
 
@@ -211,9 +233,10 @@ def _serve(sizes: ModelSizes, load: Load, repeats: int, pipe) -> None:
         return time.perf_counter() - began
 
     seconds = statistics.median(live.ask_worker(batch).result() for _ in range(repeats))
+    encoding = measure_encoding(live.service, repeats)
     params = random_parameters(make_model(sizes, sizes.model), random_batch(np.random.default_rng(0), sizes))
     threading.Thread(target=_tell, args=(live, params, pipe), daemon=True).start()
-    start.run(live, Limits(), "127.0.0.1", 0, started=lambda port: pipe.send((seconds, port)))
+    start.run(live, Limits(), "127.0.0.1", 0, started=lambda port: pipe.send((seconds, encoding, port)))
 
 
 def _tell(live: Live, params: Any, pipe) -> None:

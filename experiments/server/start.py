@@ -42,8 +42,15 @@ class Options:
 
 def serve(config: Config, workdir: Path, options: Options) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers what waits, writes a snapshot and returns."""
-    log = prepare(config, workdir)
-    service = load(config, workdir, log, options.phase)
+    live, limits = open_live(config, workdir, options), limits_of(options)
+    if options.host not in ("127.0.0.1", "::1", "localhost") and not limits.token:
+        logger.warning("anybody who reaches %s may ask and send events: set --token", options.host)
+    run(live, limits, options.host, options.port)
+
+
+def open_live(config: Config, workdir: Path, options: Options) -> Live:
+    """The service of a workdir, as the server before left it; nothing is compiled yet."""
+    service = load(config, workdir, prepare(config, workdir), options.phase)
     if options.bus:
         from experiments.server.redis_bus import RedisBus  # the client is needed for it alone
 
@@ -65,10 +72,12 @@ def serve(config: Config, workdir: Path, options: Options) -> None:
         return load(saved, workdir, prepare(saved, workdir), options.phase)
 
     live.models = Models(live, workdir, options.phase, remake=remake)
-    token = options.token or os.environ.get("ONELIVE_TOKEN", "")
-    if options.host not in ("127.0.0.1", "::1", "localhost") and not token:
-        logger.warning("anybody who reaches %s may ask and send events: set --token", options.host)
-    run(live, Limits(token=token, rate=options.rate), options.host, options.port)
+    return live
+
+
+def limits_of(options: Options) -> Limits:
+    """What the flags (and ONELIVE_TOKEN) allow to clients."""
+    return Limits(token=options.token or os.environ.get("ONELIVE_TOKEN", ""), rate=options.rate)
 
 
 def load(config: Config, workdir: Path, log: Log, phase: str) -> Service:
@@ -106,17 +115,18 @@ def make_clock(kind: str, service: Service, config: Config, speed: float = 1.0) 
     return lambda: max(last, round(wall + 1000 * (time.monotonic() - began)))
 
 
+def warm_up(live: Live) -> None:
+    """Compiles everything; then the server is ready, and a log's clock goes on."""
+    live.warm_up()
+    if isinstance(live.clock, LogClock):
+        live.clock.start()
+
+
 def run(live: Live, limits: Limits, host: str, port: int, started: Callable[[int], None] | None = None) -> None:
     """Listens until it is told to stop; `started` is told the port. Programs are compiled meanwhile (/readyz)."""
     server = uvicorn.Server(uvicorn.Config(make_app(live, limits), host=host, port=port, log_level="warning",
                                            timeout_graceful_shutdown=5, server_header=False))
-
-    def warm_up() -> None:
-        live.warm_up()
-        if isinstance(live.clock, LogClock):
-            live.clock.start()
-
-    warming = threading.Thread(target=warm_up, daemon=True)
+    warming = threading.Thread(target=warm_up, args=(live,), daemon=True)
 
     def announce() -> None:
         while not server.started:

@@ -124,7 +124,7 @@ def recover(state: LiveState, log: EventLog) -> tuple[int, int]:
 
 
 def replay(state: LiveState, log: EventLog, offset: int, since_ms: int, last: int | None = None) -> int:
-    """Takes in the events behind an offset (up to another) that did not arrive before a moment; returns their number."""
+    """Takes in the events behind an offset (up to another) that did not arrive before a moment. Returns how many."""
     count = 0
     for received_ms, event in log.after(offset, last):
         if received_ms >= since_ms:
