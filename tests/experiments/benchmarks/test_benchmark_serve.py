@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs requirements/serve.txt")
 pytest.importorskip("uvicorn", reason="needs requirements/serve.txt")
-from experiments.benchmarks import report as report_of  # noqa: E402
-from experiments.benchmarks import serve  # noqa: E402
-from experiments.benchmarks.load import Load  # noqa: E402
-from experiments.benchmarks.problem import ModelSizes  # noqa: E402
-from onelive_jax.config import ModelConfig  # noqa: E402
+from experiments.benchmarks import report as report_of
+from experiments.benchmarks import serve
+from experiments.benchmarks.load import Load
+from experiments.benchmarks.problem import ModelSizes
+from onelive_jax.config import ModelConfig
 
 TINY = ModelSizes(model=ModelConfig(dim=16, num_layers=1, num_heads=2, num_groups=1, mlp_dim=24,
                                     loss_weights=(1.0, 1.0)),

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("httpx", reason="needs requirements/serve.txt")
 pytest.importorskip("uvicorn", reason="needs requirements/serve.txt")
-from experiments.studies import serve_kills  # noqa: E402
-from onelive_jax.config import ServingConfig  # noqa: E402
+from experiments.studies import serve_kills
+from onelive_jax.config import ServingConfig
 
 
 def test_two_kills_lose_nothing_and_answers_stay(finished, tmp_path, monkeypatch):
