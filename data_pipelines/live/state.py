@@ -7,36 +7,21 @@ so replaying them makes it anew, to the bit.
 Axes: A authors (with spare rows), R requests, C slots of a catalogue, L code levels.
 """
 
-import heapq
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipelines.live import events
 from data_pipelines.live.codes import LiveCodes
-from data_pipelines.live.names import AuthorRows, KnownIds, Names
+from data_pipelines.live.names import AuthorRows, KnownIds, Names, Room
+from data_pipelines.live.pending import Deadline, Deadlines, Waiting
 from data_pipelines.live.people import OPEN, Buffers
 from onelive_jax.config import Config
 
 logger = logging.getLogger(__name__)
 FORGOTTEN_ROOMS = 100_000  # rooms that ended and early ends of views that are remembered
-
-
-@dataclass(slots=True)
-class Room:
-    """number: of the platform's id `name`, never used again. since_ms: when it was first seen: its start, or a view
-    before it. end_ms: None while on air (or shown by views)."""
-
-    number: int
-    name: str
-    author: int
-    start_ms: int
-    since_ms: int
-    end_ms: int | None = None
-    segment_ms: int = -1  # end of the last segment
 
 
 class LiveState:
@@ -64,9 +49,8 @@ class LiveState:
         self.watched: dict[int, list[tuple[int, int]]] = {}  # user → (author, room) of open views
         self.room_of: dict[int, Room] = {}  # number → room, of all in `rooms`
         self.gifted: set[tuple[int, int, int]] = set()  # (user, room, start) of open views with a gift
-        self.deadlines: list[tuple[int, int, int, int, int]] = []  # (when, room, user or −1, start, stop)
-        self.waiting: dict[str, list[tuple[events.Event, int]]] = {}
-        self.waiting_count = 0
+        self.deadlines = Deadlines(self._is_open)
+        self.waiting = Waiting(c.waiting_events)
         self.early_ends: dict[tuple[str, str], int] = {}
         self.ended: dict[str, None] = {}  # rooms that ended, oldest first
         self.profiles: dict[str, dict[str, float | None]] = {}  # of authors behind those of training, latest last
@@ -102,15 +86,12 @@ class LiveState:
     def advance(self, time_ms: int) -> None:
         """Time goes on: what was to be over by now without an end of its own is over."""
         self.now_ms = max(self.now_ms, time_ms)
-        while self.deadlines and self.deadlines[0][0] <= self.now_ms:
-            _, number, user, start, stop = heapq.heappop(self.deadlines)
-            room = self.room_of.get(number)
-            if room is None:
-                continue
-            if user < 0 and room.end_ms is None:
+        for _, number, user, start, stop in self.deadlines.due(self.now_ms):
+            room = self.room_of[number]
+            if user < 0:
                 self.counts["room without an end"] += 1
                 self._end_room(room, stop)
-            elif user >= 0 and start in self.views.get(room.author, {}).get((user, number), ()):
+            else:
                 self.counts["view without an end"] += 1
                 self._close(user, room, start, max(stop, start))
 
@@ -133,8 +114,7 @@ class LiveState:
             self._open(user, room, start)
             self.show(room.author)
             if room.end_ms is not None:
-                over = room.end_ms + self._ms["grace"]
-                heapq.heappush(self.deadlines, (over, room.number, user, start, room.end_ms))
+                self.deadlines.add(room.end_ms + self._ms["grace"], room.number, user, start, room.end_ms)
 
     # What requests ask.
 
@@ -168,17 +148,9 @@ class LiveState:
             do(event, at)
 
     def _wait(self, event: events.Event, at: int) -> None:
-        if self.waiting_count >= self.config.waiting_events:
-            oldest = next(iter(self.waiting), None)
-            if oldest is None:
-                self.counts["of an unknown room"] += 1
-                return
-            dropped = len(self.waiting.pop(oldest))
-            self.waiting_count -= dropped
-            self.counts["of an unknown room"] += dropped
         self.counts["before its room"] += 1
-        self.waiting.setdefault(event.room, []).append((event, at))
-        self.waiting_count += 1
+        if dropped := self.waiting.add(event, at):
+            self.counts["of an unknown room"] += dropped
 
     def _room_started(self, event: events.RoomStarted, at: int) -> None:
         known = self.rooms.get(event.room)
@@ -196,8 +168,7 @@ class LiveState:
             self._encode(self.codes.add_title, author, at, event.title)
         if self.true_lifetimes:
             self._start_room(room)
-        for waiting, when in self.waiting.pop(event.room, ()):
-            self.waiting_count -= 1
+        for waiting, when in self.waiting.pop(event.room):
             self._take(waiting, when)
 
     def _room_ended(self, event: events.RoomEnded, at: int) -> None:
@@ -334,8 +305,16 @@ class LiveState:
     def _start_room(self, room: Room) -> None:
         self.on_air.setdefault(room.author, {})[room.number] = room
         over = room.start_ms + self._ms["room"]
-        heapq.heappush(self.deadlines, (over, room.number, -1, room.start_ms, over))
+        self.deadlines.add(over, room.number, -1, room.start_ms, over)
         self.show(room.author)
+
+    def _is_open(self, deadline: Deadline) -> bool:
+        room = self.room_of.get(deadline.room)
+        if room is None:
+            return False
+        if deadline.user < 0:
+            return room.end_ms is None
+        return deadline.start_ms in self.views.get(room.author, {}).get((deadline.user, deadline.room), ())
 
     def _end_room(self, room: Room, at: int) -> None:
         room.end_ms = at
@@ -343,7 +322,7 @@ class LiveState:
         for (user, number), starts in self.views.get(room.author, {}).items():
             if number == room.number:
                 for start in starts:
-                    heapq.heappush(self.deadlines, (at + self._ms["grace"], number, user, start, at))
+                    self.deadlines.add(at + self._ms["grace"], number, user, start, at)
         self.show(room.author)
         self._retire(room)
 
@@ -370,7 +349,7 @@ class LiveState:
         self.watched.setdefault(user, []).append((room.author, room.number))
         self.watching[room.author] += 1
         over = start + self._ms["view"]
-        heapq.heappush(self.deadlines, (over, room.number, user, start, over))
+        self.deadlines.add(over, room.number, user, start, over)
 
     def _close(self, user: int, room: Room, start: int, stop: int) -> None:
         """A view is over."""

@@ -183,7 +183,7 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
         """Rooms on air, those with most viewers first."""
         return await asyncio.wrap_future(live.ask_worker(lambda s: s.rooms_on_air(limit, offset, live.clock())))
 
-    @app.get("/v1/users/{user}", tags=["serving"])
+    @app.get("/v1/users/{user:path}", tags=["serving"])
     async def person(user: Name) -> dict[str, Any]:
         """What is known of a person: what they watch now, their last views."""
         found = await asyncio.wrap_future(live.ask_worker(lambda s: s.person(user)))

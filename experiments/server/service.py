@@ -92,7 +92,7 @@ class Service:
         self.shown: dict[int, int] = {}
         self.observe: Callable[[str, float], None] = lambda stage, seconds: None
         self._slot: dict[int, int] = {}  # author → slot
-        self._no_slot: set[int] = set()
+        self._no_slot: dict[int, None] = {}  # authors on air who wait for a slot
         self.recovered()
 
     def apply(self, event: events.Event, received_ms: int) -> bool:
@@ -107,22 +107,23 @@ class Service:
         moved, embeddings = state.codes.take_news()
         self.engine.set_newcomers(embeddings)
         changed, state.changed = state.changed, set()
-        for author in changed | moved | self._no_slot:
+        for author in changed | moved:
             room, shown = state.shown(author), self.shown.get(author)
             if shown is not None and (room is None or room.number != shown):
                 self.catalogue.take_off_air(shown)
                 del self.shown[author], self._slot[author]
                 shown = None
             if room is None:
-                self._no_slot.discard(author)
+                self._no_slot.pop(author, None)
             elif shown is not None:
                 self.catalogue.change_codes(shown, state.codes.codes[author])
-            elif len(self.catalogue) == self.catalogue.capacity:
-                self._no_slot.add(author)  # until another room ends
             else:
-                self._no_slot.discard(author)
-                self._slot[author] = self.catalogue.put_on_air(room.number, author, state.codes.codes[author])
-                self.shown[author] = room.number
+                self._no_slot.setdefault(author)
+        while self._no_slot and len(self.catalogue) < self.catalogue.capacity:
+            author = next(iter(self._no_slot))  # who waits longest; others wait until a room ends
+            del self._no_slot[author]
+            number = self.shown[author] = state.shown(author).number
+            self._slot[author] = self.catalogue.put_on_air(number, author, state.codes.codes[author])
         return self.catalogue.snapshot()
 
     def recovered(self) -> None:
@@ -187,7 +188,8 @@ class Service:
     def rooms_on_air(self, limit: int, offset: int, now_ms: int) -> dict[str, Any]:
         """Rooms of the catalogue, those with most viewers first."""
         state = self.state
-        authors = sorted(self.shown, key=lambda author: (-int(state.watching[author]), author))
+        on_air = np.fromiter(self.shown, np.int64)
+        authors = on_air[np.lexsort((on_air, -state.watching[on_air]))].tolist()
         rooms = [{"room": state.room_of[self.shown[author]].name, "author": state.authors.names[author],
                   "viewers": int(state.watching[author]), "codes": state.codes.codes[author].tolist(),
                   "age_minutes": round(max(0, now_ms - int(state.since_ms[author])) / 60_000, 1)}

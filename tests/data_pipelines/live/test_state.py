@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.live import events, snapshots
 from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows
+from data_pipelines.live.pending import Deadlines
 from data_pipelines.live.requests import make_requests
 from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import Pools
@@ -111,7 +112,7 @@ def test_few_events_wait_and_the_others_are_counted():
     bus = Bus(state)
     for room in ("x", "y", "z"):
         bus("view_started", 1, user="u", room=room)
-    assert (state.counts["of an unknown room"], state.waiting_count) == (1, 2)
+    assert (state.counts["of an unknown room"], len(state.waiting)) == (1, 2)
     bus("room_started", 0, room="x", author="a1")
     bus("room_started", 0, room="z", author="a2")
     assert state.watching[:3].tolist() == [0, 0, 1]
@@ -306,3 +307,25 @@ def test_a_profile_places_a_newcomer_until_content_does(state, bus):
     state.codes.flush()
     bus("author_profile", 4, author="new", features={"fans": 6.0})
     assert state.codes.codes[row].tolist() == [1, 2]
+
+
+def test_what_is_over_leaves_no_deadlines_behind(state, bus):
+    state.deadlines = Deadlines(state._is_open, few=8)
+    bus("room_started", 0, room="r", author="a1")
+    bus("view_started", 0.5, user="stays", room="r")
+    for i in range(100):
+        bus("view_started", 1 + i, user="u", room="r")
+        bus("view_ended", 1.5 + i, user="u", room="r")
+    assert len(state.deadlines) <= 9
+    state.advance(NOW + 24 * 60 * MINUTE + MINUTE)
+    assert state.counts["view without an end"] == 1
+    assert state.watching[1] == 0
+
+
+def test_an_event_that_ends_in_an_error_is_counted_and_the_next_goes_on(state, bus, caplog):
+    state.codes.encode = None
+    bus("room_started", 0, room="r", author="new")
+    assert state.counts["event that could not be taken in"] == 1
+    assert "could not be taken in" in caplog.text
+    bus("room_started", 0, room="other", author="a1")
+    assert state.shown(1).name == "other"
