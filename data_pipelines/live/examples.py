@@ -76,7 +76,8 @@ class Examples:
         self._ended: dict[tuple[int, int, int], int] = {}  # ends of views that are not looked at yet
         self._on_air = np.zeros(len(state.authors), bool)
         self._room = np.full(len(state.authors), -1, np.int64)
-        state.journal = []
+        self._journal: list[tuple] = []
+        state.tell = lambda *entry: self._journal.append(entry)
         state.changed = set(range(len(state.authors)))
 
     def take_in(self, event: events.Event, received_ms: int) -> None:
@@ -116,7 +117,7 @@ class Examples:
         return len(self._waiting)
 
     def _read_journal(self) -> None:
-        journal, self.state.journal = self.state.journal, []
+        journal, self._journal = self._journal, []
         for kind, *entry in journal:
             if kind == "author":
                 self._forget_author(entry[0])
@@ -234,7 +235,7 @@ class Examples:
         form = jax.tree.structure(self._form())
         parts = [jax.tree.unflatten(form, [leaf[row:row + 1] for leaf in leaves]) for row in range(rows)]
         self._waiting, self.ready = dict(zip(keys, parts[:len(keys)], strict=True)), parts[len(keys):]
-        self.state.journal, self.state.changed = [], set(range(len(self.state.authors)))
+        self._journal, self.state.changed = [], set(range(len(self.state.authors)))
 
     def _form(self) -> Batch:
         """An example of nobody, for its structure."""

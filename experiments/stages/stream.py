@@ -20,14 +20,12 @@ import numpy as np
 
 from data_pipelines.live import snapshots
 from data_pipelines.live.examples import Examples
-from data_pipelines.live.replay import state_at
 from data_pipelines.live.state import LiveState
-from data_pipelines.log.content import author_content
 from data_pipelines.tables import moment
 from experiments.common import distributed
 from experiments.common.log import Log
 from experiments.common.workdir import is_done, mark_done
-from experiments.server.service import encoder
+from experiments.server.service import live_state
 from experiments.stages.policy import phase_identity
 from experiments.stages.supervised import load_params, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
@@ -96,6 +94,7 @@ class StreamBatches:
         self._every_ms = round(plan.publish_minutes * MINUTE_MS)
         self.due_ms = (self.state.now_ms // self._every_ms + 1) * self._every_ms
         self._news: dict[int, np.ndarray] = {}
+        self._from_ms = self.state.now_ms
         self._coming: Iterator | None = None
         self._next: tuple[Any, int, Any] | None = None
 
@@ -113,7 +112,10 @@ class StreamBatches:
                 self.state.codes.flush()
                 self.due = True
                 raise StopIteration
-            self.examples.take_in(event, received_ms)
+            if received_ms < self._from_ms:
+                self.examples.counts["events that had arrived when the log ended"] += 1
+            else:
+                self.examples.take_in(event, received_ms)
             self.position, self._next = position, None
             self.events += 1
         self.taken += 1
@@ -198,9 +200,7 @@ class Learner:
 def make_learner(config: Config, log: Log, tokenizer: Tokenizer, params: Any, source: Any, from_ms: int,
                  plan: StreamPlan, folder: Path, on_look: Callable | None = None) -> Learner:
     """As of a moment of the workdir's log, with these parameters (of its authors, without spare rows)."""
-    content = author_content(log.tables, log.split.p1_ms) if config.tokenizer.follow_content else None
-    state = state_at(from_ms, config, log.tables, log.split.end_ms, log.batch_maker(tokenizer.ids, config), content,
-                     encoder(tokenizer))
+    state = live_state(config, log, tokenizer, from_ms)
     spare = config.serving.spare_authors
     model = make_model(config, log).clone(num_authors=log.num_authors + spare)
     rows = AuthorRows(log.num_authors, spare, config.model.author_scale)
@@ -278,6 +278,7 @@ def train_stream(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
         examples, step = batches.examples, int(state.step)
         made = {"chosen_step": step, "published_ms": now_ms, "published": moment(now_ms, config.data.utc_offset_hours),
                 "steps": step, "events": batches.events, "position": batches.position,
+                "authors": {str(row): batches.state.authors.names[row] for row in sorted(batches.rows.said)},
                 "views": dict(sorted(examples.counts.items())) | {
                     "ready, and fewer than a batch": len(examples.ready), "not over yet": examples.waiting},
                 "stream": dict(sorted(batches.state.counts.items()))}

@@ -4,6 +4,7 @@ Axes: A authors and spare rows, E author width, n rows that change.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,6 +28,21 @@ def with_spare_authors(params: Any, trained: int, spare: int) -> Any:
         if name == "author_table" and values.shape[0] != trained + spare:
             raise ValueError(f"the author table has {values.shape[0] - spare} rows, the log {trained} authors")
     return made
+
+
+def with_rows_of(params: Any, trained: int, spare: int, rows: Mapping[int, int]) -> Any:
+    """Parameters with spare rows, learned from a stream by who has spare rows of their own: those that `rows` names, our
+    row → theirs, are as learned; our others as in `with_spare_authors`. (Parameters without spare rows get ours.)"""
+    own = jax.tree_util.tree_map_with_path(lambda path, x: x[:trained] if is_by_author(path) else x, params)
+    made = jax.tree.map(np.array, with_spare_authors(own, trained, spare))
+    ours, theirs = list(rows), list(rows.values())
+
+    def put(path, ours_A, theirs_A):
+        if rows and is_by_author(path):
+            ours_A[ours] = theirs_A[np.array(theirs)]
+        return ours_A
+
+    return jax.tree_util.tree_map_with_path(put, made, params)
 
 
 def is_by_author(path: tuple) -> bool:

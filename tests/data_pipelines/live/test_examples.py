@@ -22,7 +22,7 @@ def make_examples(lifetimes=True, limit=30.0):
     config.serving.spare_authors = SPARE
     rows = TRAINED + SPARE
     codes = LiveCodes(np.arange(2 * rows, dtype=np.int32).reshape(rows, 2), np.full(rows, np.iinfo(np.int64).min),
-                      lambda author, values: (np.full((len(author), 2), 9, np.int32),
+                      lambda author, values, profile: (np.full((len(author), 2), 9, np.int32),
                                               np.ones((len(author), 4), np.float32)),
                       TRAINED)
     return Examples(LiveState(config, AuthorRows(["a0", "a1", "a2"], SPARE), codes, lifetimes), 0, limit)

@@ -183,7 +183,8 @@ def test_metrics_models_and_the_page(serving):
     assert 'onelive_model_info{name="first"} 1.0' in text
     assert f"onelive_rooms_on_air {float(len(serving.live.service.catalogue))}" in text
     assert 'onelive_answers_total{kind="model"}' in text
-    assert serving.client.get("/v1/models").json() == {"running": "first", "previous": None, "compared": {}}
+    assert serving.client.get("/v1/models").json() == {
+        "running": "first", "ids": serving.live.service.state.ids, "previous": None, "compared": {}}
     assert serving.client.post("/v1/models/rollback").status_code == 409
     assert serving.client.post("/v1/models/load").status_code == 409
     page = serving.client.get("/").text
