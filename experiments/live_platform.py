@@ -18,7 +18,6 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.common.log import prepare
 from onelive_jax.config import Config
 
 STARTING_S = 600.0  # until every program is compiled, on a busy machine
@@ -53,6 +52,8 @@ def server(workdir: Path, port: int, speed: float):
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.common.log import prepare
+
     try:
         from experiments.server.simulated import LivePlatform, format_arms
     except ModuleNotFoundError as missing:

@@ -110,9 +110,21 @@ def run_plain(main: Callable[[], Any]) -> None:
     _run(main, lambda parsed: main(), parse_plain)
 
 
+def read(plain: bool = False) -> None:
+    """Parses the command line ahead of `run` (`plain`: of `run_plain`), for a script whose imports take seconds: called
+    before them, it answers --help and refuses what is wrong at once."""
+    _name_command(vars(sys.modules["__main__"]))
+    parsed = (parse_plain if plain else parse)(sys.argv)
+    _command["parser"] = lambda argv: parsed
+
+
+def _name_command(script: Mapping[str, Any]) -> None:
+    spec = script.get("__spec__")
+    _command.update(name=spec.name if spec else Path(sys.argv[0]).name, description=script["__doc__"] or "")
+
+
 def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]], Any]) -> None:
-    spec = main.__globals__.get("__spec__")
-    _command.update(name=spec.name if spec else Path(sys.argv[0]).name, description=main.__globals__["__doc__"] or "")
+    _name_command(main.__globals__)
 
     def quietly(parsed: Any) -> Any:
         # orbax and others log every file they touch; what the project itself says stays.
@@ -137,7 +149,7 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
                 _exit(sentence, 1)
             raise
 
-    app.run(quietly, flags_parser=parser)
+    app.run(quietly, flags_parser=_command.get("parser", parser))
 
 
 class _Printable(logging.Formatter):

@@ -8,14 +8,23 @@ becomes NaN or infinite ends there and is reported as diverged. A killed study r
 W/qk_norm.png.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config()
+    absl_flags.DEFINE_list("rates", ["0.003", "0.03", "0.1"], "peak learning rates")
+    absl_flags.DEFINE_list("seeds", ["0"], "seeds, each with its own start and order of examples")
+    flags.read()
+
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 from matplotlib.figure import Figure
 
 from data_pipelines.pictures import plots
-from experiments.common import flags, study
+from experiments.common import study
 from experiments.common.tables import table
 from experiments.studies.scaling import last_loss
 from onelive_jax.config import Config
@@ -118,7 +127,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config()
-    absl_flags.DEFINE_list("rates", ["0.003", "0.03", "0.1"], "peak learning rates")
-    absl_flags.DEFINE_list("seeds", ["0"], "seeds, each with its own start and order of examples")
     flags.run(main)
