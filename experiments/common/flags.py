@@ -38,7 +38,7 @@ DISTRIBUTED = ("auto", "none", "tpu", "slurm", "coordinator")
 SEVERAL = ("experiments.train_supervised", "experiments.train_reward", "experiments.train_policy")
 PRESETS = ("tiny", "0.04b", "0.08b", "0.2b", "0.8b")  # of onelive_jax/presets.py, which imports jax
 TOGETHER = ("distributed", "coordinator", "processes", "process")
-COMMON = ("config", "workdir", "seed", "compile_cache_dir")
+COMMON = ("config", "workdir", "seed", "compile_cache_dir", "verbose")
 HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-?", "-helpfull", "--helpfull")
 WIDTH = 116
 # What jax reads of a SLURM step; all of it is there under srun.
@@ -68,6 +68,7 @@ def define_config(default_config: str | None = None, default_workdir: str | None
                         flag_values=flag_values)
     flags.DEFINE_string("compile_cache_dir", None, "folder that keeps compiled programs, so that the next start of the "
                         "same run need not compile again", flag_values=flag_values)
+    flags.DEFINE_boolean("verbose", False, "say more: the parameters of every module", flag_values=flag_values)
     flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, upper_bound=2**63 - 1,
                          flag_values=flag_values)
     flags.DEFINE_enum("distributed", "auto", DISTRIBUTED, "how the processes of one run find each other. auto: by a "
@@ -129,9 +130,10 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
     def quietly(parsed: Any) -> Any:
         # orbax and others log every file they touch; what the project itself says stays.
         absl_logging.set_verbosity(absl_logging.ERROR)
+        verbose = "verbose" in flags.FLAGS and flags.FLAGS.verbose
         absl_logging.get_absl_handler().setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
         for package in ("onelive_jax", "data_pipelines", "experiments"):
-            logging.getLogger(package).setLevel(logging.INFO)
+            logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
         try:
             with contextlib.redirect_stdout(_PrintableStream(sys.stdout)):
                 return call(parsed)

@@ -1,6 +1,6 @@
 """QK-norm's worth (paper, Figure 3): largest QK logit and loss with and without, at a rate where it matters.
 
-    python -m experiments.studies.qk_norm --config=experiments/configs/demo.py --workdir=W [--rates=0.003,0.03,0.1] \
+    python -m experiments.studies.qk_norm --config=experiments/configs/small.py --workdir=W [--rates=0.003,0.03,0.1] \
         [--seeds=0,1,2]
 
 Both variants of a rate and seed see the same examples in the same order (--seeds counts, not --seed). A run whose loss

@@ -1,6 +1,6 @@
 """Loss against parameters (paper, Figure 4): a ladder of models on one log, and the power law through them.
 
-    python -m experiments.studies.scaling --config=experiments/configs/demo.py --workdir=W [--rungs=d32,d64,d96,d128] \
+    python -m experiments.studies.scaling --config=experiments/configs/small.py --workdir=W [--rungs=d32,d64,d96,d128] \
         [--config.training.steps=N]
 
 Every rung is a supervised run of its own under W/RUNG on the same examples and the same batches, so a killed ladder
