@@ -13,52 +13,13 @@ from pathlib import Path
 
 import polars as pl
 
-from data_pipelines.readers import cells, forms, room_logs, rows, text_files
-from data_pipelines.readers.forms import Column, Form
+from data_pipelines.readers import cells, dates, forms, room_logs, rows, text_files
+from data_pipelines.readers.forms import Form
+from data_pipelines.readers.log_columns import EVENT_AFFIXES, EVENT_COUNTS, FIELDS, WORDS
 from data_pipelines.readers.rows import DEFAULTS, Counts, Options
 from data_pipelines.readers.text_files import LINE
 from data_pipelines.tables import ROOMS, Tables, moment, validate
 
-EVENT_COUNTS = ("like", "comment", "follow", "share")
-FIELDS = (
-    Column("user", "id", also=("user_id", "uid", "viewer", "viewer_id", "member_id", "account_id", "audience_id",
-                               "visitor_id", "customer_id", "watcher", "user_name", "username")),
-    Column("author", "id", also=("author_id", "streamer_id", "streamer", "channel_id", "channel", "anchor_id", "anchor",
-                                 "broadcaster_id", "broadcaster", "host_id", "host", "creator_id", "creator",
-                                 "streamer_name", "channel_name", "author_name", "anchor_name")),
-    Column("room", "id", False, True, also=("room_id", "live_id", "stream_id", "stream", "live_stream_id", "live",
-                                            "broadcast_id", "broadcast", "livestream_id", "session", "session_id")),
-    Column("start", "time", also=("start_time", "start_timestamp", "started_at", "joined_at", "join_time", "enter_time",
-                                  "entered_at", "enter_timestamp", "time_start", "view_start", "watch_start", "begin",
-                                  "begin_time", "timestamp", "event_time", "time", "ts", "created_at", "datetime",
-                                  "live_play_start_timestamp")),
-    Column("stop", "end", False, True, also=("stop_time", "end", "end_time", "end_timestamp", "ended_at", "left_at",
-                                             "leave_time", "leave_timestamp", "exit_time", "exited_at", "time_end",
-                                             "time_stop", "view_end", "watch_end", "live_play_end_timestamp")),
-    Column("watch", "length", False, True, also=("watch_time", "watch_duration", "watched", "duration", "play_duration",
-                                                 "view_duration", "dwell_time", "watch_live_time", "length",
-                                                 "session_length", "stay_time")),
-    Column("event", "category", False, True, also=("event_type", "event_name", "action", "action_type")),
-    Column("click", "whole", False, True, also=("clicked", "is_click", "is_clicked")),
-    *[Column(name, "whole", False, True, also=(f"{name}s", f"{name}_cnt", f"{name}_count", f"{name}s_count",
-                                               f"num_{name}s", f"n_{name}s", f"is_{name}", f"{name}d", f"{name}ed"))
-      for name in EVENT_COUNTS],
-    Column("gift", "real", False, True, also=("gift_value", "gift_price", "gifts", "gift_amount", "gift_cnt",
-                                              "gift_count", "send_gift_cnt", "is_gift", "donation", "diamonds")),
-    Column("satisfaction", "real", False, True, also=("rating",)),
-    Column("category", "category", False, True, also=("category_id", "category_name", "game", "game_id", "game_name",
-                                                      "live_content_category", "genre", "topic")),
-    Column("position", "whole", False, True, also=("rank", "slot")),
-    Column("room_start", "end", False, True, also=("room_start_time", "room_started_at", "live_start", "stream_start",
-                                                   "live_start_time", "stream_start_time", "broadcast_start")),
-    Column("room_end", "end", False, True, also=("room_end_time", "room_ended_at", "live_end", "stream_end",
-                                                 "live_end_time", "stream_end_time", "broadcast_end")),
-)
-WORDS = {"enter": ("enter", "entered", "join", "joined", "start", "in", "enter_room", "open", "view_start", "play"),
-         "leave": ("leave", "left", "exit", "exited", "end", "stop", "out", "leave_room", "close", "quit", "view_end"),
-         "view": ("view", "watch", "click", "clicked"), "show": ("show", "shown", "impression", "exposure", "expose"),
-         **{name: (name, f"{name}s", f"{name}d", f"{name}ed") for name in EVENT_COUNTS},
-         "gift": ("gift", "gifts", "send_gift", "donate", "donation")}
 DAY_MS = 86_400_000
 EARLIEST_MS, LATEST_MS = 788_918_400_000, 4_102_444_800_000  # 1995 and 2100: no log of live streams is older or younger
 
@@ -102,8 +63,8 @@ def files_in(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file. Give the path of a log, or of a folder of files of a log")
-    files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith((*text_files.ENDINGS,
-                                                                                         ".parquet")))
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith((
+        *text_files.ENDINGS, *text_files.PARQUET)) and not p.name.startswith((".", "_")))
     if not files:
         raise ValueError(f"{path} holds no .csv, .tsv or .parquet file: give the log, or the folder that holds it")
     return files
@@ -114,9 +75,11 @@ def form_of(path: Path, options: Options) -> Form:
     given, units = {}, {}
     for name, column in options.columns.items():
         given[name], _, units[name] = column.partition(":")
-        if units[name] and units[name] not in cells.UNIT_MS:
-            raise ValueError(f"--columns: {name}={column}: {units[name]!r} is not one of {', '.join(cells.UNIT_MS)}")
-    columns = [replace(c, unit=units.get(c.name) or None) for c in FIELDS]
+        known = (*(unit for unit in cells.UNIT_MS if unit != cells.DIGITS), *dates.ORDERS)
+        if units[name] and units[name] not in known:
+            raise ValueError(f"--columns: {name}={column}: {units[name]!r} is not one of {', '.join(known)}")
+    columns = [replace(c, order=units[c.name]) if units.get(c.name) in dates.ORDERS else
+               replace(c, unit=units.get(c.name) or None) for c in FIELDS]
     try:
         form = forms.form_of(path, columns, offset_ms=options.offset_ms, given=given)
     except ValueError as error:
@@ -159,8 +122,11 @@ def about(files: Sequence[Form]) -> list[str]:
         for column in form.columns:
             unit = ""
             if column.name in form.units:
-                clock = column.kind != "length" and form.medians[column.name] is None
-                unit = f" ({'clock' if clock else cells.UNIT_NAMES[form.units[column.name]]})"
+                clock = form.medians[column.name] is None
+                unit = "clock" if clock else cells.UNIT_NAMES[form.units[column.name]]
+                if clock and column.name in form.orders:
+                    unit += f", {dates.ORDERS[form.orders[column.name]]}"
+                unit = f" ({unit})"
             said.append(f"{column.name} ← {form.name(column.name)}{unit}")
         lines = [f"columns: {', '.join(said)}"]
         if form.unused:
@@ -173,14 +139,18 @@ def about(files: Sequence[Form]) -> list[str]:
 def tables_of(files: Sequence[Form], counts: Counts, options: Options, source: str, drop_empty: bool = False) -> Tables:
     """Canonical tables of files whose forms are understood. `drop_empty`: leave out views of no length."""
     with_events = any(c.name == "event" for form in files for c in form.columns)
-    found = [rows.read(form, counts, (lambda frame: frame) if with_events else functools.partial(
-        with_length, form, counts=counts, options=options, drop_empty=drop_empty)) for form in files]
+    found = []
+    for i, form in enumerate(files):
+        keep = functools.partial(with_kind, form, i, counts=counts) if with_events else functools.partial(
+            with_length, form, counts=counts, options=options, drop_empty=drop_empty)
+        found.append(rows.read(form, counts, keep))
     frame = pl.concat(found, how="diagonal")
     del found
     events = None
     if with_events:
         frame, events = paired(frame, counts)
-        frame = with_length(files[0], frame, counts, options, drop_empty)
+        frame = pl.concat([with_length(form, frame.filter(pl.col("file") == i), counts, options, drop_empty)
+                           for i, form in enumerate(files)])
     everybody, frame = numbered(frame, "user")
     if not len(frame):
         rows.require_most(counts.report(source, (0, 0), about(files)))
@@ -223,20 +193,30 @@ def with_length(form: Form, frame: pl.DataFrame, counts: Counts, options: Option
     frame = frame.with_columns(pl.when("click").then(told).otherwise(0).alias("watch_ms"))
     frame = counts.keep_good(form, frame, pl.col("watch_ms").is_null(), "start", "begins a view of unknown length "
                              "(--default_watch_s gives it one)", dirt=True)
-    return frame.drop("watch", "stop", LINE, strict=False)
+    return frame.drop("watch", "stop", "file", LINE, strict=False)
+
+
+def with_kind(form: Form, file: int, frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
+    """Rows of a block of the `file`-th file, with `file` and the kind of their event, a key of WORDS."""
+    kinds = {word: kind for kind, words in WORDS.items() for word in words}
+    frame = frame.with_columns(pl.lit(file, pl.Int32).alias("file"))
+    if "event" not in frame.columns:  # another file of the log has events
+        return frame.with_columns(kind=pl.lit("view"))
+    word = pl.col("event").str.to_lowercase().str.replace_all(r"[\s_.:-]+", "_")
+    kind = pl.coalesce(name.replace_strict(kinds, default=None, return_dtype=pl.String)
+                       for name in (word, word.str.replace_all(EVENT_AFFIXES, "")))
+    frame = frame.with_columns(kind.alias("kind"))
+    return counts.keep_good(form, frame, pl.col("kind").is_null(), "event", f"is none of {', '.join(WORDS)}", dirt=True)
 
 
 def paired(frame: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows of events as (views with stop and click, other events with their kind).
+    """Rows of events and their kind as (views with stop and click, other events with their kind).
 
     A person's row that leaves a room ends the same person's last row that entered it, if nothing came between.
     """
-    kinds = {word: kind for kind, words in WORDS.items() for word in words}
-    kind = pl.col("event").str.to_lowercase().str.replace_all(r"[\s-]+", "_").replace_strict(kinds, default=None)
-    frame = frame.with_columns(kind.alias("kind")).drop("event")
-    counts.add("dropped", f"event is none of {', '.join(WORDS)}", frame["kind"].null_count())
+    frame = frame.drop("event")
     of = ["user", "author", *[name for name in ("room",) if name in frame.columns]]
-    moves = frame.filter(pl.col("kind").is_in(["enter", "leave"])).sort(*of, "start", maintain_order=True)
+    moves = frame.filter(pl.col("kind").is_in(["enter", "leave"])).sort(*of, "start", "file", LINE)
     after = pl.struct(of).eq_missing(pl.struct(of).shift(-1)) & (pl.col("kind").shift(-1) == "leave")
     moves = moves.with_columns(pl.when(after).then(pl.col("start").shift(-1)).alias("left"))
     entered = moves.filter(pl.col("kind") == "enter")

@@ -150,7 +150,7 @@ def require_most(report: ReadReport) -> None:
 
 def place(path: Path, line: int) -> str:
     """'FILE, line N' of a text file, 'FILE, row N' of any other."""
-    return f"{path}, {'row' if path.suffixes[-1:] == ['.parquet'] else 'line'} {line}"
+    return f"{path}, {'row' if text_files.is_parquet(path) else 'line'} {line}"
 
 
 def parse_block(form: Form, block: bytes, line: int, counts: Counts) -> pl.DataFrame:
@@ -173,7 +173,7 @@ def typed(form: Form, frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
         try:
             values, bad = _values(form, column, raw)
         except TypeError as error:
-            raise ValueError(f"{form.path}, column {column.name}: holds {error}") from error
+            raise ValueError(f"{form.path}, column {form.name(column.name)}: holds {error}") from error
         if bad.any():
             bads.append((column.name, bad, WHAT[column.kind]))
         if column.kind in ("time", "end"):
@@ -203,15 +203,16 @@ def _values(form: Form, column: Column, raw: pl.Series) -> tuple[pl.Series, pl.S
         case "id":
             return cells.ids(raw, form.whole_ids)
         case "whole":
-            return cells.counts(raw)
+            return cells.counts(form.number(raw))
         case "index":
             return cells.counts(raw, negative="missing")
         case "real":
-            return cells.reals(raw)
+            return cells.reals(form.number(raw))
         case "time" | "end":
-            return cells.times(raw, form.units[column.name], form.offset_ms)
+            return cells.times(form.number(raw), form.units[column.name], form.offsets.get(column.name, form.offset_ms),
+                               form.orders.get(column.name))
         case "length":
-            return cells.lengths(raw, form.units[column.name])
+            return cells.lengths(form.number(raw), form.units[column.name])
         case "category":
             return cells.category(raw), pl.Series([False]).new_from_index(0, len(raw))
         case "text":
