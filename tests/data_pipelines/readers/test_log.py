@@ -190,7 +190,7 @@ def test_limited_to_the_first_people(tmp_path):
                                                                    "line 3: soon; views.csv, line 4"]),
     ([HEADER, *[f"1,r,a,{T + i},5" for i in range(50)], *[f"1,r,a,{T // 1000 + i},5" for i in range(20)]], {},
      ["20 of 70 rows have a time in another unit", "line 52: 1746403200"]),
-    ([HEADER, *[f"1,r,a,{T + i},{90_000_000 + i}" for i in range(5)]], {}, ["half of the views last 1.0 days", "unit"]),
+    ([HEADER, *[f"1,r,a,{T + i},{90_000_000 + i}" for i in range(5)]], {}, ["half of the views last a day", "unit"]),
     ([HEADER], {}, ["no row of the log can be used"]),
     (["user,author,start,watch_s", "1,a,1970-01-01 00:00:05,5"], {}, ["column start", "no log is from"]),
     (["user,author,start,watch_s", "1,a,2150-01-01,5"], {}, ["Thu 1 Jan 2150 00:00 UTC", "no log is from"]),
