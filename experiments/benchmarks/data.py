@@ -170,19 +170,26 @@ def benchmark_prepare(workdir: Path, scale: float) -> dict[str, float]:
 
 
 def benchmark_growth(workdir: Path, times: tuple[int, ...] = (1, 10, 50)) -> list[list[str]]:
-    """`measured` of logs that are `times` as large; prints a table, and returns its rows."""
+    """`measured` of logs that are `times` as large; prints a table, and returns its rows.
+
+    What is in the workdir's growth.json is not measured again: an interrupted run goes on.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    table = []
+    table, record = [], workdir / "growth.json"
+    known = json.loads(record.read_text()) if record.is_file() else {}
     for source, rows in (("log", 60_000), ("twitch", 100_000), ("kuailive", 36_116)):
         found = []
         for n in times:
             log = workdir / f"{source}_{n}{'' if source == 'kuailive' else '.csv'}"
-            if source == "kuailive":
-                write_folder(log, 0.002 * n)
-            else:
-                write_views(log, source, rows * n)
-            found.append(measured(source, log, workdir / "out"))
-            shutil.rmtree(workdir / "out")
+            if log.name not in known:
+                if source == "kuailive":
+                    write_folder(log, 0.002 * n)
+                else:
+                    write_views(log, source, rows * n)
+                known[log.name] = measured(source, log, workdir / "out")
+                write_json(record, known)
+                shutil.rmtree(workdir / "out")
+            found.append(known[log.name])
         more = (found[-1]["cpu_seconds"] - found[0]["cpu_seconds"]) / (rows * (times[-1] - times[0])) * 1e6
         table.append([source, f"{rows:,}", *(f"{f['seconds']:.1f} s, {f['cpu_seconds']:.1f} s, {f['memory_gb']:.2f} GB"
                                              for f in found), f"{more:.1f} s"])

@@ -344,3 +344,10 @@ def test_numbers_that_no_clock_can_hold_are_dropped(tmp_path):
     assert tables.report.rows_kept == 21
     assert sum(tables.report.dropped.values()) == 12
     assert "eve" not in tables.users["source_id"]
+
+
+def test_a_limit_does_not_make_a_log_unusable(tmp_path):
+    rows = [f"u{i:02d},r,a,{T + i},5" for i in range(40)]
+    path = write(tmp_path, [HEADER, *rows, *["u50,r,a,soon,5"] * 10])
+    tables = read_source("log", path, options_of(limit_users=2))
+    assert (tables.report.rows_kept, sum(tables.report.dropped.values())) == (2, 48)
