@@ -20,7 +20,7 @@ from pyarrow import parquet
 from data_pipelines.readers import rows, text_files
 from data_pipelines.readers.forms import Form
 from data_pipelines.readers.rows import Counts
-from data_pipelines.tables import shard_name
+from data_pipelines.tables import UNREADABLE, shard_name
 
 READ_AHEAD = 2**20  # bytes
 
@@ -61,7 +61,7 @@ class StoredFile:
         try:
             with self.open() as stream:
                 yield parquet.ParquetFile(stream)
-        except (pyarrow.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+        except (pyarrow.ArrowException, *UNREADABLE) as error:
             raise ValueError(f"{self} cannot be read ({error}): copy or download it again") from error
 
 

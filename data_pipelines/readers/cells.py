@@ -112,6 +112,8 @@ def times(cells: pl.Series, unit: str, offset_ms: int, order: str | None = None)
     Numbers are in `unit`. Clocks with a zone say what they mean; those without are local times, `offset_ms` ahead of
     UTC; `order` is that of day and month where they are told apart by it (`dates`).
     """
+    if cells.dtype in (pl.Duration, pl.Time):
+        raise TypeError(f"{cells.dtype} where dates are needed")
     if cells.dtype.is_temporal():
         zoned = isinstance(cells.dtype, pl.Datetime) and cells.dtype.time_zone
         values = cells.cast(pl.Datetime("ms", cells.dtype.time_zone if zoned else None)).dt.epoch("ms")

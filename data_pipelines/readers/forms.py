@@ -13,7 +13,7 @@ import polars as pl
 
 from data_pipelines.readers import cells, dates, text_files
 from data_pipelines.readers.text_files import LINE, Layout
-from data_pipelines.tables import moment
+from data_pipelines.tables import UNREADABLE, moment
 
 UNIT_WORDS = {"ms": ("ms", "millis", "msec", "milliseconds", "毫秒"), "s": ("s", "sec", "secs", "seconds", "秒"),
               "min": ("min", "mins", "minutes", "分钟"), "h": ("h", "hours"), "us": ("us", "micros", "microseconds")}
@@ -213,9 +213,13 @@ def form_of(path: Path, columns: Sequence[Column], events: bool = True, label: s
     # A column without a number in the head has the unit of the file's other times.
     usual = next((unit for unit in units.values() if unit), "ms")
     units = {name: unit or usual for name, unit in units.items()}
-    first = next((c.name for c in known if c.kind == "time"), None)
-    middle = cells.times(sample[first], units[first], offsets.get(first, offset_ms), orders.get(first))[0].median() if (
-        first) else None
+    first, middle = next((c.name for c in known if c.kind == "time"), None), None
+    if first:
+        try:
+            zone, order = offsets.get(first, offset_ms), orders.get(first)
+            middle = cells.times(sample[first], units[first], zone, order)[0].median()
+        except TypeError as error:
+            raise ValueError(f"{path}, column {header[at[first]]}: holds {error}") from error
     for column in known:
         if column.kind == "length":
             units[column.name] = column.unit or unit_in(header[at[column.name]]) or "ms"
@@ -262,7 +266,7 @@ def first_rows(path: Path, limit: int = HEAD_ROWS) -> pl.DataFrame:
     """The first rows of a parquet file. Raises: ValueError: if it cannot be read."""
     try:
         return scan(path).head(limit).collect() if isinstance(path, Path) else path.first_rows(limit)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read ({error}): copy or download it again") from error
 
 

@@ -12,7 +12,7 @@ import polars as pl
 from data_pipelines.readers import cells, text_files
 from data_pipelines.readers.forms import Column, Form, scan
 from data_pipelines.readers.text_files import LINE
-from data_pipelines.tables import ReadReport
+from data_pipelines.tables import UNREADABLE, ReadReport
 
 EXAMPLES = 3  # of the rows of a reason
 ROWS = 2**18  # of a parquet file, read at a time
@@ -236,7 +236,7 @@ def parquet_part(form: Form, found: pl.LazyFrame, first: int, counts: Counts) ->
     try:
         frame = found.select(pl.col(spot).alias(name) for spot, name in names.items()).with_row_index(
             LINE, first + 1).cast({LINE: pl.Int64}).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{form.path} cannot be read ({error}): copy or download it again") from error
     if form.events:
         counts.rows_read += len(frame)

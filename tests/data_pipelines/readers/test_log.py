@@ -319,6 +319,21 @@ def test_types_of_parquet(tmp_path):
     pl.DataFrame({"user": [["a"]] * 3, "streamer": author, "start": start, "watch_ms": watch}).write_parquet(path)
     with pytest.raises(ValueError, match=r"views.PARQUET, column user: holds List\(String\)"):
         read_log(path)
+    for odd in (lengths["duration"], lengths["time"]):
+        pl.DataFrame({"user": user, "streamer": author, "start": odd, "watch_ms": watch}).write_parquet(path)
+        with pytest.raises(ValueError, match=r"views.PARQUET, column start: holds .* where dates are needed"):
+            read_log(path)
+
+
+def test_a_parquet_file_that_is_cut_in_the_middle_is_refused(tmp_path):
+    path = tmp_path / "views.parquet"
+    pl.DataFrame({"user": range(5000), "streamer": ["a"] * 5000, "start": range(T, T + 5000), "watch_ms": range(5000)}
+                 ).write_parquet(path)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[-8:-4], "little") + 8
+    path.write_bytes(whole[:4] + whole[-size:])  # a footer that points beyond the file's end
+    with pytest.raises(ValueError, match=r"views.parquet cannot be read .*copy or download it again"):
+        read_log(path)
 
 
 def test_events_in_other_words_and_those_of_no_kind(tmp_path):

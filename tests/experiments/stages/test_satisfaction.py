@@ -2,43 +2,51 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import polars as pl
 import pytest
 
 from data_pipelines import tables as tables_lib
+from data_pipelines.simulator.simulation import simulate
 from experiments.common import log as log_lib
 from experiments.stages import reward
+from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.batch import ACTIONS
 from onelive_jax.config import RewardConfig
+from onelive_jax.tokenizer.semantic_ids import IdTable
 
 
-def answered(tables, share, seed=0):
+@pytest.fixture(scope="module")
+def plain(make_config):
+    """Tables without answers."""
+    return simulate(make_config().simulator)
+
+
+def answered(tables, share):
     """The tables with answers of 1 … 5 to a share of the views, in favour of authors with even numbers."""
-    log, rng = tables.interactions, np.random.default_rng(seed)
+    log, rng = tables.interactions, np.random.default_rng(0)
     asked = log["click"].to_numpy() & (rng.random(len(log)) < share)
     answer = np.where(log["author_id"].to_numpy() % 2 == 0, rng.integers(3, 6, len(log)), rng.integers(1, 4, len(log)))
     column = pl.Series("satisfaction", np.where(asked, answer, np.nan), pl.Float32).fill_nan(None)
     return dataclasses.replace(tables, interactions=log.with_columns(column))
 
 
-@pytest.fixture(scope="module")
-def asked(finished, tmp_path_factory):
-    """(config, log with answers, reward model, its parameters, its report, workdir) of a tiny run on such tables."""
-    workdir = tmp_path_factory.mktemp("asked")
-    tables_lib.save(answered(finished.trained.log.tables, 0.5), workdir / "tables")
-    config = dataclasses.replace(finished.config, reward=RewardConfig(
-        dim=16, mlp_dim=16, tower_dim=8, num_heads=2, candidates=6, steps=60, batch_size=32, warmup_steps=2,
+def prepared(tables, folder, make_config, **changes):
+    """(config, log) of the tables in a workdir."""
+    tables_lib.save(tables, folder / "tables")
+    config = make_config(data__source="canonical", data__path=str(folder / "tables"), **changes)
+    return config, log_lib.prepare(config, folder)
+
+
+def test_answers_are_the_ninth_objective_of_the_report(plain, make_config, tmp_path):
+    config, log = prepared(answered(plain, 0.5), tmp_path, make_config, reward=RewardConfig(
+        dim=16, mlp_dim=16, tower_dim=8, num_heads=2, candidates=4, steps=60, batch_size=32, warmup_steps=2,
         ippo_every=60, learning_rate=2e-2, dropout=0.0, log_every=60, checkpoint_every=60))
-    config.data = dataclasses.replace(config.data, source="canonical", path=str(workdir / "tables"))
-    log = log_lib.prepare(config.validate(), workdir)
-    return (config, log, *reward.train_reward(config, workdir, log, finished.trained.tokenizer), workdir)
-
-
-def test_answers_are_the_ninth_objective_of_the_report(asked, finished):
-    config, log, model, _, report, workdir = asked
+    rng = np.random.default_rng(0)
+    codes = rng.integers(4, size=(log.num_authors, 2))
+    tokenizer = Tokenizer(IdTable.static(codes), rng.normal(size=(log.num_authors, 8)).astype(np.float32), None, {})
     assert log.satisfaction == (1.0, 5.0)
+    model, _, report = reward.train_reward(config, tmp_path, log, tokenizer)
     assert model.objectives[-1] == "satisfaction"
     assert model.objectives[:-1] == tuple(name for name in ACTIONS if name in report["objectives"])
     figures = report["objectives"]["satisfaction"]
@@ -47,28 +55,22 @@ def test_answers_are_the_ninth_objective_of_the_report(asked, finished):
     assert 0.2 < figures["mean"] < 0.8
     assert figures["auc"] > 0.55  # of one that knows nothing: 0.5
     assert "satisfaction" in reward.format_report(report)
-    again = reward.load_reward(config, workdir, log)
-    assert again[0].objectives == model.objectives
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), again[1], asked[3]))
 
 
-def test_evaluation_reports_views_that_people_were_pleased_with(asked, finished):
-    log = asked[1]
-    above = log.outcomes["satisfaction"]
-    assert above.shape == log.outcomes["like"].shape == (len(log.views.author),)
+def test_evaluation_knows_the_views_that_people_were_pleased_with(plain, make_config, tmp_path):
+    _, log = prepared(answered(plain, 0.5), tmp_path, make_config)
+    pleased = log.outcomes["satisfaction"]
     watched = log.tables.interactions.filter(pl.col("watch_ms") > 0)["satisfaction"].to_numpy()
-    np.testing.assert_array_equal(above, watched > 3)
+    np.testing.assert_array_equal(pleased, watched > 3)
     assert log.training_part().outcomes["satisfaction"].size == len(log.training_views)
 
 
-def test_without_answers_nothing_changes(finished, make_config, tmp_path):
-    log = finished.trained.log
+def test_without_answers_nothing_changes(plain, make_config, tmp_path):
+    _, log = prepared(plain, tmp_path / "plain", make_config)
     assert "satisfaction" not in log.outcomes
-    nobody = log.tables.interactions.with_columns(satisfaction=pl.lit(None, pl.Float32))
-    alike = nobody.with_columns(satisfaction=pl.lit(3.0, pl.Float32))
-    for i, interactions in enumerate((nobody, alike)):
-        tables_lib.save(dataclasses.replace(log.tables, interactions=interactions), tmp_path / f"tables{i}")
-        config = make_config(data__source="canonical", data__path=str(tmp_path / f"tables{i}"))
-        made = log_lib.prepare(config, tmp_path / f"w{i}")
-        assert made.satisfaction is None
-        assert reward.make_reward_model(config, made).objectives == reward.make_reward_model(config, log).objectives
+    for name, answer in (("nobody", None), ("alike", 3.0)):
+        column = pl.lit(answer, pl.Float32).alias("satisfaction")
+        tables = dataclasses.replace(plain, interactions=plain.interactions.with_columns(column))
+        config, other = prepared(tables, tmp_path / name, make_config)
+        assert other.satisfaction is None
+        assert reward.make_reward_model(config, other).objectives == reward.make_reward_model(config, log).objectives
