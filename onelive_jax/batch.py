@@ -30,7 +30,9 @@ HABIT_FEATURES = (
 
 # What a viewer can do in a room, in this order everywhere; a log has some of them. "watch" is in minutes, all others
 # are 0 or 1.
-OBJECTIVES = ("click", "long_view", "watch", "like", "comment", "follow", "share", "gift")
+ACTIONS = ("click", "long_view", "watch", "like", "comment", "follow", "share", "gift")
+# And what a viewer says: an answer between the worst (0) and the best (1), known only of those who were asked.
+OBJECTIVES = (*ACTIONS, "satisfaction")
 
 # What a live index knows about a room at the moment of the request. `viewers` never counts the person who asks.
 ROOM_FEATURES = (
@@ -126,7 +128,7 @@ class Feedback:
       request: the requests.
       rooms: the candidate rooms, [B, C].
       outcomes: float32 [B, C, O], in the order of the log's objectives (a part of `OBJECTIVES`, in that order);
-        "watch" in minutes, others 0 or 1; 0 where not known.
+        "watch" in minutes, "satisfaction" 0 … 1, others 0 or 1; 0 where not known.
       known: bool [B, C, O], False where the log does not say.
       reward: float32 [B, C], the logged reward (alignment.rewards.shape_feedback); 0 where not known.
       rewarded: bool [B, C], True where `reward` is known.

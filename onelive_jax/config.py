@@ -200,7 +200,8 @@ class RewardConfig:
     ensemble_labels: float = setting(0.1, "share of what was logged in the ensemble's targets; the rest are the heads' "
                                      "own probabilities, which say the same with less noise", low=0.0, high=1.0)
     objective_values: tuple[float, ...] = setting((0.0,) * 8, "what one of each objective is worth, in the order of "
-                                                  "batch.OBJECTIVES (watch: of watch_cap minutes, on the log scale); "
+                                                  "batch.OBJECTIVES (watch: of watch_cap minutes, on the log scale; "
+                                                  "satisfaction: of the best answer, 0 if it is not given); "
                                                   "all 0: equal voices, however rare", low=0.0)
     read_on: float = setting(0.0, "chance that a person who does not click a room of a slate looks at the next one; "
                              "the score is then what a look is worth that may end the reading", low=0.0, high=0.999)
@@ -319,9 +320,9 @@ class Config:
             if phase.warmup_steps >= phase.steps:
                 raise ValueError(f"config.{name}.warmup_steps={phase.warmup_steps} must be below "
                                  f"config.{name}.steps={phase.steps}")
-        if len(self.reward.objective_values) != 8:
+        if len(self.reward.objective_values) not in (8, 9):
             raise ValueError(f"config.reward.objective_values has {len(self.reward.objective_values)} values, one is "
-                             "needed for each of the 8 objectives of batch.OBJECTIVES")
+                             "needed for each of the 8 objectives of batch.ACTIONS, and one may be for satisfaction")
         if self.reward.dim % self.reward.num_heads:
             raise ValueError(f"config.reward.num_heads={self.reward.num_heads} must divide "
                              f"config.reward.dim={self.reward.dim}")

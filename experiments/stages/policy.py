@@ -155,7 +155,7 @@ def alignment_batches(config: Config, log: Log, tokenizer: Tokenizer,
     maker = training.batch_maker(tokenizer.ids, config)
     if reads_feedback(config):
         shown = read_shown(log.tables, training.presence, objectives_of(log.outcomes), config.data.long_view_seconds,
-                           to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
+                           to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms, scale=log.satisfaction)
         pairs = PairMaker(FeedbackMaker(maker, shown, config.reward.candidates))
         source, groups, shares = pairs, (pairs.with_target,), (1.0,)
         left_out = shown.counts | {"requests without a click": int(shown.user.size - pairs.with_target.size)}
