@@ -265,6 +265,7 @@ class ServingConfig:
     deadline_ms: float = setting(500.0, "time that a request may take unless it says otherwise", low=1.0)
     narrow_beams: int = setting(0, "beam width while requests queue up (0: always decoding.beams)", low=0, high=65536)
     narrow_at: int = setting(64, "waiting requests from which narrow_beams is used", low=1)
+    snapshot_events: int = setting(50_000, "events between two snapshots of the state", low=1)
 
 
 @dataclass

@@ -27,6 +27,7 @@ ALONE = {
     "pydantic": {"experiments/server/app.py", "experiments/server/kserve.py"},
     "uvicorn": {"experiments/server/start.py"},
     "redis": {"experiments/server/redis_bus.py"},
+    "ray": {"experiments/server/on_ray.py"},
     "prometheus_client": {"experiments/server/metrics.py"},
     "pyarrow": {"data_pipelines/beam/files.py"},
 }

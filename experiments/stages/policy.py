@@ -18,7 +18,7 @@ from experiments.common.log import Log
 from experiments.common.tables import counted, table
 from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record
 from experiments.stages.reward import load_reward, reward_settings
-from experiments.stages.supervised import load_fitting, load_params, make_model, stage_settings
+from experiments.stages.supervised import load_fitting, load_params, load_supervised, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.alignment import policy_step
 from onelive_jax.config import Config
@@ -264,3 +264,15 @@ def curve_rows(report: dict) -> tuple[list[str], list[list[str]]]:
     return ["step", *names, ""], [[str(line["step"]), *(f"{line[name]:.4f}" for name in names),
                                    "<- handed on" if line["step"] == report["chosen_step"] else ""]
                                   for line in report["validation"]]
+
+
+def load_phase(config: Config, workdir: Path, log: Log, phase: str) -> tuple[OneLive, dict, str]:
+    """(model, parameters of "supervised" or "policy", their name PHASE/STEP) of a workdir.
+
+    Raises: FileNotFoundError where that phase has not run to its end; ValueError where it ran with other settings.
+    """
+    model, params, figures = load_supervised(config, workdir, log)
+    if phase == "policy":
+        folder = workdir / "policy"
+        params, figures = load_params(folder), read_record(workdir / "policy.json", folder, "chosen_step")
+    return model, params, f"{phase}/{figures['chosen_step']}"

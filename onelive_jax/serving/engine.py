@@ -84,6 +84,10 @@ class Engine:
         """Compiles every program that `answer` may need, by a request [1, …] of any person; returns how many."""
         (capacity,), num_features = snapshot.room.shape, snapshot.index.features.shape[-1]
         features = np.zeros((capacity, num_features), np.float32)
+        table = self.running.params.get("author_table")
+        if table is not None:  # a first newcomer is not to wait for the compiler; this writes nothing
+            rows = np.full(self.spare, len(table), np.int32)
+            _write_rows(table, rows, np.zeros((self.spare, table.shape[1]), np.float32))
         for bucket in self.buckets:
             rows = jax.tree.map(lambda x, bucket=bucket: np.repeat(x, bucket, 0), request)
             for narrow in {False, self.config.serving.narrow_beams > 0}:
@@ -113,10 +117,13 @@ class Engine:
         return version
 
     def swap(self, version: Version) -> None:
-        """From the next batch on, `version` answers; the one before is kept for `rollback`."""
+        """From the next batch on, `version` answers; the one before is kept for `rollback` (the one before it, where
+        the running model is loaded anew)."""
         with self._swapping:
             version = dataclasses.replace(version, params=self._with(version.params, self._newcomers))
-            self.previous, self.running = self.running, version
+            if version.name != self.running.name:
+                self.previous = self.running
+            self.running = version
 
     def rollback(self) -> str:
         """Puts the model before back; returns its name. Raises ValueError where there is none."""
