@@ -6,15 +6,9 @@ A config file in experiments/configs/ returns a `Config`; any field is overridde
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def setting(default, doc: str, low=None, high=None, choices=None):
-    """A dataclass field that knows its meaning and its allowed values."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+from onelive_jax.settings import check_ranges, setting
 
 
 def group(cls):
@@ -67,6 +61,13 @@ class SimulatorConfig:
     jump_size: float = setting(0.9, "how far the content of a room jumps, beside its author's topic of size 1", low=0.0,
                                high=100.0)
     segment_seconds: int = setting(30, "time between content segments, a multiple of 30", low=30, high=86_400)
+    taste_drift: float = setting(0.0, "how far each person's taste drifts over days, beside a taste of size 1", low=0.0,
+                                 high=100.0)
+    trends: float = setting(0.0, "what everybody likes for some days, beside each person's taste of size 1", low=0.0,
+                            high=100.0)
+    new_authors: float = setting(0.0, "share of the authors who begin in each week", low=0.0, high=10.0)
+    shared_events: float = setting(0.0, "rooms a day that everybody wants to see", low=0.0, high=1000.0)
+    jump_day: float = setting(0.0, "day of the log on which what everybody likes becomes another (0: none)", low=0.0)
 
 
 @dataclass
@@ -342,33 +343,6 @@ class Config:
         return self
 
 
-def check_ranges(node: Any, path: str) -> None:
-    """Raises ValueError with the dotted name of the first field whose type or value is not allowed."""
-    for f in dataclasses.fields(node):
-        value, name, meta = getattr(node, f.name), f"{path}.{f.name}", f.metadata
-        if dataclasses.is_dataclass(value):
-            check_ranges(value, name)
-            continue
-        many = isinstance(f.default, tuple)
-        if many != isinstance(value, tuple) or not all(_fits(v, f.default[0] if many else f.default)
-                                                       for v in (value if many else (value,))):
-            raise ValueError(f"{name}={value!r} must be of the type of its default, {f.default!r}, and finite")
-        for v in value if many else (value,):
-            if meta.get("choices") and v not in meta["choices"]:
-                raise ValueError(f"{name}={v!r} is not one of {', '.join(map(repr, meta['choices']))}")
-            low, high = meta.get("low"), meta.get("high")
-            if (low is not None and v < low) or (high is not None and v > high):
-                raise ValueError(f"{name}={v} is outside {low if low is not None else '-inf'} … "
-                                 f"{high if high is not None else 'inf'}")
-
-
-def _fits(value: Any, default: Any) -> bool:
-    """Same type (a whole number may stand for a float), and finite."""
-    if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-        return False
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
@@ -391,11 +365,3 @@ def _from_dict(cls, values: dict, path: str):
             value = tuple(value)
         setattr(result, name, value)
     return result
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings in which two calls differ, for a person: "name: 1 then, 2 now; …"; "" where they do not. Values are
-    compared as JSON has them."""
-    before, now = (json.loads(json.dumps(dict(settings))) for settings in (before, now))
-    return "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))

@@ -34,6 +34,7 @@ ALONE = {
 # What a part of a package may import of it: itself, and the rows above its own.
 LAYERS = {
     "onelive_jax": (
+        ("settings",),
         ("batch", "config", "files"),
         ("presets", "sharding"),
         ("model",),

@@ -31,7 +31,8 @@ class Models:
         self.live, self.workdir, self.phase, self._remake = live, workdir, phase, remake
         self.last: dict[str, Any] = {}
         self._loading, self._stop = threading.Lock(), threading.Event()
-        self._seen, self._tokenizer = self.chosen(), self._tokenizer_now()
+        # (What a stream had learned of new authors comes with the first look: only now it is known who they are here.)
+        self._seen, self._tokenizer = None if phase == "stream" else self.chosen(), self._tokenizer_now()
         self._thread = threading.Thread(target=self._watch, args=(seconds,), name="models", daemon=True)
         if seconds:
             self._thread.start()
@@ -69,10 +70,24 @@ class Models:
             params = restore_params(self.workdir / self.phase, step=step)
         except UNREADABLE as error:
             raise ValueError(f"{name} cannot be loaded: {error}") from error
-        version = self.live.service.engine.prepare(params, name)
+        version = self.live.service.engine.prepare(params, name, self._learned(step))
         self._compare(name, lambda service, part, now: service.recommend(part, now, version=version))
         self.live.swap(version)
         self._say(name)
+
+    def _learned(self, step: int | None) -> dict[int, tuple[str, int]]:
+        """Of authors behind those of training, whom a stream has learned of: our row → (author, row of the step)."""
+        try:
+            said = json.loads((self.workdir / f"{self.phase}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        names = said.get("authors", {}) if said.get("chosen_step") == step else {}
+
+        def ours(service: Service) -> dict[int, tuple[str, int]]:
+            rows = service.state.authors
+            return {rows.row(who): (who, int(row)) for row, who in names.items() if rows.row(who) >= rows.trained}
+
+        return self.live.ask_worker(ours).result() if names else {}
 
     def _change_ids(self) -> None:
         try:

@@ -30,6 +30,7 @@ from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.sharding.processes import is_main, on_this_process, wait_for_all
 from onelive_jax.training import loop, train_state
+from onelive_jax.training.checkpoints import restore_params
 from onelive_jax.training.metrics import read
 
 logger = logging.getLogger(__name__)
@@ -267,7 +268,7 @@ def curve_rows(report: dict) -> tuple[list[str], list[list[str]]]:
 
 
 def load_phase(config: Config, workdir: Path, log: Log, phase: str) -> tuple[OneLive, dict, str]:
-    """(model, parameters of "supervised" or "policy", their name PHASE/STEP) of a workdir.
+    """(model, parameters of "supervised", "policy" or "stream", their name PHASE/STEP) of a workdir.
 
     Raises: FileNotFoundError where that phase has not run to its end; ValueError where it ran with other settings.
     """
@@ -275,4 +276,7 @@ def load_phase(config: Config, workdir: Path, log: Log, phase: str) -> tuple[One
     if phase == "policy":
         folder = workdir / "policy"
         params, figures = load_params(folder), read_record(workdir / "policy.json", folder, "chosen_step")
+    if phase == "stream":  # which goes on, and is never done
+        figures = read_record(workdir / "stream.json", workdir / "stream", "chosen_step")
+        params = restore_params(workdir / "stream", step=figures["chosen_step"])
     return model, params, f"{phase}/{figures['chosen_step']}"
