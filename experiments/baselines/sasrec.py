@@ -1,0 +1,113 @@
+"""SASRec (Kang and McAuley, 2018): a causal transformer over a person's views predicts the next author.
+
+As the reproductions that reach the published figures have it: pre-norm, one table for input and output, and a softmax
+over all authors (not one sampled negative and a binary loss).
+
+Axes: B rows, T places, A authors, D width, R requests.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from data_pipelines.log.tasks import Task
+from experiments.baselines import fitting, histories
+from experiments.baselines.blocks import Block
+from experiments.common.fingerprint import identity
+from experiments.common.log import Log
+from onelive_jax.model.layers import RMSNorm, dropout, normal, weight
+from onelive_jax.training.supervised import cross_entropy, mean
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and training. length: views that are read; rows: packed rows of `length` places in a batch."""
+
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.3
+    length: int = 50
+    rows: int = 32
+    training: fitting.Training = field(default_factory=fitting.Training)
+
+
+class Model(nn.Module):
+    """Hidden states of every place, [B, T, D]; scores are their products with the rows of the table."""
+
+    settings: Settings
+    num_authors: int
+
+    def setup(self):
+        s = self.settings
+        self.table = weight(self, "author_table", (self.num_authors, s.dim), ("authors", "features"), normal(0.02))
+        self.place_table = weight(self, "place_table", (s.length, s.dim), (None, "embed"), normal(0.02))
+        self.blocks = [Block(s.heads, 4 * s.dim, s.dropout) for _ in range(s.layers)]
+        self.norm = RMSNorm()
+
+    def __call__(self, item_BxT: Array, segment_BxT: Array, place_BxT: Array, train: bool = False) -> Array:
+        s = self.settings
+        x = self.table[item_BxT] * s.dim**0.5 + self.place_table[place_BxT]
+        x = dropout(self, x, s.dropout, train)
+        places = jnp.arange(item_BxT.shape[1])
+        mask = (segment_BxT[:, :, None] == segment_BxT[:, None, :]) & (places[:, None] >= places[None])
+        for block in self.blocks:
+            x = block(x, mask, train)
+        return self.norm(x)
+
+    def loss(self, rows: histories.Rows) -> Array:
+        """Mean of −log softmax(scores of all authors)[next] over the places that have a next."""
+        x = self(rows.item, rows.segment, rows.place, True)
+        logits = x.reshape(-1, x.shape[-1]) @ self.table.T
+        return mean(cross_entropy(logits, rows.target.reshape(-1)), rows.weight.reshape(-1))
+
+    def scores(self, item_RxT: Array, count_R: Array) -> Array:
+        """float32 [R, A]; of a person without a view, those of a place that sees nothing but itself."""
+        places = jnp.arange(item_RxT.shape[1])
+        segment = (places < count_R[:, None]).astype(jnp.int32)
+        x = self(item_RxT, segment, jnp.broadcast_to(places, item_RxT.shape))
+        return x[jnp.arange(x.shape[0]), jnp.maximum(count_R - 1, 0)] @ self.table.T
+
+
+@dataclass
+class SASRec:
+    """See `experiments.baselines`. folder: of its checkpoints and metrics."""
+
+    settings: Settings
+    folder: Path
+    seed: int = 0
+
+    def fit(self, log: Log, validation: list[Task]) -> None:
+        s, training = self.settings, log.training_part().views
+        self.views, self.model = log.views, Model(s, log.num_authors)
+        self._scores = jax.jit(lambda params, item, count: self.model.apply({"params": params}, item, count,
+                                                                            method="scores"))
+        epoch = histories.Epochs(lambda rng: histories.pack(training, s.length, rng), s.rows, self.seed)
+
+        def loss(params, rows, key):
+            return self.model.apply({"params": params}, rows, rngs={"dropout": key}, method="loss")
+
+        def validate(params):
+            self.params = params
+            return fitting.validation_figures(self.score, validation)
+
+        first = epoch.batch(0)
+        self.params = fitting.train(
+            self.folder, asdict(s) | {"baseline": "sasrec", "seed": self.seed, "log": identity(log)}, s.training,
+            self.seed, lambda key: self.model.init(key, first.item, first.segment, first.place)["params"], loss,
+            epoch.batch, validate)
+
+    def score(self, task: Task) -> np.ndarray:
+        result = np.empty(task.candidates.size, np.float32)
+        for request, new, candidates in histories.parts(task):
+            at, count = histories.last_views(self.views, task.user[request], task.time_ms[request],
+                                             self.settings.length)
+            scores = np.asarray(self._scores(self.params, self.views.author[at], count))[:new]
+            result[candidates] = histories.of_candidates(scores, task, int(request[0]), candidates)
+        return result
