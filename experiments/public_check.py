@@ -1,11 +1,12 @@
 """Baselines beside published figures: do they reach what others report for them on public sequences?
 
     python -m experiments.public_check --config=experiments/configs/amazon.py --config.data.path=Beauty.txt \\
-        --workdir=W [--baselines=sasrec,…]
+        --workdir=W [--baselines=sasrec,…] [--codes=Beauty_index_rqvae.json]
 
 Leave-one-out, full ranking over all items, history not excluded. The step is chosen on the validation items of 2,048
 people; the test items of everybody are ranked once, by the chosen parameters. Each baseline is kept in W/NAME: a killed
-run resumes. The published figures are those on Beauty.
+run resumes. TIGER needs --codes, a JSON object item → semantic id of the items of the log. The published figures are
+those on Beauty.
 """
 
 from pathlib import Path
@@ -21,10 +22,12 @@ def main(config: Config, workdir: Path) -> None:
     from experiments.studies.public_check import check, entries, format_check
     from onelive_jax.files import write_json
 
-    values, known = absl_flags.FLAGS, entries()
+    values, rows = absl_flags.FLAGS, {}
+    log = prepare(config, workdir)
+    known = entries(log, values.codes)
     if unknown := set(values.baselines) - known.keys():
-        raise ValueError(f"--baselines={','.join(sorted(unknown))}: there are {', '.join(known)}")
-    log, rows = prepare(config, workdir), {}
+        raise ValueError(f"--baselines={','.join(sorted(unknown))}: there are {', '.join(known)}"
+                         + ("" if values.codes else " (and tiger, with --codes)"))
     for name in values.baselines or known:
         rows[name] = check(config, known[name], workdir / name, log)
         write_json(workdir / "public_check.json", rows)
@@ -37,5 +40,6 @@ def main(config: Config, workdir: Path) -> None:
 
 if __name__ == "__main__":
     flags.define_config("amazon")
+    absl_flags.DEFINE_string("codes", "", "JSON object item → list of codes, for TIGER")
     absl_flags.DEFINE_list("baselines", [], "baselines to check; all when empty")
     flags.run(main)

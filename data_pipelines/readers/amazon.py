@@ -16,12 +16,13 @@ from pathlib import Path
 import polars as pl
 
 from data_pipelines.readers.rows import DEFAULTS, EXAMPLES, Counts, Options
-from data_pipelines.readers.text_files import ENDINGS, open_unpacked
+from data_pipelines.readers.text_files import ENDINGS, not_text, open_unpacked
 from data_pipelines.tables import Tables, sort_interactions
 
 STEP_MS, WATCH_MS = 60_000, 1000
 LEAST = 3  # one item to learn from, one to validate, one to test
 SHORT = f"item of a person with fewer than {LEAST}"
+BEYOND = "item of a person beyond the first {:,} (limit_users)"
 BAD = "item of a person whose sequence holds something other than whole numbers"
 
 
@@ -44,7 +45,7 @@ def read_amazon(path: str | Path, options: Options = DEFAULTS) -> Tables:
         counts.rows_read += len(items)
         reason = BAD if not all(item.isdigit() for item in items) else SHORT if len(items) < LEAST else ""
         if options.limit_users is not None and person >= options.limit_users:
-            counts.add("dropped", f"item of a person beyond the first {options.limit_users:,} (limit_users)", len(items))
+            counts.add("dropped", BEYOND.format(options.limit_users), len(items))
         elif reason:
             if options.stop:
                 raise ValueError(f"{path}, line {line}: {reason} (person {name}). --bad_rows=drop leaves such people "
@@ -94,7 +95,7 @@ def _from_text(path: Path) -> list[tuple[int, str, list[str]]]:
         with open_unpacked(path) as stream:
             lines = stream.read().decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start:,}): save it as UTF-8") from error
+        raise ValueError(not_text(path, error)) from error
     cells = [(line, text.split()) for line, text in enumerate(lines, 1)]
     return _once(path, [(line, found[0], found[1:]) for line, found in cells if found])
 
@@ -141,5 +142,6 @@ def read_codes(path: str | Path, items: list[str]) -> list[list[int]]:
         codes = table[item]
         if not isinstance(codes, list) or len(codes) != width or not all(
                 isinstance(code, int) and not isinstance(code, bool) and code >= 0 for code in codes):
-            raise ValueError(f"{path}: item {item} has the codes {codes!r}; {width} whole numbers, 0 or more, are needed")
+            raise ValueError(f"{path}: item {item} has the codes {codes!r}; {width} whole numbers, 0 or more, are "
+                             "needed")
     return [table[item] for item in items]

@@ -48,19 +48,21 @@ def pack(views: Timelines, length: int, rng: np.random.Generator) -> Rows:
     made = Rows(*(np.zeros((row + 1, length), dtype) for dtype in (*[np.int32] * 4, np.float32)))
     for row, used, first, size, number in rows:
         to = slice(used, used + size)
-        made.item[row, to], made.target[row, to] = views.author[first:first + size], views.author[first + 1:first + size + 1]
+        made.item[row, to] = views.author[first:first + size]
+        made.target[row, to] = views.author[first + 1:first + size + 1]
         made.segment[row, to], made.place[row, to], made.weight[row, to] = number, np.arange(size), 1.0
     return made
 
 
-def last_views(views: Timelines, users: np.ndarray, times_ms: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 [R, length] indices into the views, int64 [R] how many of them are there) of the last views that began
-    strictly before each moment, oldest first and from place 0 on; 0 behind them."""
+def last_views(views: Timelines, users: np.ndarray, times_ms: np.ndarray, length: int,
+               right: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 [R, length] indices into the views, bool [R, length] whether there is one) of the last views that began
+    strictly before each moment, oldest first; from the first place on, or (right) up to the last."""
     end = views.seen_before(users, times_ms)
     begin = np.maximum(views.user_ptr[users], end - length)
-    at = begin[:, None] + np.arange(length)
-    there = at < end[:, None]
-    return np.where(there, at, 0), (end - begin).astype(np.int64)
+    at = (end[:, None] - length if right else begin[:, None]) + np.arange(length)
+    there = (at >= begin[:, None]) & (at < end[:, None])
+    return np.where(there, at, 0), there
 
 
 def parts(task: Task):

@@ -67,12 +67,12 @@ class Model(nn.Module):
         logits = x.reshape(-1, x.shape[-1]) @ self.table.T
         return mean(cross_entropy(logits, rows.target.reshape(-1)), rows.weight.reshape(-1))
 
-    def scores(self, item_RxT: Array, count_R: Array) -> Array:
-        """float32 [R, A]; of a person without a view, those of a place that sees nothing but itself."""
-        places = jnp.arange(item_RxT.shape[1])
-        segment = (places < count_R[:, None]).astype(jnp.int32)
-        x = self(item_RxT, segment, jnp.broadcast_to(places, item_RxT.shape))
-        return x[jnp.arange(x.shape[0]), jnp.maximum(count_R - 1, 0)] @ self.table.T
+    def scores(self, item_RxT: Array, there_RxT: Array) -> Array:
+        """float32 [R, A]; zeros for a person without a view."""
+        places, count_R = jnp.arange(item_RxT.shape[1]), there_RxT.sum(1)
+        x = self(item_RxT, there_RxT.astype(jnp.int32), jnp.broadcast_to(places, item_RxT.shape))
+        x = jnp.where(count_R[:, None] > 0, x[jnp.arange(x.shape[0]), jnp.maximum(count_R - 1, 0)], 0.0)
+        return x @ self.table.T
 
 
 @dataclass
@@ -86,7 +86,7 @@ class SASRec:
     def fit(self, log: Log, validation: list[Task]) -> None:
         s, training = self.settings, log.training_part().views
         self.views, self.model = log.views, Model(s, log.num_authors)
-        self._scores = jax.jit(lambda params, item, count: self.model.apply({"params": params}, item, count,
+        self._scores = jax.jit(lambda params, item, there: self.model.apply({"params": params}, item, there,
                                                                             method="scores"))
         epoch = histories.Epochs(lambda rng: histories.pack(training, s.length, rng), s.rows, self.seed)
 
@@ -106,8 +106,8 @@ class SASRec:
     def score(self, task: Task) -> np.ndarray:
         result = np.empty(task.candidates.size, np.float32)
         for request, new, candidates in histories.parts(task):
-            at, count = histories.last_views(self.views, task.user[request], task.time_ms[request],
+            at, there = histories.last_views(self.views, task.user[request], task.time_ms[request],
                                              self.settings.length)
-            scores = np.asarray(self._scores(self.params, self.views.author[at], count))[:new]
+            scores = np.asarray(self._scores(self.params, self.views.author[at], there))[:new]
             result[candidates] = histories.of_candidates(scores, task, int(request[0]), candidates)
         return result

@@ -1,4 +1,4 @@
-"""Public item sequences (Amazon reviews), for checking baselines against published figures: leave-one-out, full ranking.
+"""Public item sequences (Amazon reviews): baselines against published figures, leave-one-out, full ranking.
 
     python -m experiments.public_check --config=experiments/configs/amazon.py --config.data.path=Beauty.txt --workdir=W
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.log import tasks
-from experiments.baselines import fitting, heuristics, sasrec
+from data_pipelines.readers import amazon
+from experiments.baselines import encoder_decoder, fitting, heuristics, lightgcn, sasrec
 from experiments.baselines.fitting import Training
 from experiments.common import study
 from experiments.common.log import Log
@@ -15,6 +16,7 @@ from experiments.common.tables import number, table
 from onelive_jax.config import Config
 from onelive_jax.evaluation import ranking_metrics
 from onelive_jax.evaluation.bootstrap import mean_interval
+from onelive_jax.files import sha256
 from onelive_jax.training import metrics
 
 VALIDATION_PEOPLE = 2048  # on whom a step is chosen
@@ -47,11 +49,19 @@ class Popularity:
         return self.count_A[task.candidates].astype(np.float64)
 
 
-def entries() -> dict[str, Entry]:
-    """The baselines of the check, by the name that --baselines knows."""
-    found = {"popularity": Entry("popularity", {}, lambda folder, seed: Popularity())}
+def entries(log: Log | None = None, codes_file: str = "") -> dict[str, Entry]:
+    """The baselines of the check, by the name that --baselines knows; TIGER is there with `codes_file`, the semantic
+    ids of the items (a JSON object item → codes)."""
     s = sasrec.Settings(training=Training(steps=1500, validate_every=250, learning_rate=2e-3))
-    found["sasrec"] = Entry("SASRec", asdict(s), lambda folder, seed, s=s: sasrec.SASRec(s, folder, seed))
+    g = lightgcn.Settings(training=Training(steps=600, validate_every=150, learning_rate=1e-2))
+    found = {"popularity": Entry("popularity", {}, lambda folder, seed: Popularity()),
+             "sasrec": Entry("SASRec", asdict(s), lambda folder, seed: sasrec.SASRec(s, folder, seed)),
+             "lightgcn": Entry("LightGCN", asdict(g), lambda folder, seed: lightgcn.LightGCN(g, folder, seed))}
+    if codes_file:
+        t = encoder_decoder.Settings(training=Training(steps=6000, validate_every=1000, learning_rate=3e-3))
+        codes = np.array(amazon.read_codes(codes_file, log.tables.authors["source_id"].to_list()), np.int32)
+        found["tiger"] = Entry("TIGER", asdict(t) | {"codes": sha256(codes)},
+                               lambda folder, seed: encoder_decoder.EncoderDecoder(t, folder, codes, seed))
     return found
 
 
@@ -65,21 +75,13 @@ def check(config: Config, entry: Entry, folder: Path, log: Log) -> dict:
         found = fitting.validation_figures(made.score, validation)
         test = tasks.full_ranking(log.views, log.num_authors, log.split.p2_ms)
         ranks_R = fitting.judge(made.score, test)
-        five_R, gains = recall_at(ranks_R, 5), ranking_metrics.gains(ranks_R)
+        five_R, gains = ranking_metrics.at_cutoff(ranks_R, 5)[0], ranking_metrics.gains(ranks_R)
         figures = (five_R, gains["hr@10"], gains["ndcg@10"])
         return {"n": len(ranks_R), "figures": [float(x.mean()) for x in figures],
                 "intervals": [mean_interval(x, 1000, 0) for x in figures], "validation": found,
                 "curve": curve_of(folder / "run")}
 
     return study.kept(folder / study.RESULT, config, result, baseline=entry.settings)
-
-
-def recall_at(ranks_R: np.ndarray, k: int) -> np.ndarray:
-    """float64 [R]: chance that the target is among the first k, over the places that ties leave open."""
-    first, last = ranks_R.T
-    found = np.isfinite(first)
-    first, last = np.where(found, first, 1), np.where(found, last, 1)
-    return np.where(found, np.clip(k - first + 1, 0, last - first + 1) / (last - first + 1), 0.0)
 
 
 def curve_of(folder: Path) -> list[tuple[int, float]]:
@@ -92,8 +94,9 @@ def format_check(rows: dict[str, dict], models: dict[str, str], published: bool)
     """Ours over the published figures of the same model; then validation curves."""
     cells = []
     for name, row in rows.items():
-        cells.append([f"{name} (ours)", f"{row['n']:,}", *(f"{x:.4f} ± {(high - low) / 2:.4f}" for x, (low, high) in zip(
-            row["figures"], row["intervals"], strict=True)), number(row["validation"]["ndcg@10"], ".4f")])
+        figures = [f"{x:.4f} ± {(high - low) / 2:.4f}" for x, (low, high) in zip(row["figures"], row["intervals"],
+                                                                                strict=True)]
+        cells.append([f"{name} (ours)", f"{row['n']:,}", *figures, number(row["validation"]["ndcg@10"], ".4f")])
     cells.sort(key=lambda cell: cell[0])
     if published:
         cells += [[f"{model}: {who}", "22,363", *(f"{x:.4f}" for x in figures), ""] for (model, who), figures in
