@@ -22,8 +22,8 @@ def main(config: Config, workdir: Path) -> None:
     from onelive_jax.files import write_json
 
     values = absl_flags.FLAGS
-    problem = table2.problem_of(config, workdir)
-    known = table2.methods(problem, values.steps)
+    problem = table2.problem_of(config, workdir, values.steps)
+    known = table2.methods(problem)
     if unknown := set(values.methods) - known.keys():
         raise ValueError(f"--methods={','.join(sorted(unknown))}: there are {', '.join(known)}")
     rows = {name: table2.Row(name, [ranks], []) for name, ranks in table2.heuristic_ranks(problem).items()}

@@ -31,7 +31,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm: self-attention, then (where there is something to attend to) cross-attention, then an MLP."""
+    """Pre-norm: self-attention, then (where there is something to attend to) cross-attention, then an MLP.
+
+    `memory` [B, M, D] are earlier places of the same stream: they are attended to beside x, and not computed again.
+    """
 
     heads: int
     hidden: int
@@ -39,9 +42,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxQxD: Array, mask_BxQxQ: Array, train: bool, context_BxTxD: Array | None = None,
-                 context_mask_BxQxT: Array | None = None) -> Array:
-        y = RMSNorm(name="self_norm")(x_BxQxD)
-        x = x_BxQxD + dropout(self, Attention(self.heads, name="self")(y, y, mask_BxQxQ), self.dropout, train)
+                 context_mask_BxQxT: Array | None = None, memory_BxMxD: Array | None = None) -> Array:
+        """mask: of x alone, [B, Q, Q]; with memory, of both, [B, Q, M + Q]."""
+        norm = RMSNorm(name="self_norm")
+        y = norm(x_BxQxD)
+        both = y if memory_BxMxD is None else jnp.concatenate([norm(memory_BxMxD), y], 1)
+        x = x_BxQxD + dropout(self, Attention(self.heads, name="self")(y, both, mask_BxQxQ), self.dropout, train)
         if context_BxTxD is not None:
             y = RMSNorm(name="cross_norm")(x)
             y = Attention(self.heads, name="cross")(y, context_BxTxD, context_mask_BxQxT)

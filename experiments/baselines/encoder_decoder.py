@@ -8,6 +8,9 @@ One thing differs from both papers: the encoder is causal from view to view (the
 it says of a view then does not depend on later ones, so that one pass trains the decoder on every next view of a
 sequence, where a bidirectional encoder would need a pass for each.
 
+With `decoder_only` there is one stack for both: the codes of an answer follow the views in one causal stream (the
+"standard decoder-only" rung of the paper's Table 3).
+
 Axes: B rows, T views, L levels, K codes, D width, R requests, W beams, N candidates of a request.
 """
 
@@ -38,7 +41,8 @@ REQUESTS = 64  # decoded at a time
 @dataclass(frozen=True)
 class Settings:
     """Sizes and training. length: views that are read; rows: packed rows of `length` views in a batch; token_a_code:
-    whether the encoder reads a token a code (TIGER) or a token a view (OneRec)."""
+    whether the encoder reads a token a code (TIGER) or a token a view (OneRec); decoder_only: one stack of
+    encoder_layers + decoder_layers."""
 
     dim: int = 96
     encoder_layers: int = 2
@@ -49,6 +53,7 @@ class Settings:
     rows: int = 32
     beams: int = 50
     token_a_code: bool = True
+    decoder_only: bool = False
     training: fitting.Training = field(default_factory=fitting.Training)
 
 
@@ -76,8 +81,8 @@ class Model(nn.Module):
         self.begin_table = weight(self, "begin_table", (s.length, s.dim), (None, "embed"), normal(0.02))
         self.heads = weight(self, "heads", (self.levels, s.dim, self.codes), (None, "embed", "codes"), normal(0.02))
         self.head_bias = weight(self, "head_bias", (self.levels, self.codes), (None, "codes"), zeros)
-        self.encoder = [Block(s.heads, 4 * s.dim, s.dropout) for _ in range(s.encoder_layers)]
-        self.decoder = [Block(s.heads, 4 * s.dim, s.dropout) for _ in range(s.decoder_layers)]
+        layers = (s.encoder_layers + s.decoder_layers, 0) if s.decoder_only else (s.encoder_layers, s.decoder_layers)
+        self.encoder, self.decoder = ([Block(s.heads, 4 * s.dim, s.dropout) for _ in range(n)] for n in layers)
         self.encoder_norm, self.decoder_norm = RMSNorm(), RMSNorm()
 
     @property
@@ -90,8 +95,9 @@ class Model(nn.Module):
         return jnp.stack([self.code_table[level][codes[..., i]] for i, level in enumerate(range(self.levels)[levels])],
                          -2) * self.settings.dim**0.5
 
-    def encode(self, codes_BxTxL: Array, segment_BxT: Array, place_BxT: Array, train: bool = False) -> Array:
-        """[B, T · tokens, D]; a token sees those of its own view and of the views of its segment before."""
+    def encode(self, codes_BxTxL: Array, segment_BxT: Array, place_BxT: Array, train: bool = False) -> list[Array]:
+        """What the decoder attends to, [B, T · tokens, D]: the encoder's result, or (decoder_only) what each of its
+        layers reads. A token sees those of its own view and of the views of its segment before."""
         s, (B, T, _) = self.settings, codes_BxTxL.shape
         x = self.embed(codes_BxTxL, slice(None))
         x = x + self.level_table if s.token_a_code else x.sum(2, keepdims=True)
@@ -99,15 +105,17 @@ class Model(nn.Module):
         x = dropout(self, x, s.dropout, train)
         view = jnp.repeat(jnp.arange(T), self.tokens)
         mask = self._same(segment_BxT) & (view[:, None] >= view[None])
+        read = []
         for block in self.encoder:
+            read.append(x)
             x = block(x, mask, train)
-        return self.encoder_norm(x)
+        return read if s.decoder_only else [self.encoder_norm(x)]
 
     def _same(self, segment_BxT: Array) -> Array:
         segment = jnp.repeat(segment_BxT, self.tokens, 1)
         return (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] > 0)
 
-    def decode(self, codes_BxPxl: Array, place_BxP: Array, context: Array, context_mask_BxPxS: Array,
+    def decode(self, codes_BxPxl: Array, place_BxP: Array, context: list[Array], context_mask_BxPxS: Array,
                train: bool = False) -> Array:
         """Hidden states [B, P · (l + 1), D] of P answers that begin with l codes each; the last of an answer predicts
         its next code. place: of the last view before it; context_mask: what of the context an answer may see."""
@@ -119,9 +127,12 @@ class Model(nn.Module):
         x = dropout(self, x, s.dropout, train)
         answer, level = jnp.repeat(jnp.arange(P), l + 1), jnp.tile(jnp.arange(l + 1), P)
         mask = (answer[:, None] == answer[None]) & (level[:, None] >= level[None])
-        mask = jnp.broadcast_to(mask, (B, *mask.shape))
+        mask, seen = jnp.broadcast_to(mask, (B, *mask.shape)), jnp.repeat(context_mask_BxPxS, l + 1, 1)
+        if s.decoder_only:
+            for block, memory in zip(self.encoder, context, strict=True):
+                x = block(x, jnp.concatenate([seen, mask], 2), train, memory_BxMxD=memory)
         for block in self.decoder:
-            x = block(x, mask, train, context, jnp.repeat(context_mask_BxPxS, l + 1, 1))
+            x = block(x, mask, train, context[0], seen)
         return self.decoder_norm(x)
 
     def logits(self, level: int, x: Array) -> Array:
@@ -142,7 +153,8 @@ class Model(nn.Module):
         target, weights = target_BxTxL.reshape(-1, self.levels), rows.weight.reshape(-1)
         return sum(mean(cross_entropy(logits, target[:, level]), weights) for level, logits in enumerate(levels))
 
-    def next_code(self, level: int, codes_RxWxL: Array, context: Array, mask_RxS: Array) -> Array:
+    def next_code(self, level: int, codes_RxWxL: Array, context: list[Array],
+                  mask_RxS: Array) -> Array:
         """float32 [R, W, K], of beams whose first `level` codes are known."""
         R, W, _ = codes_RxWxL.shape
         mask = jnp.broadcast_to(mask_RxS[:, None], (R, W, mask_RxS.shape[1]))
@@ -165,7 +177,7 @@ class EncoderDecoder:
         s, training, codes = self.settings, log.training_part().views, self.codes_AxL
         self.views, self.model = log.views, Model(s, codes.shape[1], int(codes.max()) + 1)
         epochs = histories.Epochs(lambda rng: histories.pack(training, s.length, rng), s.rows, self.seed)
-        self._rank = jax.jit(self._ranking)
+        self._rank, self._hits = jax.jit(self._ranking), jax.jit(self._accuracy)
         self._everyone = None
 
         def loss(params, rows, key):
@@ -195,6 +207,26 @@ class EncoderDecoder:
         k = min(index.capacity, self.settings.beams) if not index.batched else index.capacity
         found = beam_search.decode(level_logits, jnp.zeros((R, 1)), index, batch=R, beams=self.settings.beams, k=k)
         return found.slot, found.score, found.valid
+
+    def accuracy(self, task: Task) -> float:
+        """ACC@all: share of the codes of the targets that are predicted right, each with the ones before it given."""
+        hits = 0.0
+        for low in range(0, task.user.size, REQUESTS):
+            request = np.minimum(np.arange(low, low + REQUESTS), task.user.size - 1)
+            at, there = histories.last_views(self.views, task.user[request], task.time_ms[request],
+                                             self.settings.length)
+            target = self.codes_AxL[task.target[request]]
+            hits += np.asarray(self._hits(self.params, self.codes_AxL[self.views.author[at]], there, target))[
+                :min(REQUESTS, task.user.size - low)].sum()
+        return float(hits / task.user.size)
+
+    def _accuracy(self, params, codes_RxTxL: Array, there_RxT: Array, target_RxL: Array) -> Array:
+        """float32 [R]: share of the target's codes that are predicted right, of each request."""
+        (R, T, L), last = codes_RxTxL.shape, jnp.maximum(there_RxT.sum(1) - 1, 0)
+        levels = self.model.apply({"params": params}, codes_RxTxL, jnp.broadcast_to(target_RxL[:, None], (R, T, L)),
+                                  there_RxT.astype(jnp.int32), jnp.broadcast_to(jnp.arange(T), (R, T)))
+        best = [jnp.argmax(logits.reshape(R, T, -1)[jnp.arange(R), last], -1) for logits in levels]
+        return jnp.mean(jnp.stack(best, 1) == target_RxL, 1)
 
     def score(self, task: Task) -> np.ndarray:
         """−inf for candidates whose id no beam holds."""

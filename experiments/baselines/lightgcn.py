@@ -127,9 +127,9 @@ class LightGCN:
             self.vectors = tuple(map(np.asarray, vectors(params)))
             return fitting.validation_figures(self.score, validation)
 
-        params = fitting.train(self.folder, asdict(s) | {"baseline": "lightgcn", "seed": self.seed, "log": identity(log)},
-                               s.training, self.seed, lambda key: model.init(key, graph)["params"], loss, epochs.batch,
-                               validate)
+        settings = asdict(s) | {"baseline": "lightgcn", "seed": self.seed, "log": identity(log)}
+        params = fitting.train(self.folder, settings, s.training, self.seed,
+                               lambda key: model.init(key, graph)["params"], loss, epochs.batch, validate)
         self.vectors = tuple(map(np.asarray, vectors(params)))
 
     def score(self, task: Task) -> np.ndarray:

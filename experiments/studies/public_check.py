@@ -52,7 +52,7 @@ class Popularity:
 def entries(log: Log | None = None, codes_file: str = "") -> dict[str, Entry]:
     """The baselines of the check, by the name that --baselines knows; TIGER is there with `codes_file`, the semantic
     ids of the items (a JSON object item → codes)."""
-    s = sasrec.Settings(training=Training(steps=1500, validate_every=250, learning_rate=2e-3))
+    s = sasrec.Settings(training=Training(steps=1200, validate_every=150, learning_rate=2e-3))
     g = lightgcn.Settings(training=Training(steps=600, validate_every=150, learning_rate=1e-2))
     found = {"popularity": Entry("popularity", {}, lambda folder, seed: Popularity()),
              "sasrec": Entry("SASRec", asdict(s), lambda folder, seed: sasrec.SASRec(s, folder, seed)),

@@ -65,20 +65,22 @@ class Problem:
     workdir: Path
     validation: Task
     test: Task
+    steps: int
 
 
-def problem_of(config: Config, workdir: Path) -> Problem:
+def problem_of(config: Config, workdir: Path, steps: int) -> Problem:
+    """steps: of each run of a baseline that is trained by the loop."""
     log = prepare(config, workdir)
     small = dataclasses.replace(config, data=dataclasses.replace(config.data, max_targets=min(
         VALIDATION_TARGETS, config.data.max_targets)))
     return Problem(config, log, workdir, scoring.targets(log, small, "validation", "strict"),
-                   scoring.targets(log, config, "test", "strict"))
+                   scoring.targets(log, config, "test", "strict"), steps)
 
 
-def methods(problem: Problem, steps: int) -> dict[str, Method]:
-    """All that are trained, by the name that --methods knows. steps: of each run but OneLive's and LambdaRank's."""
-    def baseline(title: str, settings, make: Callable, trials: list[dict], share: float = 1.0) -> Method:
-        length = max(10, round(steps * share))
+def methods(problem: Problem) -> dict[str, Method]:
+    """All that are trained, by the name that --methods knows."""
+    def baseline(title: str, settings, make: Callable, trials: list[dict]) -> Method:
+        length = problem.steps
 
         def run(change: dict, seed: int, folder: Path) -> Callable[[Task], np.ndarray]:
             own, training = split_change(change)
@@ -166,7 +168,8 @@ def trials(problem: Problem, name: str, method: Method, count: int = TRIALS) -> 
             score = method.run(change, problem.config.seed, folder)
             return {"settings": change, "validation": fitting.validation_figures(score, [problem.validation])}
 
-        rows.append(study.kept(folder / study.RESULT, problem.config, result, trial=change) | {"number": number_})
+        kept = study.kept(folder / study.RESULT, problem.config, result, trial=change, steps=problem.steps)
+        rows.append(kept | {"number": number_})
     return sorted(rows, key=lambda row: (-row["validation"]["ndcg@10"], row["number"]))
 
 
@@ -180,7 +183,8 @@ def on_test(problem: Problem, name: str, method: Method, best: dict, seed: int) 
         places = fitting.judge(score, [problem.test])
         return np.where(np.isfinite(places), places, -1).astype(int).tolist()
 
-    kept = study.kept(folder / "test.json", problem.config, result, seed=seed, settings_of_the_method=best["settings"])
+    kept = study.kept(folder / "test.json", problem.config, result, seed=seed, trial=best["settings"],
+                      steps=problem.steps)
     places = np.array(kept, np.float64)
     return np.where(places < 0, np.inf, places)
 
@@ -209,8 +213,8 @@ def format_table2(rows: dict[str, Row], problem: Problem) -> str:
         groups["long view"] = problem.log.outcomes["long_view"][task.view] > 0
     count = np.diff(task.offsets)
     cutoffs = (*(SMALL if np.median(count) < CUTOFFS[0] else (10,)), *CUTOFFS)
-    parts = [findings(rows), f"{task.user.size:,} test targets (strict), {int(np.median(count)):,} authors on air at the "
-             f"median one ({count.min():,} … {count.max():,})"
+    parts = [findings(rows), f"{task.user.size:,} test targets (strict), {int(np.median(count)):,} authors on air at "
+             f"the median one ({count.min():,} … {count.max():,})"
              + (f": HR@{CUTOFFS[0]} says little, so smaller cutoffs stand beside it" if len(cutoffs) > 3 else "")]
     for group, chosen in groups.items():
         cells = []
