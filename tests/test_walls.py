@@ -28,6 +28,7 @@ ALONE = {
     "uvicorn": {"experiments/server/start.py"},
     "redis": {"experiments/server/redis_bus.py"},
     "prometheus_client": {"experiments/server/metrics.py"},
+    "lightgbm": {"experiments/baselines/lambdarank.py"},
     "pyarrow": {"data_pipelines/beam/files.py"},
 }
 # What a part of a package may import of it: itself, and the rows above its own.

@@ -43,14 +43,14 @@ def items(twitch: str, amazon: str, seeds: int) -> dict[str, Item]:
         "table1": Item("Table 1: utilization and collisions of ids", "experiments.table1", (), table1_verdicts,
                        why="code counts are scaled to fewer authors, and the content is simulated"),
         "public": Item("Before Table 2: baselines against public figures", "experiments.public_check", (
-            "--config=experiments/configs/amazon.py", f"--config.data.path={amazon}/Beauty.txt"), public_verdicts,
+            "--config=amazon", f"--config.data.path={amazon}/Beauty.txt"), public_verdicts,
                        "amazon", "runs are cut to what two cores do in minutes"),
         "table2": Item("Table 2: baselines, a real log", "experiments.table2", (
-            "--config=experiments/configs/twitch.py", f"--config.data.path={twitch}", f"--seeds={seeds}"),
+            "--config=twitch", f"--config.data.path={twitch}", f"--seeds={seeds}"),
                        table2_verdicts, "twitch", "most views of this log go to a streamer whom the viewer knows, "
                        "about 50 are on air at a time, and counting is hard to beat"),
         "table2_world": Item("Table 2: baselines, a simulated world", "experiments.table2", (
-            "--config=experiments/configs/world.py", f"--seeds={seeds}"), table2_verdicts,
+            "--config=world", f"--seeds={seeds}"), table2_verdicts,
                              why="the world is small, and people's habits in it are simple"),
         "table3": Item("Table 3: components one after another", "experiments.table3", (f"--worlds={seeds}",),
                        table3_verdicts, why="models are far smaller than the paper's, and so is the world"),
@@ -61,8 +61,8 @@ def items(twitch: str, amazon: str, seeds: int) -> dict[str, Item]:
         "table6": Item("Table 6: online A/B test", "experiments.demo", (), why="both arms are played on the simulated "
                        "platform of the demonstration, whose true utility is known"),
         "figure3": Item("Figure 3: QK-norm", "experiments.studies.qk_norm", (
-            "--config=experiments/configs/demo.py",), why="the model is small and the run short"),
-        "figure4": Item("Figure 4: scaling", "experiments.studies.scaling", ("--config=experiments/configs/demo.py",),
+            "--config=demo",), why="the model is small and the run short"),
+        "figure4": Item("Figure 4: scaling", "experiments.studies.scaling", ("--config=demo",),
                         why="sizes are far below the paper's"),
     }
 
