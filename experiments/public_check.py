@@ -1,7 +1,7 @@
 """Baselines beside published figures: do they reach what others report for them on public sequences?
 
     python -m experiments.public_check --config=experiments/configs/amazon.py --config.data.path=Beauty.txt \\
-        --workdir=W [--baselines=sasrec,…] [--codes=Beauty_index_rqvae.json]
+        --workdir=W [--baselines=sasrec,…] [--codes=Beauty_index_rqvae.json] [--steps=2000]
 
 Leave-one-out, full ranking over all items, history not excluded. The step is chosen on the validation items of 2,048
 people; the test items of everybody are ranked once, by the chosen parameters. Each baseline is kept in W/NAME: a killed
@@ -24,7 +24,7 @@ def main(config: Config, workdir: Path) -> None:
 
     values, rows = absl_flags.FLAGS, {}
     log = prepare(config, workdir)
-    known = entries(log, values.codes)
+    known = entries(log, values.codes, values.steps)
     if unknown := set(values.baselines) - known.keys():
         raise ValueError(f"--baselines={','.join(sorted(unknown))}: there are {', '.join(known)}"
                          + ("" if values.codes else " (and tiger, with --codes)"))
@@ -41,5 +41,6 @@ def main(config: Config, workdir: Path) -> None:
 if __name__ == "__main__":
     flags.define_config("amazon")
     absl_flags.DEFINE_string("codes", "", "JSON object item → list of codes, for TIGER")
+    absl_flags.DEFINE_integer("steps", 0, "optimizer steps of a run; 0: each baseline's own", lower_bound=0)
     absl_flags.DEFINE_list("baselines", [], "baselines to check; all when empty")
     flags.run(main)

@@ -62,7 +62,7 @@ def train(folder: Path, settings: dict, c: Training, seed: int, init_params: Cal
     Args:
       folder: checkpoints, metrics and validations of the run. settings: JSON values that decide the result.
       init_params: random key → parameters. loss_fn: (parameters, batch, random key) → float32 [].
-      make_batch: number of the step, from 0 → NumPy arrays. validate: parameters → figures, "ndcg@10" among them.
+      make_batch: number of the step, from 0 → NumPy arrays, the first of which has a row an example. validate: parameters → figures, "ndcg@10" among them.
 
     Raises: ValueError where the folder was made with other settings.
     """
@@ -84,8 +84,8 @@ def train(folder: Path, settings: dict, c: Training, seed: int, init_params: Cal
         step_fn = jax.jit(step_of, donate_argnums=0)
         schedule = loop.Schedule(c.steps, c.validate_every, log_every=20, validate_every=c.validate_every,
                                  validate_last=True)
-        batches = ByStep(make_batch)
-        with loop.Run(folder, schedule, settings, 1, distributed.progress, keep=1, best_metric=BEST,
+        batches, examples = ByStep(make_batch), len(jax.tree.leaves(make_batch(0))[0])
+        with loop.Run(folder, schedule, settings, examples, distributed.progress, keep=1, best_metric=BEST,
                       validate=lambda step, state: (state, validate(state.params)), shown=("loss", BEST)) as run:
             state = run.start(abstract, lambda: train_state.init_state(init_params, tx, mesh, jax.random.key(seed)),
                               batches)

@@ -19,7 +19,7 @@ from experiments.baselines import fitting, histories
 from experiments.baselines.blocks import Block
 from experiments.common.fingerprint import identity
 from experiments.common.log import Log
-from onelive_jax.model.layers import RMSNorm, dropout, normal, weight
+from onelive_jax.model.layers import NEG_INF, RMSNorm, dropout, normal, weight
 from onelive_jax.training.supervised import cross_entropy, mean
 
 Array = jax.Array
@@ -27,7 +27,11 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and training. length: views that are read; rows: packed rows of `length` places in a batch."""
+    """Sizes and training. length: views that are read; rows: packed rows of `length` places in a batch.
+
+    sampled: authors drawn a step that the softmax is estimated from in the first sampled_share of the steps, which
+    costs less (0: all authors in every step). The last steps see all authors.
+    """
 
     dim: int = 64
     layers: int = 2
@@ -35,6 +39,8 @@ class Settings:
     dropout: float = 0.3
     length: int = 50
     rows: int = 32
+    sampled: int = 0
+    sampled_share: float = 0.75
     training: fitting.Training = field(default_factory=fitting.Training)
 
 
@@ -61,11 +67,17 @@ class Model(nn.Module):
             x = block(x, mask, train)
         return self.norm(x)
 
-    def loss(self, rows: histories.Rows) -> Array:
-        """Mean of −log softmax(scores of all authors)[next] over the places that have a next."""
+    def loss(self, rows: histories.Rows, drawn_S: Array | None = None) -> Array:
+        """Mean of −log softmax(scores of all authors)[next] over the places that have a next; estimated from S authors
+        drawn uniformly where they are given, each with log(A / S) added."""
         x = self(rows.item, rows.segment, rows.place, True)
-        logits = x.reshape(-1, x.shape[-1]) @ self.table.T
-        return mean(cross_entropy(logits, rows.target.reshape(-1)), rows.weight.reshape(-1))
+        x, target, weights = x.reshape(-1, x.shape[-1]), rows.target.reshape(-1), rows.weight.reshape(-1)
+        if drawn_S is None:
+            return mean(cross_entropy(x @ self.table.T, target), weights)
+        own = jnp.einsum("nd,nd->n", x, self.table[target])
+        others = x @ self.table[drawn_S].T + jnp.log(self.num_authors / drawn_S.size)
+        others = jnp.where(drawn_S == target[:, None], NEG_INF, others)
+        return mean(jnp.logaddexp(own, jax.nn.logsumexp(others, -1)) - own, weights)
 
     def scores(self, item_RxT: Array, there_RxT: Array) -> Array:
         """float32 [R, A]; zeros for a person without a view."""
@@ -90,8 +102,14 @@ class SASRec:
                                                                             method="scores"))
         epoch = histories.Epochs(lambda rng: histories.pack(training, s.length, rng), s.rows, self.seed)
 
-        def loss(params, rows, key):
-            return self.model.apply({"params": params}, rows, rngs={"dropout": key}, method="loss")
+        sampled_steps = round(s.sampled_share * s.training.steps) if s.sampled else 0
+
+        def batch(step: int) -> tuple[histories.Rows, np.ndarray | None]:
+            draw = np.random.default_rng((self.seed, step)).integers(log.num_authors, size=s.sampled, dtype=np.int32)
+            return epoch.batch(step), draw if step < sampled_steps else None
+
+        def loss(params, batch, key):
+            return self.model.apply({"params": params}, *batch, rngs={"dropout": key}, method="loss")
 
         def validate(params):
             self.params = params
@@ -101,7 +119,7 @@ class SASRec:
         self.params = fitting.train(
             self.folder, asdict(s) | {"baseline": "sasrec", "seed": self.seed, "log": identity(log)}, s.training,
             self.seed, lambda key: self.model.init(key, first.item, first.segment, first.place)["params"], loss,
-            epoch.batch, validate)
+            batch, validate)
 
     def score(self, task: Task) -> np.ndarray:
         result = np.empty(task.candidates.size, np.float32)

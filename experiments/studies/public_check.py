@@ -49,16 +49,20 @@ class Popularity:
         return self.count_A[task.candidates].astype(np.float64)
 
 
-def entries(log: Log | None = None, codes_file: str = "") -> dict[str, Entry]:
+def entries(log: Log, codes_file: str = "", steps: int = 0) -> dict[str, Entry]:
     """The baselines of the check, by the name that --baselines knows; TIGER is there with `codes_file`, the semantic
-    ids of the items (a JSON object item → codes)."""
-    s = sasrec.Settings(training=Training(steps=1200, validate_every=150, learning_rate=2e-3))
-    g = lightgcn.Settings(training=Training(steps=600, validate_every=150, learning_rate=1e-2))
+    ids of the items (a JSON object item → codes). steps: of a run, instead of each baseline's own."""
+    def training(own: int, rate: float) -> Training:
+        length = steps or own
+        return Training(steps=length, validate_every=max(1, length // 4), learning_rate=rate)
+
+    s = sasrec.Settings(sampled=2048, training=training(1400, 2e-3))
+    g = lightgcn.Settings(batch=16_384, training=training(400, 2e-2))
     found = {"popularity": Entry("popularity", {}, lambda folder, seed: Popularity()),
              "sasrec": Entry("SASRec", asdict(s), lambda folder, seed: sasrec.SASRec(s, folder, seed)),
              "lightgcn": Entry("LightGCN", asdict(g), lambda folder, seed: lightgcn.LightGCN(g, folder, seed))}
     if codes_file:
-        t = encoder_decoder.Settings(training=Training(steps=6000, validate_every=1000, learning_rate=3e-3))
+        t = encoder_decoder.Settings(training=training(6000, 3e-3))
         codes = np.array(amazon.read_codes(codes_file, log.tables.authors["source_id"].to_list()), np.int32)
         found["tiger"] = Entry("TIGER", asdict(t) | {"codes": sha256(codes)},
                                lambda folder, seed: encoder_decoder.EncoderDecoder(t, folder, codes, seed))
