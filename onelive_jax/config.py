@@ -20,7 +20,7 @@ class DataConfig:
     """Where the logs are, how they are split, what a request sees."""
 
     source: str = setting("twitch", "reader of the log", choices=("log", "twitch", "canonical", "simulated", "kuailive",
-                                                                   "kuailive_m3"))
+                                                                   "kuailive_m3", "amazon"))
     path: str = setting("", "file or folder of the log (not used by source=simulated)")
     columns: str = setting("", "source=log: which column is what, where its name does not say it "
                            "(user=uid,author=channel,start=joined_at,watch=secs:s)")
