@@ -148,8 +148,8 @@ def rewards_of(world: SimulatedWorld, rounds: list[Round], now_ms: int) -> list[
     value, counts = shape_feedback(user, length, watch / MINUTE_MS, negative | (clicked & (watch < LEFT_AT_ONCE_MS)))
     # A request without a click is not trained on: a dislike there is counted, and not used.
     used = of_request(lambda r: r.outcomes.clicked.any(1))
-    logger.info("rewards of %d rounds: %s, %d of them of requests without a click and left out", len(rounds), counts,
-                int((~used).sum()))
+    logger.info("rewards of %d rounds: %s, %d of them of requests without a click and left out", len(rounds),
+                ", ".join(f"{count:,} {name}" for name, count in counts.items()), int((~used).sum()))
     result, values = [], iter(np.split(value, np.cumsum([request.size for request, _ in judged])[:-1]))
     for round, at in zip(rounds, judged, strict=True):
         result.append(np.zeros(round.outcomes.room.shape, np.float32))

@@ -8,6 +8,7 @@ is wrong is said in one sentence (exit code 2). --help shows what the command do
 settings as well.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -24,10 +25,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from experiments.common import settings
-from experiments.common.tables import printable
 from experiments.common.workdir import command_line, locked
 from onelive_jax.config import Config
-from onelive_jax.files import disk_trouble
+from onelive_jax.files import disk_trouble, printable
 
 # Flags defined here count as the calling script's own.
 flags.disclaim_key_flags()
@@ -121,7 +121,8 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
         for package in ("onelive_jax", "data_pipelines", "experiments"):
             logging.getLogger(package).setLevel(logging.INFO)
         try:
-            return call(parsed)
+            with contextlib.redirect_stdout(_PrintableStream(sys.stdout)):
+                return call(parsed)
         except app.UsageError as error:
             _exit(str(error), 2)
         except (ValueError, OSError, FloatingPointError) as error:
@@ -144,6 +145,19 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+class _PrintableStream:
+    """A stream whose `write` shows control characters as text (`printable`); all else is the stream's own."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text, "\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _from_library(error: BaseException) -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from experiments.common import distributed, played
-from experiments.common.tables import printable
 from experiments.common.tower_scores import tie_breaker
 from experiments.stages import ab_test
 from experiments.stages.policy import format_curve, train_policy
@@ -31,7 +30,7 @@ def show_people(trained: Trained, config: Config) -> dict[str, list[dict]]:
     for user in busiest.tolist():
         rooms = recommend(config, log, trained.tokenizer.ids, rank, trained.params, user, evening, ties)
         people[log.tables.users["source_id"][user]] = rooms
-        name = printable(log.tables.users["source_id"][user])
+        name = log.tables.users["source_id"][user]
         print(f"\nThe {ROOMS} best rooms for person {name}, three hours before the end of the log:\n")
         print(format_rooms(rooms))
     return people

@@ -14,7 +14,7 @@ from experiments.common.workdir import DONE, flat, is_done, mark_done, read_reco
 from experiments.stages.tokenizer import Tokenizer, settings_of
 from onelive_jax import presets
 from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES
-from onelive_jax.config import Config
+from onelive_jax.config import Config, differing
 from onelive_jax.files import write_json
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.sharding import partitioning
@@ -25,6 +25,10 @@ from onelive_jax.training.checkpoints import restore_params
 
 logger = logging.getLogger(__name__)
 BEST = "ndcg@10"
+# A phase may go on from parameters that were trained with others of these.
+HOW_TRAINED = {"data.path", *(f"model.{name}" for name in (
+    "loss_weights", "live_softmax", "full_softmax", "identity_loss", "author_negatives", "author_scale", "dropout",
+    "activation_dtype"))}
 
 
 def make_model(config: Config, log: Log) -> OneLive:
@@ -54,6 +58,21 @@ def load_params(folder: Path, step: int | None = None) -> dict:
         return restore_params(folder, step=step, settings=read_record(done, folder))
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{error}. {remake(folder)}") from error
+
+
+def load_fitting(folder: Path, config: Config, log: Log) -> dict:
+    """`load_params` of a phase that may be of another workdir (--init_from, --policy).
+
+    Raises: as `load_params`; ValueError where it was trained on another log, tokenizer or model, with what differs.
+    """
+    params, then = load_params(folder), read_record(folder / DONE, folder)
+    sections = settings_of(config) | flat(config, "model")
+    now = {name: value for name, value in stage_settings(config, log).items()
+           if name in ("log", "features") or name in sections.keys() - HOW_TRAINED}
+    if changed := differing({name: then.get(name) for name in now}, now):
+        raise ValueError(f"{folder} was trained with another log, tokenizer or model than this workdir ({changed}). "
+                         "Its parameters mean nothing here: name a phase of the same log and settings")
+    return params
 
 
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:

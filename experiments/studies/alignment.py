@@ -95,11 +95,9 @@ def strict_figures(config: Config, log: Log, tokenizer, model, arms: dict) -> di
 def watch(folder: Path, run: dict, platform: Platform, policy: Callable[[Any], Policy], requests: int) -> list[dict]:
     """The judged steps of a run with the true utility of their checkpoints on requests of their own."""
     asked = platform.requests(requests, WATCHED)
-    begun = folder.parent / "supervised"
     result = []
     for line in run["validation"]:
-        params = load_params(begun) if line["step"] == 0 else load_params(folder, line["step"])
-        outcomes = platform.play(policy(params), asked)
+        outcomes = platform.play(policy(load_params(folder, line["step"])), asked)
         result.append(line | {"utility": float(outcomes.utility.mean())})
     return result
 

@@ -13,7 +13,7 @@ from flax import struct
 from onelive_jax.batch import LiveRooms, Request
 from onelive_jax.config import DecodingConfig
 from onelive_jax.decoding import beam_search
-from onelive_jax.decoding.beam_search import Ranking
+from onelive_jax.decoding.beam_search import Ranking, RoomScores, Search
 from onelive_jax.decoding.live_index import LiveIndex
 from onelive_jax.model.layers import Context
 from onelive_jax.model.onelive import OneLive, level_logits
@@ -64,7 +64,8 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
     """
     weight = 0.0 if codes_alone(model, config) else config.identity_weight
     # An upper bound of what lies below a prefix is known only where rooms have scores of their own.
-    lookahead = config.lookahead and weight != 0.0
+    search = Search(config.beams, config.beams if k is None else k, normalise, combine,
+                    lookahead=config.lookahead and weight != 0.0)
 
     def recommend(params: Any, request: Request, index: LiveIndex, tie_score_BxN: Array | None = None,
                   context: Context | None = None, personal: Personal | None = None) -> Ranking:
@@ -79,11 +80,9 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
             own_BxM = weight * model.apply({"params": params}, opened.state.hidden[:, 0], opened.context, own,
                                            method="room_scores")
             score_BxN = score_BxN.at[jnp.arange(own_BxM.shape[0])[:, None], personal.slot].set(own_BxM, mode="drop")
-        return beam_search.decode(level_logits(model, params, opened), opened.state, index,
-                                  batch=request.hour.shape[0], beams=config.beams,
-                                  k=config.beams if k is None else k, normalise=normalise, room_score_BxC=score_BxN,
-                                  combine=combine, lookahead=lookahead, tie_score_BxC=tie_score_BxN,
-                                  allowed_BxC=None if personal is None else personal.allowed)
+        allowed_BxN = None if personal is None else personal.allowed
+        return beam_search.decode(level_logits(model, params, opened), opened.state, index, search,
+                                  RoomScores(score_BxN, tie_score_BxN, allowed_BxN), batch=request.hour.shape[0])
 
     return jax.jit(recommend)
 

@@ -120,7 +120,7 @@ def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, tmp_path, monk
 
 
 def test_a_policy_run_judges_syncs_and_hands_on(aligned):
-    _, workdir, _, _, _, report = aligned
+    config, workdir, _, _, _, report = aligned
     assert [line["step"] for line in report["validation"]] == [0, 3, 6]
     assert {"hr@10", "hr@128", "ndcg@10", "predicted_reward"} <= report["validation"][0].keys()
     lines = [line for line in read(workdir / "policy") if "train/ratio_max" in line]
@@ -129,7 +129,9 @@ def test_a_policy_run_judges_syncs_and_hands_on(aligned):
         # At the first step, and at the first after the reference was renewed, policy and reference are one.
         same = abs(line["train/ratio_max"] - 1) < 1e-4
         assert same == (line["step"] in (1, 4)), (line["step"], line["train/ratio_max"])
-    begun, ended = (policy.load_params(workdir / phase) for phase in ("supervised", "policy"))
+    begun, first, ended = (policy.load_params(workdir / phase, step) for phase, step in (
+        ("supervised", None), ("policy", 0), ("policy", config.alignment.steps)))
+    jax.tree.map(np.testing.assert_array_equal, begun, first)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), begun, ended)
     assert max(jax.tree.leaves(moved)) > 0
 
@@ -190,10 +192,20 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
 
 def test_steps_after_a_loss_of_hr_are_not_handed_on():
     values = {0: 0.9, 5: 0.9, 10: 0.895, 15: 0.88, 20: 0.9}
-    curve = [{"step": step, "hr@128": value} for step, value in values.items()]
+    curve = [{"step": step, "hr@128": value, "ndcg@10": 0.5 - step / 100} for step, value in values.items()]
     assert policy.choose_step(curve) == 10
     assert policy.choose_step(curve[:3]) == 10
-    assert policy.choose_step([curve[0], curve[3], curve[4]]) == 15
+    assert policy.choose_step([curve[0], curve[3], curve[4]]) == 0
+    assert "NDCG@10 falls (0.5000 → 0.4000)" in policy.handed_on({"validation": curve, "chosen_step": 10})
+
+
+def test_a_step_of_lower_predicted_reward_than_step_0_is_not_handed_on():
+    curve = [{"step": step, "hr@128": 0.9, "ndcg@10": 0.5, "predicted_reward": value}
+             for step, value in {0: 0.3, 5: 0.4, 10: 0.2}.items()]
+    assert policy.choose_step(curve) == 5
+    assert "Step 5 is handed on" in policy.handed_on({"validation": curve, "chosen_step": 5})
+    assert policy.choose_step([curve[0], curve[2]]) == 0
+    assert "Step 0 is handed on" in policy.handed_on({"validation": curve, "chosen_step": 0})
 
 
 def test_the_predicted_reward_is_that_of_the_best_rooms():

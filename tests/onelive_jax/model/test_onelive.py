@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from onelive_jax.config import ModelConfig
-from onelive_jax.decoding.beam_search import decode
+from onelive_jax.decoding.beam_search import RoomScores, Search, decode
 from onelive_jax.decoding.live_index import from_rooms
 from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.onelive import level_logits
@@ -268,7 +268,7 @@ def test_beam_search_equals_scoring_every_room_on_air(setup):
     def search():
         opened = setup.apply("open", setup.batch.request, live)
         return {combine: decode(level_logits(setup.model, setup.params, opened), opened.state, from_rooms(live, CODES),
-                                batch=BATCH, beams=ROOMS, k=ROOMS, room_score_BxC=opened.room_scores, combine=combine)
+                                Search(ROOMS, ROOMS, combine=combine), RoomScores(opened.room_scores), batch=BATCH)
                 for combine in ("sum", "within")}
 
     found, log_p = search(), brute_force(setup)

@@ -70,7 +70,7 @@ def test_rooms_go_on_and_off_air_without_any_compilation(caplog):
 
     @jax.jit
     def recommend(index):
-        return beam_search.decode(level_logits, (), index, batch=1, beams=4, k=6)
+        return beam_search.decode(level_logits, (), index, beam_search.Search(beams=4, k=6), batch=1)
 
     def play(catalogue, rng):
         """Opens, moves and closes rooms; returns how many rooms each ranking held, and how many it should have."""
