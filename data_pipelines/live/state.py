@@ -18,6 +18,7 @@ from data_pipelines.live import events
 from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows, KnownIds, Names
 from data_pipelines.live.people import OPEN, Buffers
+from data_pipelines.log.audiences import Audiences, nothing
 from onelive_jax.config import Config
 
 FORGOTTEN_ROOMS = 100_000  # rooms that ended and early ends of views that are remembered
@@ -45,10 +46,13 @@ class LiveState:
       counts: what came and what became of it. changed: authors whose room may be another since it was last emptied.
     """
 
-    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool):
-        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches."""
+    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool,
+                 audiences: Audiences | None = None):
+        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches.
+        audiences: what was counted of authors when the model was trained; None: nothing."""
         c = self.config = config.serving
         self.data = config.data
+        self.audiences = audiences or nothing(0)
         self.authors, self.users, self.codes, self.true_lifetimes = authors, Names(), codes, true_lifetimes
         self.buffers = {name: Buffers(config.data.history_window, codes.codes.shape[1])
                         for name in config.data.sequences}

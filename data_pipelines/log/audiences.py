@@ -8,7 +8,11 @@ Axes: V views, A authors, U users, E pairs of authors, S snapshots, R requests, 
 n rooms.
 """
 
+import io
+import zlib
+from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numba
 import numpy as np
@@ -17,15 +21,17 @@ from scipy import sparse
 from data_pipelines.log.slicing import DAY_MS
 from data_pipelines.log.timelines import Timelines
 from data_pipelines.tables import HOUR_MS
+from onelive_jax.files import write_whole
 
 NEIGHBOURS = 128  # kept for an author, the most similar; with 32 a tenth of what similarity is worth was lost
 LAST_AUTHORS = 256  # of a person that are paired: bounds the pairs of somebody who watches everything
 SHRINK = 5.0  # added to the denominator of the cosine, so that one common viewer proves little
 SNAPSHOTS = 32  # at most, no closer than a day
 HOURS = 24
+FIRST = np.iinfo(np.int64).min
 HALF_LIFE_MS = 7 * DAY_MS
 SIMILARITIES_MADE = 5  # figures that `related` computes, in the order of onelive_jax.batch.SIMILARITIES
-HABITS_MADE = 5  # figures of an author that `Snapshot.authors` holds
+TRENDS_MADE = 5  # figures of an author that `trends` gives, the last of batch.ROOM_FEATURES
 
 
 class Snapshot(NamedTuple):
@@ -34,8 +40,8 @@ class Snapshot(NamedTuple):
     Attributes:
       ptr: int64 [A + 1], the neighbours of author a are ptr[a] … ptr[a + 1] − 1, ascending.
       neighbour: int32 [E]. cosine: float32 [E], common viewers / (√(viewers · viewers) + SHRINK).
-      authors: float32 [A, 4]: log(1 + views, each halved per week of age), log(1 + all views), log(1 + mean number of
-        people watching while anybody was), log(1 + mean hours of a room).
+      authors: float32 [A, 4], with `hours` what `trends` gives: log(1 + views, each halved per week of age), log(1 +
+        all views), log(1 + mean number of people watching while anybody was), log(1 + mean hours of a room).
       hours: float32 [A, 24], log(1 + views that began near that hour of the day, each halved per four weeks).
     """
 
@@ -53,9 +59,19 @@ class Audiences(NamedTuple):
     snapshots: tuple[Snapshot, ...]
     utc_offset_ms: int
 
+    @property
+    def num_authors(self) -> int:
+        return self.snapshots[0].ptr.size - 1
+
     def at(self, times_ms: np.ndarray) -> np.ndarray:
         """int64 [R], the last snapshot at or before each moment; snapshot 0 knows nothing."""
         return np.searchsorted(self.times_ms, times_ms, side="right") - 1
+
+
+def nothing(num_authors: int) -> Audiences:
+    """Of a log of which nothing is counted."""
+    empty = Timelines(np.zeros(1, np.int64), *(np.zeros(0, kind) for kind in (np.int32, np.int32, np.int64, np.int64)))
+    return Audiences(np.array([FIRST]), (snapshot(empty, num_authors, 0, 0),), 0)
 
 
 def take_snapshots(views: Timelines, num_authors: int, end_ms: int, utc_offset_hours: float) -> Audiences:
@@ -64,9 +80,29 @@ def take_snapshots(views: Timelines, num_authors: int, end_ms: int, utc_offset_h
     spacing = max(DAY_MS, -(-(end_ms - begin) // SNAPSHOTS))
     moments = np.arange(end_ms, begin, -spacing)[::-1]
     offset = round(utc_offset_hours * HOUR_MS)
-    first = np.iinfo(np.int64).min
     made = [snapshot(views.until(time), num_authors, int(time), offset) for time in (begin, *moments)]
-    return Audiences(np.append(first, moments), tuple(made), offset)
+    return Audiences(np.append(FIRST, moments), tuple(made), offset)
+
+
+def stored(folder: Path, views: Timelines, num_authors: int, end_ms: int, utc_offset_hours: float) -> Audiences:
+    """`take_snapshots`, or what an earlier call with the same views and moment kept in `folder` / audiences.npz."""
+    marks = [zlib.crc32(np.ascontiguousarray(values)) for values in (views.user_ptr, views.author, views.start_ms)]
+    key = np.array([end_ms, round(utc_offset_hours * HOUR_MS), SNAPSHOTS, NEIGHBOURS, num_authors, *marks], np.int64)
+    file = folder / "audiences.npz"
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            if np.array_equal(kept["key"], key):
+                made = [Snapshot(*(kept[f"{name}_{s}"] for name in Snapshot._fields))
+                        for s in range(kept["times_ms"].size)]
+                return Audiences(kept["times_ms"], tuple(made), int(key[1]))
+    except (OSError, ValueError, KeyError, BadZipFile):
+        pass  # not there, of an earlier version or damaged: it is made anew
+    made = take_snapshots(views, num_authors, end_ms, utc_offset_hours)
+    arrays = {f"{name}_{s}": value for s, snap in enumerate(made.snapshots) for name, value in snap._asdict().items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, key=key, times_ms=made.times_ms, **arrays)
+    write_whole(file, buffer.getvalue())
+    return made
 
 
 def snapshot(views: Timelines, num_authors: int, time_ms: int, utc_offset_ms: int) -> Snapshot:
@@ -136,6 +172,21 @@ def _last_authors(views: Timelines, num_authors: int) -> tuple[np.ndarray, np.nd
     return user[place < LAST_AUTHORS], author[place < LAST_AUTHORS]
 
 
+def trends(audiences: Audiences, author: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
+    """float32 [n, 5], the last of `onelive_jax.batch.ROOM_FEATURES`: what was counted of authors int [n] at moments
+    int64 [n] or [1]; 0 of one who is newer than the counts."""
+    known = np.flatnonzero(np.asarray(author) < audiences.num_authors)
+    result = np.zeros((np.size(author), TRENDS_MADE), np.float32)
+    times_ms = np.broadcast_to(times_ms, np.shape(author))[known]
+    author, which = np.asarray(author)[known], audiences.at(times_ms)
+    hour = (times_ms + audiences.utc_offset_ms) // HOUR_MS % HOURS
+    for s in np.unique(which):
+        rows, snap = which == s, audiences.snapshots[s]
+        result[known[rows], :-1] = snap.authors[author[rows]]
+        result[known[rows], -1] = snap.hours[author[rows], hour[rows]]
+    return result
+
+
 def related(audiences: Audiences, times_ms: np.ndarray, history, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Authors who share an audience with what a person watched.
 
@@ -153,7 +204,7 @@ def related(audiences: Audiences, times_ms: np.ndarray, history, size: int) -> t
     weights[..., 0] = 1.0 / (1.0 + np.arange(items)[::-1])
     weights[..., 1] = history.habits[..., 0]  # log views
     weights[..., 2] = 1.0
-    weights[..., 3] = np.exp(-np.expm1(history.habits[..., 2]) / 24.0)  # hours since, decayed by a day
+    weights[..., 3] = np.exp(-np.expm1(history.habits[..., 2]) / 24)  # hours since the view
     for s in np.unique(which):
         rows = np.flatnonzero(which == s)
         snap = audiences.snapshots[s]

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines import tables
 from data_pipelines.batches.training import BatchMaker
-from data_pipelines.log import store
+from data_pipelines.log import audiences, store
 from data_pipelines.log.presence import Lifetimes, Presence, true_lifetimes
 from data_pipelines.log.split import Split, periods, split_times
 from data_pipelines.log.timelines import Timelines, other_timelines
@@ -33,6 +33,7 @@ class Log:
         click itself: "long_view", "like", "comment", "follow", "share" (0 or 1 each) and "gift" (0 or 1).
       others: the further sequences that the log can make: "gift", "video" (data_pipelines/batches/training.py).
       split: the times p1, p2 and the end. lifetimes: true room lifetimes, or None where views are all there is.
+      audiences: what training views say of authors and of who shares an audience.
     """
 
     tables: tables.Tables
@@ -40,6 +41,7 @@ class Log:
     presence: Presence
     split: Split
     lifetimes: Lifetimes | None
+    audiences: audiences.Audiences
     others: dict[str, Timelines] = dataclasses.field(default_factory=dict)
     outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -62,7 +64,7 @@ class Log:
                                    presence=Presence.of(views, self.lifetimes, self.num_authors))
 
     def batch_maker(self, ids, config: Config) -> BatchMaker:
-        return BatchMaker(self.views, self.presence, ids, config.data, self.others)
+        return BatchMaker(self.views, self.presence, ids, config.data, self.others, self.audiences)
 
 
 def data_settings(config: Config) -> dict:
@@ -96,7 +98,8 @@ def prepare(config: Config, workdir: Path) -> Log:
         for line in periods(log, split, config.data.utc_offset_hours):
             logger.info("%s", line)
     lifetimes = true_lifetimes(log, split.end_ms)
-    return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes,
+    counted = audiences.stored(workdir / "examples", views, len(log.authors), split.p1_ms, config.data.utc_offset_hours)
+    return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes, counted,
                other_timelines(log, arrays), outcomes_of(arrays, config.data.long_view_seconds))
 
 

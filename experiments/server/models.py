@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.server.live import Live
 from experiments.server.service import Service
-from onelive_jax.training.checkpoints import restore_params
+from experiments.stages.supervised import load_params
 
 logger = logging.getLogger(__name__)
 UNREADABLE = (ValueError, OSError, KeyError)
@@ -49,7 +49,7 @@ class Models:
             step = self.chosen() if step is None else step
             name = f"{self.phase}/{step}"
             try:
-                params = restore_params(self.workdir / self.phase, step=step)
+                params = load_params(self.workdir / self.phase, step)
             except UNREADABLE as error:
                 raise ValueError(f"{name} cannot be loaded: {error}") from error
             engine = self.live.service.engine
