@@ -183,8 +183,8 @@ class Examples:
             self.on_look(Look(time_ms, user, author, stop - first < 2, request, on_air, codes[air].copy(),
                               codes[author].copy()))
         times = np.full(user.size, time_ms, np.int64)
-        live, slot = chosen_rooms(on_air, lambda who, _: codes[who], times, state.data.live_slots, author,
-                                  draws.keys_of(self.seed, numbers))
+        live, slot = chosen_rooms(on_air, lambda who, _: codes[who], times, state.data.live_slots,
+                                  state.audiences, author, draws.keys_of(self.seed, numbers))
         batch = Batch(request, live, author.astype(np.int32), codes[author], slot, np.ones(user.size, np.float32))
         for row, (key, _) in enumerate(views):
             stop = self._ended.get(key)
@@ -241,7 +241,8 @@ class Examples:
         """An example of nobody, for its structure."""
         nobody, none = make_requests(self.state, [-1], self.state.now_ms), np.zeros(1, np.int64)
         live, slot = chosen_rooms(OnAir(np.zeros(2, np.int64), none[:0], none[:0], none[:0], none[:0]),
-                                  lambda who, _: self.state.codes.codes[who], none, self.state.data.live_slots)
+                                  lambda who, _: self.state.codes.codes[who], none, self.state.data.live_slots,
+                                  self.state.audiences)
         return Batch(nobody, live, none, self.state.codes.codes[:1], slot, np.ones(1, np.float32))
 
 

@@ -18,6 +18,7 @@ from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows, KnownIds, Names, Room
 from data_pipelines.live.pending import Deadline, Deadlines, Waiting
 from data_pipelines.live.people import OPEN, Buffers
+from data_pipelines.log.audiences import Audiences, nothing
 from onelive_jax.config import Config
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,13 @@ class LiveState:
         room number, start, stop) and ("author", row).
     """
 
-    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool):
-        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches."""
+    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool,
+                 audiences: Audiences | None = None):
+        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches.
+        audiences: what was counted of authors when the model was trained; None: nothing."""
         c = self.config = config.serving
         self.data = config.data
+        self.audiences = audiences or nothing(0)
         self.authors, self.users, self.codes, self.true_lifetimes = authors, Names(), codes, true_lifetimes
         self.buffers = {name: Buffers(config.data.history_window, codes.codes.shape[1])
                         for name in config.data.sequences}

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.server.live import Live
 from experiments.server.service import Service
+from experiments.stages.supervised import calibrated
 from onelive_jax.training.checkpoints import restore_params
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Models:
     def _change_params(self, step: int | None) -> None:
         name = f"{self.phase}/{step}"
         try:
-            params = restore_params(self.workdir / self.phase, step=step)
+            params = calibrated(restore_params(self.workdir / self.phase, step=step), self._report())
         except UNREADABLE as error:
             raise ValueError(f"{name} cannot be loaded: {error}") from error
         version = self.live.service.engine.prepare(params, name, self._learned(step))
@@ -75,12 +76,16 @@ class Models:
         self.live.swap(version)
         self._say(name)
 
-    def _learned(self, step: int | None) -> dict[int, tuple[str, int]]:
-        """Of authors behind those of training, whom a stream has learned of: our row → (author, row of the step)."""
+    def _report(self) -> dict[str, Any]:
+        """W/PHASE.json, empty where there is none."""
         try:
-            said = json.loads((self.workdir / f"{self.phase}.json").read_text())
+            return json.loads((self.workdir / f"{self.phase}.json").read_text())
         except (OSError, ValueError):
             return {}
+
+    def _learned(self, step: int | None) -> dict[int, tuple[str, int]]:
+        """Of authors behind those of training, whom a stream has learned of: our row → (author, row of the step)."""
+        said = self._report()
         names = said.get("authors", {}) if said.get("chosen_step") == step else {}
 
         def ours(service: Service) -> dict[int, tuple[str, int]]:

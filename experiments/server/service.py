@@ -235,13 +235,14 @@ class Service:
         for row, (query, user) in enumerate(zip(queries, users, strict=True)):
             own = self.state.own_rooms(user)
             watched.append({author: others for author, others, _ in own})
-            there = [(self._slot[author], others, since) for author, others, since in own if author in self._slot]
-            for place, (slot, others, since) in enumerate(there[-OWN_ROOMS:]):
+            there = [each for each in own if each[0] in self._slot]
+            for place, (author, others, since) in enumerate(there[-OWN_ROOMS:]):
+                slot = self._slot[author]
                 if others < 0:
                     personal.allowed[row, slot] = False
                 else:
                     personal.slot[row, place] = slot
-                    personal.features[row, place] = own_features(others, since, now_ms)
+                    personal.features[row, place] = own_features(self.state, author, others, since, now_ms)
             for author in self._excluded(query):
                 if author in self._slot:
                     personal.allowed[row, self._slot[author]] = False

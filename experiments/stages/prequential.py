@@ -124,7 +124,8 @@ class Judge:
             row = kept[np.minimum(np.arange(low, low + CHUNK), kept.size - 1)]
             flat = np.concatenate([np.arange(offsets[r], offsets[r + 1]) for r in row])
             part = OnAir(np.append(0, np.cumsum(counts[row])), *(column[flat] for column in air))
-            rooms = features.live_rooms(part, codes[flat], time_ms[row], self._slots)
+            rooms = features.live_rooms(part, codes[flat], time_ms[row], self._slots,
+                                        self._state.audiences)
             asked = jax.tree.map(lambda values, row=row: values[row], request)
             for name in self.arms:
                 slot, value, valid = map(np.asarray, self._rank(params[name], asked, rooms, row, time_ms[row]))

@@ -192,7 +192,7 @@ def side_features_of(log: Log) -> tuple[SideFeatures | None, SideFeatures | None
             logger.info("side features of %s: %d columns from %d categories and %d numbers; %d cells missing, %d rare "
                         "values share columns; left out: %s", name, len(made.names), made.counts["categories"],
                         made.counts["numbers"], made.counts["missing cells"], made.counts["rare values"],
-                        made.left_out or "nothing")
+                        "; ".join(f"{column}, which {why}" for column, why in made.left_out.items()) or "nothing")
         result.append(made)
     return tuple(result)
 

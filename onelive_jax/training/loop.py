@@ -9,6 +9,7 @@ makes it up.
 import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from onelive_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 PENDING = "pending_validation"
+TELL_EVERY_S = 30.0  # without a terminal: a line of metrics at most so often
 NO_MORE = object()
 
 
@@ -75,6 +77,7 @@ class Run:
         self._validate, self._keep, self._best = validate, keep, best_metric
         self._profiler = Profiler(folder / "profile", schedule.profile_at, schedule.profile_steps)
         self._late, self._saved = OneStepLate(self._log, schedule.log_every), 0
+        self._told = time.monotonic()
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as stack:
@@ -103,7 +106,8 @@ class Run:
         step = self._saved = int(state.step)
         self._writer = self._resources.enter_context(MetricWriter(self.folder, step))
         self._bar = self._resources.enter_context(self._progress(self.folder.name, self.schedule.steps, step))
-        logger.info("%s", presets.summary(state.params))
+        logger.info("%s: %s parameters", self.folder.name, f"{presets.count(state.params, author_rows=True):,}")
+        logger.debug("%s", presets.summary(state.params))
         if restored is not None:
             logger.info("resuming %s from step %d", self.folder, step)
             if batches is not None:
@@ -143,6 +147,7 @@ class Run:
             compiling = step == first and not self.clock.steps
             if compiling:
                 self._bar.set_postfix_str("compiling…")
+                self._tell("compiling…")
             state, metrics = step_fn(step, state, made)
             if compiling:
                 self._bar.set_postfix_str("", refresh=False)
@@ -230,3 +235,12 @@ class Run:
         if "examples_per_second" in speed:
             shown["examples/s"] = f"{speed['examples_per_second']:,.0f}"
         self._bar.set_postfix(shown, refresh=False)
+        if time.monotonic() - self._told > TELL_EVERY_S:
+            self._tell(", ".join([f"step {step} of {self.schedule.steps}", *(f"{name} {value}" for name, value
+                                                                             in shown.items())]))
+
+    def _tell(self, line: str) -> None:
+        """Logs a line where there is no terminal to show the bar."""
+        self._told = time.monotonic()
+        if is_main() and getattr(self._bar, "disable", False):
+            logger.info("%s: %s", self.folder.name, line)
