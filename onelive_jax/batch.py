@@ -1,6 +1,7 @@
 """The arrays of a request and of a training batch: names, shapes and dtypes, in this one place.
 
-Axes: B batch, T history items, L code levels, N rooms on air (padded), F habit features, R room features.
+Axes: B batch, T history items, L code levels, N rooms on air (padded), F habit features, R room features,
+K related authors, S similarities.
 
 Everything is a plain pytree of arrays, so a batch can be sharded, donated and traced. The data pipelines make
 NumPy batches with exactly these fields; the model reads nothing else.
@@ -38,6 +39,22 @@ OBJECTIVES = (*ACTIONS, "satisfaction")
 ROOM_FEATURES = (
     "log_viewers",  # log(max(1, other people watching now))
     "log_age",      # log(1 + hours since the room was first seen on air)
+    # Of its author, as counted so far (data_pipelines/log/audiences.py):
+    "log_recent",   # log(1 + views, each halved per week of age)
+    "log_popular",  # log(1 + views)
+    "log_usual",    # log(1 + mean number of people watching while anybody was)
+    "log_length",   # log(1 + mean hours of a room)
+    "log_hour",     # log(1 + views near this hour of the day, each halved per four weeks)
+)
+
+# How alike an author is to what a person watched, over the items of the history: log(1 + 10 · Σ weight · cosine), the
+# cosine being that of the two authors' audiences.
+SIMILARITIES = (
+    "recent",   # weight 1 / (1 + newer items)
+    "habit",    # weight log(1 + views)
+    "any",      # weight 1
+    "today",    # weight exp(−days since the last view)
+    "nearest",  # the largest cosine, not the sum
 )
 
 
@@ -73,12 +90,17 @@ class Request:
       hour: int32 [B], hour of day 0..23 of the request.
       day: int32 [B], day of week 0..6.
       week: int32 [B], 0 (weeks are counted backwards from the request, so that no week is unseen).
+      related: int32 [B, K], authors who share an audience with what is watched in the history; −1 where there are
+        fewer.
+      similarity: float32 [B, K, S], see `SIMILARITIES`; 0 where `related` is −1.
     """
 
     histories: Mapping[str, History]
     hour: Array
     day: Array
     week: Array
+    related: Array
+    similarity: Array
 
 
 @struct.dataclass

@@ -186,7 +186,8 @@ class FeedbackMaker:
             owner, at, author, room = owner[order], at[order], author[order], room[order]
         offsets = np.searchsorted(owner, np.arange(row.size + 1))
         on_air = OnAir(offsets, author, room, *self.maker.presence.describe(author, room, times[owner], users[owner]))
-        rooms = features.live_rooms(on_air, self.maker.ids.codes_at(author, times[owner]), times, self.candidates)
+        rooms = features.live_rooms(on_air, self.maker.ids.codes_at(author, times[owner]), times, self.candidates,
+                                    self.maker.audiences)
         logged = at != NOT_SHOWN
 
         def pad(column_S, value):  # `value` where the room was not shown

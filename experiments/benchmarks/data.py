@@ -9,6 +9,16 @@ it in a process of its own with `python -m data_pipelines.prepare` and prints th
 the size of what it wrote. Rows are random, with heavy tails where the real ones have them: this measures size only.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    absl_flags.DEFINE_enum("what", "prepare", ["prepare", "loader", "growth"], "what is measured")
+    absl_flags.DEFINE_string("workdir", None, "folder for the log and its tables", required=True)
+    absl_flags.DEFINE_float("scale", 1.0, "size as a share of KuaiLive's", lower_bound=0.0)
+    flags.read(plain=True)
+
 import json
 import re
 import resource
@@ -20,12 +30,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from absl import flags as absl_flags
 
 from data_pipelines.readers import kuailive
 from data_pipelines.simulator.formats import CONSTANTS
 from experiments.benchmarks.loader import benchmark_loader
-from experiments.common import flags
 from experiments.common.tables import table as text_table
 from onelive_jax.files import write_json
 
@@ -211,7 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_enum("what", "prepare", ["prepare", "loader", "growth"], "what is measured")
-    absl_flags.DEFINE_string("workdir", None, "folder for the log and its tables", required=True)
-    absl_flags.DEFINE_float("scale", 1.0, "size as a share of KuaiLive's", lower_bound=0.0)
     flags.run_plain(main)
