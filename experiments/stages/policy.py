@@ -61,6 +61,7 @@ def phase_identity(folder: Path) -> str:
     return hashlib.sha256(json.dumps([settings, report.get("chosen_step")], sort_keys=True).encode()).hexdigest()[:16]
 
 
+@distributed.stage("alignment")
 def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, init_from: Path,
                  name: str = "policy") -> tuple[OneLive, dict, dict]:
     """Aligns, or loads what was aligned. Returns (model, parameters of the chosen step, report)."""
