@@ -14,7 +14,13 @@ from onelive_jax import files
     OSError(errno.EFBIG, os.strerror(errno.EFBIG)), pl.exceptions.ComputeError("File too large (os error 27)"),
     RuntimeError("RESOURCE_EXHAUSTED: No space left on device")])
 def test_a_full_disk_of_any_library_is_a_sentence(error):
-    assert "make room (or raise the limit) and type the same command again" in files.disk_trouble(error)
+    assert files.TOLD in files.disk_trouble(error)
+
+
+def test_a_sentence_is_not_explained_twice(tmp_path):
+    with pytest.raises(OSError, match="x could not be written") as error, files.explain_full_disk(tmp_path, "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert files.disk_trouble(error.value).startswith("No space left on device: x could not be written to ")
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
