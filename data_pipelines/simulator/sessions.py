@@ -158,6 +158,8 @@ def first_people(world: SimulatedWorld, seed: int) -> People:
         pool = rng.integers(world.topic.shape[0], size=(part.stop - first, 24))
         liking = np.einsum("nz,nmz->nm", world.day_taste[part], world.topic[pool]) * np.sqrt(TOPIC_WIDTH)
         score = liking + 0.5 * world.popularity[pool] + rng.gumbel(size=pool.shape)
+        if world.movement is not None:  # nobody follows who has not begun
+            score[world.movement.debut_ms[pool] > START_MS] -= 100.0
         follows[part, :FOLLOWS // 2] = np.take_along_axis(pool, np.argsort(-score, axis=1)[:, :FOLLOWS // 2], axis=1)
     return People(np.full((users, RECENT), -1, np.int32), follows, np.full(users, -1, np.int32),
                   np.full(users, START_MS, np.int64))

@@ -29,5 +29,4 @@ def get_config() -> Config:
     config.training.steps = 600
     config.training.learning_rate = 2e-3
     config.training.eval_every = 0
-    config.decoding.identity_weight = 2.0  # as on Twitch; with 1, ids that move cost people's known authors some places
     return config

@@ -13,7 +13,6 @@ def get_config() -> Config:
     config = Config(name="twitch")
     config.data.source = "twitch"
     # Tuned on the validation period of that sample: docs/quality.md.
-    config.decoding.identity_weight = 2.0
     config.training.batch_size = 128
     config.training.steps = 1600
     config.training.eval_every = 400

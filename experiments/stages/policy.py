@@ -18,7 +18,7 @@ from experiments.common.log import Log
 from experiments.common.tables import counted, table
 from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record
 from experiments.stages.reward import load_reward, reward_settings
-from experiments.stages.supervised import load_fitting, load_params, make_model, stage_settings
+from experiments.stages.supervised import load_fitting, load_params, load_supervised, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.alignment import policy_step
 from onelive_jax.config import Config
@@ -30,6 +30,7 @@ from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.sharding.processes import is_main, on_this_process, wait_for_all
 from onelive_jax.training import loop, train_state
+from onelive_jax.training.checkpoints import restore_params
 from onelive_jax.training.metrics import read
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def alignment_batches(config: Config, log: Log, tokenizer: Tokenizer,
     maker = training.batch_maker(tokenizer.ids, config)
     if reads_feedback(config):
         shown = read_shown(log.tables, training.presence, objectives_of(log.outcomes), config.data.long_view_seconds,
-                           to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
+                           to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms, scale=log.satisfaction)
         pairs = PairMaker(FeedbackMaker(maker, shown, config.reward.candidates))
         source, groups, shares = pairs, (pairs.with_target,), (1.0,)
         left_out = shown.counts | {"requests without a click": int(shown.user.size - pairs.with_target.size)}
@@ -268,3 +269,18 @@ def curve_rows(report: dict) -> tuple[list[str], list[list[str]]]:
     return ["step", *names, ""], [[str(line["step"]), *(f"{line[name]:.4f}" for name in names),
                                    "<- handed on" if line["step"] == report["chosen_step"] else ""]
                                   for line in report["validation"]]
+
+
+def load_phase(config: Config, workdir: Path, log: Log, phase: str) -> tuple[OneLive, dict, str]:
+    """(model, parameters of "supervised", "policy" or "stream", their name PHASE/STEP) of a workdir.
+
+    Raises: FileNotFoundError where that phase has not run to its end; ValueError where it ran with other settings.
+    """
+    model, params, figures = load_supervised(config, workdir, log)
+    if phase == "policy":
+        folder = workdir / "policy"
+        params, figures = load_params(folder), read_record(workdir / "policy.json", folder, "chosen_step")
+    if phase == "stream":  # which goes on, and is never done
+        figures = read_record(workdir / "stream.json", workdir / "stream", "chosen_step")
+        params = restore_params(workdir / "stream", step=figures["chosen_step"])
+    return model, params, f"{phase}/{figures['chosen_step']}"

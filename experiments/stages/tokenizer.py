@@ -18,8 +18,9 @@ from experiments.common.fingerprint import fingerprint, other_log
 from experiments.common.log import Log, data_settings
 from experiments.common.workdir import flat, is_done, mark_done, remake
 from onelive_jax import __version__
-from onelive_jax.config import Config, differing
+from onelive_jax.config import Config
 from onelive_jax.files import write_json
+from onelive_jax.settings import differing
 from onelive_jax.sharding.partitioning import process_mesh
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training
 from onelive_jax.tokenizer.encoder import Encoder, Towers

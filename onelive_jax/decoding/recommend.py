@@ -43,8 +43,9 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
     """Compiles (params, request, index, tie_score_BxN=None, context=None, personal=None) → `Ranking`: the best rooms on
     air for every viewer of the request.
 
-    score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity head. With
-    identity_weight = 0 or a model without that head, codes alone decide (`codes_alone`), and rooms of one id tie: then
+    score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity and evidence
+    heads and the codes' logits weighed beside them (`OneLive.combine`). With identity_weight = 0 or a model without
+    those heads, codes alone decide (`codes_alone`), and rooms of one id tie: then
     `tie_score_BxN` tells them apart, the towers' score of user and author (paper, section a).
 
     The function is pure. It is traced once for each shape of request and index: rooms that go on or off air, and other
@@ -77,7 +78,7 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
         if score_BxN is not None and personal is not None:
             own = LiveRooms(index.author[personal.slot], index.codes[personal.slot], personal.features,
                             personal.slot < index.capacity)
-            own_BxM = weight * model.apply({"params": params}, opened.state.hidden[:, 0], opened.context, own,
+            own_BxM = weight * model.apply({"params": params}, request, opened.state.hidden[:, 0], opened.context, own,
                                            method="room_scores")
             score_BxN = score_BxN.at[jnp.arange(own_BxM.shape[0])[:, None], personal.slot].set(own_BxM, mode="drop")
         allowed_BxN = None if personal is None else personal.allowed

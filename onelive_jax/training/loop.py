@@ -26,6 +26,7 @@ from onelive_jax.training.train_state import TrainState
 logger = logging.getLogger(__name__)
 PENDING = "pending_validation"
 TELL_EVERY_S = 30.0  # without a terminal: a line of metrics at most so often
+NO_MORE = object()
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class Run:
 
     def train(self, step_fn: Callable[[int, TrainState, Any], tuple[TrainState, dict]], state: TrainState, batches: Any,
               until: int | None = None) -> TrainState:
-        """Takes the steps from that of `state` to `until` (to the last one when None); returns the state after them.
+        """Takes the steps from that of `state` to `until` (to the last one when None), or as many as `batches` has now;
+        returns the state after them.
 
         Args:
           step_fn: (step, counted from 1; state, which it may donate; what `batches` gives) → (state, metrics).
@@ -138,12 +140,15 @@ class Run:
         """
         first = int(state.step) + 1
         for step in range(first, (until or self.schedule.steps) + 1):
+            made = next(batches, NO_MORE)
+            if made is NO_MORE:
+                break
             self._profiler.before(step, state)
             compiling = step == first and not self.clock.steps
             if compiling:
                 self._bar.set_postfix_str("compiling…")
                 self._tell("compiling…")
-            state, metrics = step_fn(step, state, next(batches))
+            state, metrics = step_fn(step, state, made)
             if compiling:
                 self._bar.set_postfix_str("", refresh=False)
             self._late.push(step, metrics)
@@ -169,6 +174,27 @@ class Run:
         self._late.flush()
         self._profiler.close(state)
         return state
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the process was asked to stop, for who waits between two steps."""
+        return self._stop.requested(self._saved)
+
+    def save(self, state: TrainState, batches: Any) -> bool:
+        """Saves the state between two steps, whole when this returns; False where no step was taken since the last."""
+        step = int(state.step)
+        if step == (self.checkpoints.latest_step() or 0):
+            return False
+        self._late.flush()
+        self.checkpoints.save(state, batches.get_state(), self.settings)
+        self.checkpoints.wait()
+        self._saved = step
+        return True
+
+    def stop(self, state: TrainState, batches: Any) -> None:
+        """As a run that is asked to stop within `train`. Raises: Stopped."""
+        self.save(state, batches)
+        raise Stopped(self.folder, self._saved, self._stop.number)
 
     def validate(self, step: int, state: TrainState, written: bool = False) -> tuple[TrainState, dict[str, float]]:
         """Makes a validation, writes and shows its figures (where they are not `written` yet), and returns them."""
