@@ -180,8 +180,8 @@ def test_a_real_process_without_traceback_and_without_jax(tmp_path):
     start = [sys.executable, str(tmp_path / "command.py"), f"--config={tmp_path}/small.py", "--workdir=w"]
 
     def run(*args):
-        return subprocess.run([*start, *args], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-                              text=True, check=False)
+        return subprocess.run([*start, *args], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              capture_output=True, text=True, check=False)
 
     good = run("--config.model.dim=32")
     assert (good.returncode, good.stdout) == (0, "small 32 w False \\x1b[2J\n"), good.stderr
