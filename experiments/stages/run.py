@@ -34,10 +34,8 @@ def run(config: Config, workdir: Path) -> Trained:
         log = prepare(config, workdir)
         for split, protocol in (("validation", "strict"), *(("test", protocol) for protocol in scoring.PROTOCOLS)):
             scoring.targets(log, config, split, protocol)  # a period without targets is better told before training
-    with distributed.stage("tokenizer"):
-        tokenizer = train_tokenizer(config, workdir, log)
-    with distributed.stage("supervised training"):
-        model, params, figures = train_supervised(config, workdir, log, tokenizer)
+    tokenizer = train_tokenizer(config, workdir, log)
+    model, params, figures = train_supervised(config, workdir, log, tokenizer)
     save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with
     with distributed.stage("evaluation"):
         maker = log.batch_maker(tokenizer.ids, config)

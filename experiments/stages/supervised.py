@@ -83,6 +83,7 @@ def load_fitting(folder: Path, config: Config, log: Log) -> dict:
     return params
 
 
+@distributed.stage("supervised training")
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:
     """Trains, or loads what was trained. Returns (model, parameters, figures)."""
     folder, settings = workdir / "supervised", stage_settings(config, log)

@@ -8,6 +8,18 @@ and answers must equal those of a service that was never killed and has taken in
 no snapshot. With --state a study goes on where the one before ended. Exit code 1 where something is lost or differs.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config(from_workdir=True, writes=False)
+    absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
+    absl_flags.DEFINE_float("stretch", 3.0, "a kill comes within this many seconds of load", lower_bound=0.2)
+    absl_flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
+    absl_flags.DEFINE_string("state", None, "folder for events and snapshots; a temporary one without")
+    flags.read()
+
 import contextlib
 import itertools
 import sys
@@ -19,10 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 
 from data_pipelines.live import events
-from experiments.common import flags
 from onelive_jax.config import Config
 
 WRITERS, BATCH, PEOPLE, ASKED = 3, 20, 40, 16
@@ -181,9 +191,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True, writes=False)
-    absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
-    absl_flags.DEFINE_float("stretch", 3.0, "a kill comes within this many seconds of load", lower_bound=0.2)
-    absl_flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
-    absl_flags.DEFINE_string("state", None, "folder for events and snapshots; a temporary one without")
     flags.run(main)
