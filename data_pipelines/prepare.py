@@ -14,14 +14,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from data_pipelines import tables as tables_lib
-from data_pipelines.readers import kuailive, kuailive_m3, log, rows, twitch
+from data_pipelines.readers import amazon, kuailive, kuailive_m3, log, rows, twitch
 from data_pipelines.readers.rows import DEFAULTS, Options
 from data_pipelines.simulator import simulation
 from data_pipelines.tables import Tables
 from onelive_jax.config import SimulatorConfig
+from onelive_jax.files import printable
 
 READERS = {"log": log.read_log, "twitch": twitch.read_twitch, "kuailive": kuailive.read_kuailive,
-           "kuailive_m3": kuailive_m3.read_kuailive_m3}
+           "kuailive_m3": kuailive_m3.read_kuailive_m3, "amazon": amazon.read_amazon}
 SOURCES = (*READERS, "simulated")
 OPTION_FLAGS = ("columns", "utc_offset_hours", "room_gap_min", "default_watch_s", "bad_rows", "limit_users")
 SETTINGS = "prepare.json"  # written first: whose folder this is
@@ -147,7 +148,8 @@ def options_of(columns: str = "", utc_offset_hours: float = 0.0, room_gap_min: f
 def main() -> None:
     parser = argparse.ArgumentParser(description="Reads a log and writes it as canonical tables.")
     parser.add_argument("--source", required=True, choices=SOURCES)
-    parser.add_argument("--data_dir", default="", help="the log: a file (log, twitch) or a folder; not for simulated")
+    parser.add_argument("--data_dir", default="", help="the log: a file (log, twitch, amazon) or a folder; not for "
+                        "simulated")
     parser.add_argument("--out_dir", default="", help="folder for the tables; it must be new or empty")
     parser.add_argument("--dry_run", action="store_true", help="only say how the log is understood")
     add_options(parser)
@@ -163,9 +165,9 @@ def main() -> None:
         parser.error("--out_dir is needed, the folder for the tables (or --dry_run)")
     try:
         options = options_of(**{name: said.pop(name) for name in OPTION_FLAGS})
-        print("\n".join(prepare(options=options, simulator_config=config, **said)))
+        print(printable("\n".join(prepare(options=options, simulator_config=config, **said))))
     except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(1, printable(f"error: {error}\n"))
 
 
 if __name__ == "__main__":

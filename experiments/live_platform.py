@@ -15,7 +15,6 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.common.log import prepare
 from onelive_jax.config import Config
 
 
@@ -38,6 +37,8 @@ def server(workdir: Path, port: int, speed: float):
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.common.log import prepare
+
     try:
         from experiments.server.simulated import LivePlatform, format_arms
     except ModuleNotFoundError as missing:

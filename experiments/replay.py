@@ -12,15 +12,16 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from experiments.common import flags, scoring
-from experiments.common.log import prepare
-from experiments.stages.policy import load_phase
-from experiments.stages.replay import format_replay, replay
-from experiments.stages.tokenizer import load_tokenizer
+from experiments.common import flags
 from onelive_jax.config import Config
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.common.log import prepare
+    from experiments.stages.policy import load_phase
+    from experiments.stages.replay import format_replay, replay
+    from experiments.stages.tokenizer import load_tokenizer
+
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
     values = absl_flags.FLAGS
@@ -33,7 +34,7 @@ def main(config: Config, workdir: Path) -> None:
 
 if __name__ == "__main__":
     flags.define_config(from_workdir=True, writes=False)
-    absl_flags.DEFINE_enum("split", "test", scoring.SPLITS, "which period's views are the targets")
+    absl_flags.DEFINE_enum("split", "test", ["validation", "test"], "which period's views are the targets")
     absl_flags.DEFINE_integer("targets", None, "ask only at the first so many targets", lower_bound=1)
     absl_flags.DEFINE_enum("phase", "supervised", ("supervised", "policy"), "whose parameters answer")
     flags.run(main)

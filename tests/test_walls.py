@@ -29,11 +29,13 @@ ALONE = {
     "redis": {"experiments/server/redis_bus.py"},
     "ray": {"experiments/server/on_ray.py"},
     "prometheus_client": {"experiments/server/metrics.py"},
+    "lightgbm": {"experiments/baselines/lambdarank.py"},
     "pyarrow": {"data_pipelines/beam/files.py"},
 }
 # What a part of a package may import of it: itself, and the rows above its own.
 LAYERS = {
     "onelive_jax": (
+        ("settings",),
         ("batch", "config", "files"),
         ("presets", "sharding"),
         ("model",),

@@ -9,7 +9,7 @@ Axes: A authors (with spare rows), R requests, C slots of a catalogue, L code le
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows, KnownIds, Names, Room
 from data_pipelines.live.pending import Deadline, Deadlines, Waiting
 from data_pipelines.live.people import OPEN, Buffers
+from data_pipelines.log.audiences import Audiences, nothing
 from onelive_jax.config import Config
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,17 @@ class LiveState:
       since_ms: int64 [A], when the room of an author that is shown began. now_ms: the latest moment that was heard of.
       ids: which tokenizer the codes are of, in a few characters.
       counts: what came and what became of it. changed: authors whose room may be another since it was last emptied.
+      tell: told of views and of authors who get a row, for who learns (examples.py): ("began" | "over", user, author,
+        room number, start, stop) and ("author", row).
     """
 
-    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool):
-        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches."""
+    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool,
+                 audiences: Audiences | None = None):
+        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches.
+        audiences: what was counted of authors when the model was trained; None: nothing."""
         c = self.config = config.serving
         self.data = config.data
+        self.audiences = audiences or nothing(0)
         self.authors, self.users, self.codes, self.true_lifetimes = authors, Names(), codes, true_lifetimes
         self.buffers = {name: Buffers(config.data.history_window, codes.codes.shape[1])
                         for name in config.data.sequences}
@@ -44,6 +50,7 @@ class LiveState:
         self.watching, self.since_ms = np.zeros(len(authors), np.int32), np.zeros(len(authors), np.int64)
         self.now_ms, self.counts, self.changed = 0, Counter(), set()
         self.number, self.ids = 0, ""
+        self.tell: Callable[..., None] = lambda *entry: None
         self.on_air: dict[int, dict[int, Room]] = {}  # author → its rooms by number; where lifetimes are true
         self.views: dict[int, dict[tuple[int, int], list[int]]] = {}  # author → (user, room) → starts
         self.watched: dict[int, list[tuple[int, int]]] = {}  # user → (author, room) of open views
@@ -288,6 +295,7 @@ class LiveState:
             for room in [room for room in self.rooms.values() if room.author == row]:
                 self._forget(room)
         self.codes.newcomer(row, self.profiles.get(name))
+        self.tell("author", row)
         self._heard(row, at)
         return row
 
@@ -350,6 +358,7 @@ class LiveState:
         self.watching[room.author] += 1
         over = start + self._ms["view"]
         self.deadlines.add(over, room.number, user, start, over)
+        self.tell("began", user, room.author, room.number, start, OPEN)
 
     def _close(self, user: int, room: Room, start: int, stop: int) -> None:
         """A view is over."""
@@ -363,6 +372,7 @@ class LiveState:
         if not self.watched[user]:
             del self.watched[user]
         self.watching[room.author] -= 1
+        self.tell("over", user, room.author, room.number, start, stop)
         if "live" in self.buffers:
             self.buffers["live"].close(user, room.author, start, stop)
         if (user, room.number, start) in self.gifted:

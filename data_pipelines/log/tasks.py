@@ -78,6 +78,30 @@ def liverec_targets(views: Timelines, presence: Presence, start_ms: int, stop_ms
     return _task(views, presence, chosen[last], dropped, True, max_targets, seed)
 
 
+def full_ranking(views: Timelines, num_authors: int, start_ms: int, stop_ms: int | None = None, requests: int = 512,
+                 max_targets: int | None = None, seed: int = 0) -> list[Task]:
+    """Every view of a period against *all* authors: for logs in which all of them are always to be had.
+
+    The candidates of many requests would not fit into memory, so there is a task for every `requests` of them, whose
+    candidates are one array, read by all. Arguments as in `strict_targets`.
+    """
+    view_R, dropped = _in_period(views, start_ms, stop_ms)
+    if max_targets is not None and len(view_R) > max_targets:
+        dropped["not drawn (max_targets)"] = len(view_R) - max_targets
+        view_R = np.sort(np.random.default_rng(seed).choice(view_R, max_targets, replace=False))
+    everyone = np.tile(np.arange(num_authors, dtype=np.int32), min(requests, len(view_R)))
+    result = []
+    for low in range(0, len(view_R), requests):
+        view = view_R[low:low + requests]
+        candidates = everyone[:len(view) * num_authors]
+        result.append(Task(
+            user=views.users()[view].astype(np.int64), view=view, time_ms=views.start_ms[view],
+            target=views.author[view], repeat=is_repeat(views, view),
+            offsets=np.arange(len(view) + 1, dtype=np.int64) * num_authors, candidates=candidates, rooms=candidates,
+            viewers=np.ones_like(candidates), position=views.author[view].astype(np.int64), dropped=dropped))
+    return result
+
+
 def is_repeat(views: Timelines, view_R: np.ndarray, window: int = REPEAT_VIEWS) -> np.ndarray:
     """bool [R], whether the author of a view is among its user's last `window` views that began strictly earlier.
 

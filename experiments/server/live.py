@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from data_pipelines.live import events, snapshots
+from data_pipelines.tables import moment
 from experiments.server import store
 from experiments.server.metrics import Metrics
 from experiments.server.service import Answer, Query, Service, Unanswerable
@@ -61,7 +62,7 @@ class Live:
         if not 1 <= query.k <= limit:
             raise Unanswerable(f"k={query.k} must be 1 … {limit} (config.serving.max_k)")
         if query.at_ms is not None and query.at_ms > self.clock() + 60_000:
-            raise Unanswerable(f"at={query.at_ms} lies in the future: leave it out for now")
+            raise Unanswerable(f"at={query.at_ms} ({moment(query.at_ms)}) lies in the future: leave it out for now")
         began = time.monotonic()
         future = self.batcher.ask(query, seconds or self.service.config.serving.deadline_ms / 1000)
         future.add_done_callback(lambda done: self.metrics.answered(time.monotonic() - began))

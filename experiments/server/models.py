@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.server.live import Live
 from experiments.server.service import Service
+from experiments.stages.supervised import calibrated
 from onelive_jax.training.checkpoints import restore_params
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class Models:
         self.live, self.workdir, self.phase, self._remake = live, workdir, phase, remake
         self.last: dict[str, Any] = {}
         self._loading, self._stop = threading.Lock(), threading.Event()
-        self._seen, self._tokenizer = self.chosen(), self._tokenizer_now()
+        # (What a stream had learned of new authors comes with the first look: only now it is known who they are here.)
+        self._seen, self._tokenizer = None if phase == "stream" else self.chosen(), self._tokenizer_now()
         self._thread = threading.Thread(target=self._watch, args=(seconds,), name="models", daemon=True)
         if seconds:
             self._thread.start()
@@ -66,13 +68,31 @@ class Models:
     def _change_params(self, step: int | None) -> None:
         name = f"{self.phase}/{step}"
         try:
-            params = restore_params(self.workdir / self.phase, step=step)
+            params = calibrated(restore_params(self.workdir / self.phase, step=step), self._report())
         except UNREADABLE as error:
             raise ValueError(f"{name} cannot be loaded: {error}") from error
-        version = self.live.service.engine.prepare(params, name)
+        version = self.live.service.engine.prepare(params, name, self._learned(step))
         self._compare(name, lambda service, part, now: service.recommend(part, now, version=version))
         self.live.swap(version)
         self._say(name)
+
+    def _report(self) -> dict[str, Any]:
+        """W/PHASE.json, empty where there is none."""
+        try:
+            return json.loads((self.workdir / f"{self.phase}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _learned(self, step: int | None) -> dict[int, tuple[str, int]]:
+        """Of authors behind those of training, whom a stream has learned of: our row → (author, row of the step)."""
+        said = self._report()
+        names = said.get("authors", {}) if said.get("chosen_step") == step else {}
+
+        def ours(service: Service) -> dict[int, tuple[str, int]]:
+            rows = service.state.authors
+            return {rows.row(who): (who, int(row)) for row, who in names.items() if rows.row(who) >= rows.trained}
+
+        return self.live.ask_worker(ours).result() if names else {}
 
     def _change_ids(self) -> None:
         try:

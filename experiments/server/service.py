@@ -105,7 +105,7 @@ class Service:
         if late := state.codes.flush():
             state.counts["segment older than its author's last"] += late
         moved, embeddings = state.codes.take_news()
-        self.engine.set_newcomers(embeddings)
+        self.engine.set_newcomers(embeddings, state.authors.names)
         changed, state.changed = state.changed, set()
         for author in changed | moved:
             room, shown = state.shown(author), self.shown.get(author)
@@ -129,7 +129,7 @@ class Service:
     def recovered(self) -> None:
         """The state was changed behind the service's back, before its first answer: a snapshot was put into it."""
         self.state.changed |= set(range(len(self.state.authors)))
-        self.engine.set_newcomers(self.state.codes.embeddings)
+        self.engine.set_newcomers(self.state.codes.embeddings, self.state.authors.names)
         self.sync()
 
     @property
@@ -235,13 +235,14 @@ class Service:
         for row, (query, user) in enumerate(zip(queries, users, strict=True)):
             own = self.state.own_rooms(user)
             watched.append({author: others for author, others, _ in own})
-            there = [(self._slot[author], others, since) for author, others, since in own if author in self._slot]
-            for place, (slot, others, since) in enumerate(there[-OWN_ROOMS:]):
+            there = [each for each in own if each[0] in self._slot]
+            for place, (author, others, since) in enumerate(there[-OWN_ROOMS:]):
+                slot = self._slot[author]
                 if others < 0:
                     personal.allowed[row, slot] = False
                 else:
                     personal.slot[row, place] = slot
-                    personal.features[row, place] = own_features(others, since, now_ms)
+                    personal.features[row, place] = own_features(self.state, author, others, since, now_ms)
             for author in self._excluded(query):
                 if author in self._slot:
                     personal.allowed[row, self._slot[author]] = False
@@ -307,11 +308,17 @@ def from_log(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, par
         raise ValueError("codes alone decide in this model, and the towers tell rooms of one id apart "
                          "(config.decoding.tie_break), which the service does not do: train with an identity head and "
                          "a positive identity_weight, or serve and evaluate with --config.decoding.tie_break=fixed")
+    state = live_state(config, log, tokenizer, log.split.end_ms if time_ms is None else time_ms)
+    return Service(config, state, Engine(model, config, params, name))
+
+
+def live_state(config: Config, log: Log, tokenizer: Tokenizer, time_ms: int) -> LiveState:
+    """What was known at a moment of the log that a tokenizer was made of."""
     content = author_content(log.tables, log.split.p1_ms) if config.tokenizer.follow_content else None
     of_authors = None if tokenizer.encoder.towers.attributes_AxS is None else side_features_of(log)[1]
-    state = state_at(log.split.end_ms if time_ms is None else time_ms, config, log.tables, log.split.end_ms,
-                     log.batch_maker(tokenizer.ids, config), content, encoder(tokenizer, of_authors))
+    state = state_at(time_ms, config, log.tables, log.split.end_ms, log.batch_maker(tokenizer.ids, config), content,
+                     encoder(tokenizer, of_authors))
     made_of = hashlib.blake2b(np.asarray(tokenizer.encoder.books.centroids).tobytes(), digest_size=4)
     made_of.update(np.ascontiguousarray(tokenizer.embedding_AxD).tobytes())
     state.ids = made_of.hexdigest()
-    return Service(config, state, Engine(model, config, params, name))
+    return state

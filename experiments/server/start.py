@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 
+from data_pipelines.tables import moment
 from experiments.common.log import Log, prepare
 from experiments.configs.saved import get_config
 from experiments.server import store
@@ -109,7 +110,8 @@ def make_clock(kind: str, service: Service, config: Config, speed: float = 1.0) 
     last = service.state.now_ms
     stale = time.time() * 1000 - last > 3.6e6 * config.serving.room_hours
     if kind == "log" or (kind == "auto" and stale):
-        logger.info("the clock goes on from the last event of the log, %d (--clock=wall for the machine's)", last)
+        logger.info("the clock goes on from the last event of the log, %s (--clock=wall for the machine's)",
+                    moment(last))
         return LogClock(last, speed)
     wall, began = time.time() * 1000, time.monotonic()
     return lambda: max(last, round(wall + 1000 * (time.monotonic() - began)))

@@ -7,6 +7,7 @@ An event is on disk before it is acknowledged, so a process that is killed loses
 disk itself: to outlive a power cut as well, set `synchronous`.)
 """
 
+import fcntl
 import io
 import json
 import logging
@@ -38,15 +39,16 @@ class EventLog:
         self.path = folder / "events.sqlite"
         self._lock = threading.Lock()
         try:
+            # One process alone may write the log: a second one would serve from half of it. Others may read meanwhile.
+            self._held = (folder / "events.lock").open("a")
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=1.0)
-            # One process alone may write the log: a second one would serve from half of it.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if synchronous else 'NORMAL'}")
             self._db.execute("CREATE TABLE IF NOT EXISTS events (at INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE "
                              "NOT NULL, received_ms INTEGER NOT NULL, event TEXT NOT NULL)")
             self._last = self._db.execute("SELECT COALESCE(MAX(at), 0) FROM events").fetchone()[0]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, BlockingIOError) as error:
             raise OSError(f"{self.path} cannot be opened ({error}): another server may run on it; stop it, or choose "
                           "another --state") from error
 
@@ -93,6 +95,7 @@ class EventLog:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._held.close()
 
 
 def save(arrays: dict[str, np.ndarray], folder: Path, offset: int) -> Path:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from data_pipelines.log.own_counts import own_counts
 from data_pipelines.readers.twitch import ROUND_MS
 from data_pipelines.tables import moment as date
 from experiments.common.log import Log
@@ -41,13 +42,13 @@ def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: in
     author, slot, score, codes = (np.asarray(x)[0][np.asarray(ranking.valid)[0]]
                                   for x in (ranking.author, ranking.slot, ranking.score, ranking.codes))
     room = snapshot.room_ids(slot)
-    seen = log.views.author[log.views.user_ptr[user]:log.views.seen_before(users, times)[0]]
+    seen, = own_counts(log.views, users, times, np.array([0, author.size]), author, lambda age: np.ones((1, age.size)))
     viewers = dict(zip(on_air.author.tolist(), on_air.viewers.tolist(), strict=True))
     tables = log.tables
     # A source need not name its rooms; authors always have an id of their own.
     room_names = tables.rooms["source_id"] if "source_id" in tables.rooms.columns else tables.rooms["room_id"]
     return [{"rank": i + 1, "author": tables.authors["source_id"][int(a)], "room": str(room_names[int(r)]),
-             "score": round(float(s), 4), "codes": c.tolist(), "views": int((seen == a).sum()),
+             "score": round(float(s), 4), "codes": c.tolist(), "views": int(seen[i]),
              "viewers": int(viewers[int(a)])}
             for i, (a, r, s, c) in enumerate(zip(author, room, score, codes, strict=True))]
 

@@ -102,6 +102,25 @@ def gains(ranks_R: np.ndarray) -> dict[str, np.ndarray]:
     return result
 
 
+def at_cutoff(ranks_R: np.ndarray, cutoff: int) -> tuple[np.ndarray, np.ndarray]:
+    """(HR@cutoff, MRR@cutoff) of every request, float64 [R] each, in expectation over the places its target may take;
+    MRR@k is 1 / place up to place k, else 0 (the paper's Table 2).
+
+    Args: ranks_R: as in `gains`.
+    """
+    if cutoff < 1:
+        raise ValueError(f"cutoff={cutoff} must be at least 1")
+    places_Rx2 = np.asarray(ranks_R, np.float64)
+    places_Rx2 = np.stack([places_Rx2, places_Rx2], 1) if places_Rx2.ndim == 1 else places_Rx2
+    found_R = np.isfinite(places_Rx2).all(1)
+    first_R, last_R = np.where(found_R[:, None], places_Rx2, 1).astype(np.int64).T
+    total = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, cutoff + 1))])
+    inside_R, before_R = np.minimum(last_R, cutoff), np.minimum(first_R - 1, cutoff)
+    ways_R = last_R - first_R + 1
+    return (np.where(found_R, (inside_R - before_R) / ways_R, 0.0),
+            np.where(found_R, (total[inside_R] - total[before_R]) / ways_R, 0.0))
+
+
 def metrics(ranks_R: np.ndarray, repeat_R: np.ndarray, resamples: int = 1000, seed: int = 0,
             groups: Mapping[str, np.ndarray] | None = None) -> dict[str, dict]:
     """Mean figures over all, repeat and new targets, and over any further groups.

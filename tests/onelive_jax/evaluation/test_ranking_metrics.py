@@ -171,3 +171,16 @@ def test_groups_of_objectives_have_figures_of_their_own():
     assert result["like"]["n"] == 2
     assert result["like"]["hr@10"] == 0.5
     assert result["gift"]["n"] == 0
+
+
+def test_hits_and_reciprocal_places_at_a_cutoff():
+    ranks = np.array([[1, 1], [3, 3], [2, 5], [np.inf, np.inf]])
+    hits, reciprocal = ranking_metrics.at_cutoff(ranks, 3)
+    # Places 2 … 5 are equally likely: two of the four lie within the first three.
+    np.testing.assert_allclose(hits, [1, 1, 2 / 4, 0])
+    np.testing.assert_allclose(reciprocal, [1, 1 / 3, (1 / 2 + 1 / 3) / 4, 0])
+    for k in (1, 10, 64, 128):
+        np.testing.assert_allclose(ranking_metrics.at_cutoff(ranks, k)[0], ranking_metrics.gains(ranks)[f"hr@{k}"])
+    np.testing.assert_allclose(ranking_metrics.at_cutoff(ranks, 1000)[1], ranking_metrics.gains(ranks)["mrr"])
+    with pytest.raises(ValueError, match="cutoff=0"):
+        ranking_metrics.at_cutoff(ranks, 0)
