@@ -14,9 +14,10 @@ from experiments.common.workdir import DONE, flat, is_done, mark_done, read_reco
 from experiments.stages.tokenizer import Tokenizer, settings_of
 from onelive_jax import presets
 from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, SIMILARITIES
-from onelive_jax.config import Config, differing
+from onelive_jax.config import Config
 from onelive_jax.files import write_json
 from onelive_jax.model.onelive import OneLive
+from onelive_jax.settings import differing
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.sharding.processes import is_main, wait_for_all
