@@ -1,7 +1,7 @@
 """The live service under load: a real server in a process of its own, asked by `load.put_on` over HTTP.
 
     python -m experiments.benchmark --what=serve [--rate=350] [--seconds=30] --report=serve.json
-    python -m experiments.benchmark --what=table4 [--seconds=10]
+    python -m experiments.benchmark --what=serve_table4 [--seconds=10]
 
 The first asks in an open loop; the second asks the variants of the paper's Table 4 in a closed one. Server and load
 share the machine.
