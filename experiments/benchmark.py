@@ -7,7 +7,7 @@
     python -m experiments.benchmark --what=tokenizer [--size=large]          (experiments/benchmarks/tokenizer.py)
     python -m experiments.benchmark --what=policy  --report=policy.json      (experiments/benchmarks/policy.py)
     python -m experiments.benchmark --what=serve [--rate=350] [--seconds=30]  (experiments/benchmarks/serve.py)
-    python -m experiments.benchmark --what=serve_table4                            (the same)
+    python -m experiments.benchmark --what=serve_table4                      (the same)
 
 Prints target, limit and measurement side by side. The targets are for two CPU cores that do nothing else: the report
 carries the machine's load and its matrix-product rate in the same run, so that a figure can be judged elsewhere.
