@@ -62,7 +62,8 @@ def train(folder: Path, settings: dict, c: Training, seed: int, init_params: Cal
     Args:
       folder: checkpoints, metrics and validations of the run. settings: JSON values that decide the result.
       init_params: random key → parameters. loss_fn: (parameters, batch, random key) → float32 [].
-      make_batch: number of the step, from 0 → NumPy arrays, the first of which has a row an example. validate: parameters → figures, "ndcg@10" among them.
+      make_batch: number of the step, from 0 → NumPy arrays, the first of which has a row an example.
+      validate: parameters → figures, "ndcg@10" among them.
 
     Raises: ValueError where the folder was made with other settings.
     """

@@ -71,7 +71,7 @@ def test_kept_results_of_other_settings_are_refused(problem):
 
 
 def test_a_candidate_that_is_not_returned_is_kept_as_a_miss(problem):
-    nothing = table2.Method("Fake", [{}], lambda change, seed, folder: lambda task: np.full(task.candidates.size, -np.inf))
+    nothing = table2.Method("Fake", [{}], lambda *_: lambda task: np.full(task.candidates.size, -np.inf))
     best = {"settings": {}, "number": 0}
     for _ in range(2):  # made, then read
         assert np.isinf(table2.on_test(problem, "fake", nothing, best, 0)).all()
@@ -135,8 +135,7 @@ def test_orderings_are_read_from_what_the_tables_wrote(tmp_path):
 
 
 def test_the_page_says_what_has_not_been_run_and_what_failed(tmp_path):
-    item = reproduce.Item("Table 9", "experiments.nothing_of_this_name", ("--x=1",), lambda folder: [("a above b", False)],
-                          why="it is a test")
+    item = reproduce.Item("Table 9", "experiments.nothing_of_this_name", ("--x=1",), why="it is a test")
     with pytest.raises(ValueError, match="ended with code 1.*the same command goes on"):
         reproduce.run_item("nine", item, tmp_path)
     assert "Not run yet." in reproduce.page({"nine": item}, tmp_path)
@@ -144,7 +143,8 @@ def test_the_page_says_what_has_not_been_run_and_what_failed(tmp_path):
                              why="it is a test")  # python -m this prints something and reads no flag
     reproduce.run_item("nine", listing, tmp_path)
     text = reproduce.page({"nine": listing}, tmp_path)
-    assert "1 of 2 orderings of the paper hold here, those that do not: a above b (we think because it is a test)." in text
+    assert ("1 of 2 orderings of the paper hold here, those that do not: a above b (we think because it is a test)."
+            in text)
     assert "Beautiful is better than ugly." in text
     began = reproduce.read_record(tmp_path / "nine")
     assert reproduce.run_item("nine", listing, tmp_path) == began  # what is done is not repeated
