@@ -3,7 +3,8 @@ FROM python:3.12-slim
 ARG ACCELERATOR=""
 WORKDIR /app
 COPY requirements requirements
-RUN pip install --no-cache-dir -r requirements/library.txt -r requirements/data.txt -r requirements/train.txt \
+RUN pip install --no-cache-dir -c requirements/constraints-3.12.txt \
+    -r requirements/library.txt -r requirements/data.txt -r requirements/train.txt \
     -r requirements/serve.txt \
     $(test -z "$ACCELERATOR" || echo "-r requirements/$ACCELERATOR.txt")
 COPY pyproject.toml setup.py README.md LICENSE ./

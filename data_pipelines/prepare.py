@@ -19,6 +19,7 @@ from data_pipelines.readers.rows import DEFAULTS, Options
 from data_pipelines.simulator import simulation
 from data_pipelines.tables import Tables
 from onelive_jax.config import SimulatorConfig
+from onelive_jax.files import printable
 
 READERS = {"log": log.read_log, "twitch": twitch.read_twitch, "kuailive": kuailive.read_kuailive,
            "kuailive_m3": kuailive_m3.read_kuailive_m3, "amazon": amazon.read_amazon}
@@ -164,9 +165,9 @@ def main() -> None:
         parser.error("--out_dir is needed, the folder for the tables (or --dry_run)")
     try:
         options = options_of(**{name: said.pop(name) for name in OPTION_FLAGS})
-        print("\n".join(prepare(options=options, simulator_config=config, **said)))
+        print(printable("\n".join(prepare(options=options, simulator_config=config, **said))))
     except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(1, printable(f"error: {error}\n"))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ VIDEOS = {"user_id": pl.Int32, "author_id": pl.Int32, "start_ms": pl.Int64, "wat
 
 REQUIRED = ("interactions", "rooms", "authors", "users")
 OPTIONAL = ("segments", "videos", "titles")
+# What reading a damaged parquet file raises; polars panics where its footer points beyond its end.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 HOUR_MS = 3_600_000
 CENTURY_MS = 3_155_760_000_000
 EARLIEST_DATE_MS = 315_576_000_000  # 1980; a time before it is no date but one since the log's beginning
@@ -249,7 +251,7 @@ def load(folder: str | Path) -> Tables:
             try:
                 # A name with [1] or * in it is a name, not a pattern.
                 parts.append(pl.read_parquet(path, glob=False, hive_partitioning=False))
-            except (pl.exceptions.PolarsError, OSError) as error:
+            except UNREADABLE as error:
                 raise ValueError(f"{path} cannot be read as parquet ({error}): write the tables again") from error
             if digests.get(path.name, digest := _digest(path)) != digest:
                 raise ValueError(f"{path} is damaged: its checksum is not that of report.json. Write the tables again")

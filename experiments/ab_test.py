@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.common.workdir import HEURISTIC_ARMS, phase_of
+from experiments.common.workdir import HEURISTIC_ARMS, command_line, locked, phase_of
 
 
 def main() -> None:
@@ -21,6 +21,16 @@ def main() -> None:
     for arm in (values.control, values.treatment):
         if arm not in HEURISTIC_ARMS:
             phase_of(arm, HEURISTIC_ARMS)  # a mistyped folder is refused before anything is loaded
+    if not values.report:
+        play(None)
+        return
+    report = Path(values.report).expanduser()
+    with locked(report.parent, command_line("experiments.ab_test")):
+        play(report)
+
+
+def play(report: Path | None) -> None:
+    values = absl_flags.FLAGS
     from experiments.reports import run_page
     from experiments.stages.ab_test import ab_test, format_table, without_nan
     from onelive_jax.files import write_json
@@ -29,10 +39,10 @@ def main() -> None:
     print(f"control: {values.control}\ntreatment: {values.treatment}\n{values.requests:,} requests; what was observed, "
           "and of true utility its expectation (that of the rest is in the report):\n")
     print(format_table(result["observed"]))
-    if values.report:
-        write_json(Path(values.report), without_nan(result))
-        run_page.refresh(Path(values.report).parent)
-        print(f"\nreport: {values.report}")
+    if report:
+        write_json(report, without_nan(result))
+        run_page.refresh(report.parent)
+        print(f"\nreport: {report}")
 
 
 if __name__ == "__main__":

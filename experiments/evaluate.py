@@ -30,8 +30,7 @@ def main(config: Config, workdir: Path) -> None:
         format_ranking,
         tuned_weights,
     )
-    from experiments.stages.policy import load_params
-    from experiments.stages.supervised import load_supervised
+    from experiments.stages.supervised import load_fitting, load_supervised
     from experiments.stages.tokenizer import load_tokenizer
 
     log = prepare(config, workdir)
@@ -39,8 +38,8 @@ def main(config: Config, workdir: Path) -> None:
     model, params, _ = load_supervised(config, workdir, log)
     maker = log.batch_maker(tokenizer.ids, config)
     if values.policy:
-        model, params, policy = scoring.on_all_devices(config, maker, model, params,
-                                                       load_params(Path(values.policy).expanduser()))
+        policy = load_fitting(phase_of(values.policy)[1], config, log)
+        model, params, policy = scoring.on_all_devices(config, maker, model, params, policy)
         rank = scoring.make_ranker(model, config, tokenizer, log)
         print(format_policies(compare_policies(log, config, rank, params, policy, maker, values.split,
                                                values.protocol)))

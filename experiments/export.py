@@ -23,8 +23,7 @@ from onelive_jax.config import Config
 
 def main(config: Config, workdir: Path) -> None:
     from experiments.common.log import prepare
-    from experiments.stages.policy import load_params
-    from experiments.stages.supervised import load_supervised
+    from experiments.stages.policy import load_phase
     from experiments.stages.tokenizer import load_tokenizer
     from onelive_jax.decoding.exporting import OUTPUTS, export_recommender
     from onelive_jax.decoding.live_index import empty
@@ -36,9 +35,7 @@ def main(config: Config, workdir: Path) -> None:
         raise ValueError("the artefact is kept by flatbuffers: pip install -r requirements/serve.txt")
     log = prepare(config, workdir)
     tokenizer = load_tokenizer(config, workdir, log)
-    model, params, _ = load_supervised(config, workdir, log)
-    if values.phase == "policy":
-        params = load_params(workdir / "policy")
+    model, params, _ = load_phase(config, workdir, log, values.phase)
     rows = np.zeros(values.batch, np.int32)
     request = log.batch_maker(tokenizer.ids, config).request(rows, np.full(values.batch, log.split.end_ms - 1))
     rooms = empty(config.decoding.capacity, config.tokenizer.levels, config.tokenizer.codes).as_rooms()

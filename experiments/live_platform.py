@@ -9,19 +9,13 @@ that goes when it ends) and stops after --minutes.
 
 import contextlib
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 from absl import flags as absl_flags
 
 from experiments.common import flags
-from experiments.common.log import prepare
 from onelive_jax.config import Config
-
-STARTING_S = 600.0  # until every program is compiled, on a busy machine
 
 
 @contextlib.contextmanager
@@ -30,29 +24,21 @@ def server(workdir: Path, port: int, speed: float):
 
     Raises: OSError where it does not come up.
     """
-    import httpx
+    from experiments.server import process
 
     with tempfile.TemporaryDirectory() as state:
-        process = subprocess.Popen([sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", f"--port={port}",
-                                    f"--state={state}", "--clock=log", f"--speed={speed}"])
+        running = process.start(workdir, port, Path(state), "--clock=log", f"--speed={speed}")
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                for _ in range(round(STARTING_S / 0.5)):
-                    if process.poll() is not None:
-                        raise OSError("the server did not start (what it said stands above)")
-                    with contextlib.suppress(httpx.TransportError):
-                        if client.get("/readyz").is_success:
-                            break
-                    time.sleep(0.5)
-                else:
-                    raise OSError(f"the server was not ready after {STARTING_S:.0f} s")
+            with process.ready(running, port) as client:
                 yield client
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            running.send_signal(signal.SIGTERM)
+            running.wait(60)
 
 
 def main(config: Config, workdir: Path) -> None:
+    from experiments.common.log import prepare
+
     try:
         from experiments.server.simulated import LivePlatform, format_arms
     except ModuleNotFoundError as missing:

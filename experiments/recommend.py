@@ -18,9 +18,8 @@ from onelive_jax.config import Config
 def main(config: Config, workdir: Path) -> None:
     from experiments.common.log import prepare
     from experiments.common.tower_scores import tie_breaker
-    from experiments.stages.policy import load_params
+    from experiments.stages.policy import load_phase
     from experiments.stages.recommend import find_user, format_rooms, moment, recommend
-    from experiments.stages.supervised import load_supervised
     from experiments.stages.tokenizer import load_tokenizer
     from onelive_jax.decoding.recommend import make_recommender
 
@@ -28,9 +27,7 @@ def main(config: Config, workdir: Path) -> None:
     log = prepare(config, workdir)
     user, time_ms = find_user(log, values.user), moment(log, config, values.at)
     tokenizer = load_tokenizer(config, workdir, log)
-    model, params, _ = load_supervised(config, workdir, log)
-    if values.phase == "policy":
-        params = load_params(workdir / "policy")
+    model, params, _ = load_phase(config, workdir, log, values.phase)
     rank = make_recommender(model, config.decoding, min(values.k, log.num_authors))
     ties = tie_breaker(model, tokenizer, config, log)
     rooms = recommend(config, log, tokenizer.ids, rank, params, user, time_ms, ties)

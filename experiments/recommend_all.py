@@ -18,9 +18,8 @@ from onelive_jax.config import Config
 def main(config: Config, workdir: Path) -> None:
     from experiments.common.log import prepare
     from experiments.server.service import from_log
-    from experiments.stages.policy import load_params
+    from experiments.stages.policy import load_phase
     from experiments.stages.recommend import everybody, moment
-    from experiments.stages.supervised import load_supervised
     from experiments.stages.tokenizer import load_tokenizer
     from onelive_jax.files import write_whole
 
@@ -30,10 +29,8 @@ def main(config: Config, workdir: Path) -> None:
     if values.k > config.serving.max_k:
         raise ValueError(f"--k={values.k} is more than config.serving.max_k={config.serving.max_k}")
     tokenizer = load_tokenizer(config, workdir, log)
-    model, params, _ = load_supervised(config, workdir, log)
-    if values.phase == "policy":
-        params = load_params(workdir / "policy")
-    service = from_log(config, log, tokenizer, model, params, values.phase, time_ms)
+    model, params, name = load_phase(config, workdir, log, values.phase)
+    service = from_log(config, log, tokenizer, model, params, name, time_ms)
     frame, seconds = everybody(service, time_ms, values.k)
     buffer, out, people = io.BytesIO(), Path(values.out).expanduser(), len(service.state.users)
     frame.write_parquet(buffer)

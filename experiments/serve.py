@@ -29,7 +29,7 @@ if __name__ == "__main__":
     flags.define_config(from_workdir=True, writes=False)
     absl_flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all (set --token then)")
     absl_flags.DEFINE_integer("port", 8000, "port", lower_bound=0, upper_bound=65535)
-    absl_flags.DEFINE_enum("phase", "supervised", ("supervised", "policy"), "whose parameters answer")
+    absl_flags.DEFINE_enum("phase", "supervised", ("supervised", "policy", "stream"), "whose parameters answer")
     absl_flags.DEFINE_string("token", "", "bearer token that is asked for (or ONELIVE_TOKEN); none where it is empty")
     absl_flags.DEFINE_float("rate", 0.0, "most requests a second of one client address; 0: no limit", lower_bound=0.0)
     absl_flags.DEFINE_string("state", None, "folder for events and snapshots; W/serving if not given")

@@ -3,9 +3,9 @@
     python -m experiments.train_policy --workdir=W --init_from=W/supervised [--out=NAME] [--config.alignment.loss=dpo …]
 
 Writes W/policy (or W/policy_NAME, so that several live side by side) and W/policy.json. A killed run resumes. Every
-judged step keeps its checkpoint. Handed on is the last judged step before the policy has lost more than 1 % of the
-HR@128 on validation that it began with: beyond it, the reward is bought with what people are known to want. Where the
-first judged step has lost so much already, that one is handed on, with a warning.
+judged step keeps its checkpoint. Handed on is the last one whose predicted reward on validation is above that of step
+0, of those before the policy has lost more than 1 % of the HR@128 that it began with: beyond it, the reward is bought
+with what people are known to want. Where there is none, step 0 is handed on: the model that it began with.
 """
 
 import re

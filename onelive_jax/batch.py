@@ -1,6 +1,7 @@
 """The arrays of a request and of a training batch: names, shapes and dtypes, in this one place.
 
-Axes: B batch, T history items, L code levels, N rooms on air (padded), F habit features, R room features.
+Axes: B batch, T history items, L code levels, N rooms on air (padded), F habit features, R room features,
+K related authors, S similarities.
 
 Everything is a plain pytree of arrays, so a batch can be sharded, donated and traced. The data pipelines make
 NumPy batches with exactly these fields; the model reads nothing else.
@@ -30,12 +31,30 @@ HABIT_FEATURES = (
 
 # What a viewer can do in a room, in this order everywhere; a log has some of them. "watch" is in minutes, all others
 # are 0 or 1.
-OBJECTIVES = ("click", "long_view", "watch", "like", "comment", "follow", "share", "gift")
+ACTIONS = ("click", "long_view", "watch", "like", "comment", "follow", "share", "gift")
+# And what a viewer says: an answer between the worst (0) and the best (1), known only of those who were asked.
+OBJECTIVES = (*ACTIONS, "satisfaction")
 
 # What a live index knows about a room at the moment of the request. `viewers` never counts the person who asks.
 ROOM_FEATURES = (
     "log_viewers",  # log(max(1, other people watching now))
     "log_age",      # log(1 + hours since the room was first seen on air)
+    # Of its author, as counted so far (data_pipelines/log/audiences.py):
+    "log_recent",   # log(1 + views, each halved per week of age)
+    "log_popular",  # log(1 + views)
+    "log_usual",    # log(1 + mean number of people watching while anybody was)
+    "log_length",   # log(1 + mean hours of a room)
+    "log_hour",     # log(1 + views near this hour of the day, each halved per four weeks)
+)
+
+# How alike an author is to what a person watched, over the items of the history: log(1 + 10 · Σ weight · cosine), the
+# cosine being that of the two authors' audiences.
+SIMILARITIES = (
+    "recent",   # weight 1 / (1 + newer items)
+    "habit",    # weight log(1 + views)
+    "any",      # weight 1
+    "today",    # weight exp(−days since the last view)
+    "nearest",  # the largest cosine, not the sum
 )
 
 
@@ -71,12 +90,17 @@ class Request:
       hour: int32 [B], hour of day 0..23 of the request.
       day: int32 [B], day of week 0..6.
       week: int32 [B], 0 (weeks are counted backwards from the request, so that no week is unseen).
+      related: int32 [B, K], authors who share an audience with what is watched in the history; −1 where there are
+        fewer.
+      similarity: float32 [B, K, S], see `SIMILARITIES`; 0 where `related` is −1.
     """
 
     histories: Mapping[str, History]
     hour: Array
     day: Array
     week: Array
+    related: Array
+    similarity: Array
 
 
 @struct.dataclass
@@ -126,7 +150,7 @@ class Feedback:
       request: the requests.
       rooms: the candidate rooms, [B, C].
       outcomes: float32 [B, C, O], in the order of the log's objectives (a part of `OBJECTIVES`, in that order);
-        "watch" in minutes, others 0 or 1; 0 where not known.
+        "watch" in minutes, "satisfaction" 0 … 1, others 0 or 1; 0 where not known.
       known: bool [B, C, O], False where the log does not say.
       reward: float32 [B, C], the logged reward (alignment.rewards.shape_feedback); 0 where not known.
       rewarded: bool [B, C], True where `reward` is known.

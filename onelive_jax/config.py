@@ -6,15 +6,9 @@ A config file in experiments/configs/ returns a `Config`; any field is overridde
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def setting(default, doc: str, low=None, high=None, choices=None):
-    """A dataclass field that knows its meaning and its allowed values."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+from onelive_jax.settings import check_ranges, setting
 
 
 def group(cls):
@@ -46,6 +40,8 @@ class DataConfig:
                                 choices=("authors", "views"))
     sequences: tuple[str, ...] = setting(("live",), "history sequences, in the order in which the context concatenates "
                                          "them", choices=("live", "gift", "video"))
+    related_authors: int = setting(512, "authors of a request who share an audience with its history, the most similar",
+                                   low=0, high=65536)
     effective_view_seconds: float = setting(0.0, "live and video views watched for less than this when the request "
                                             "comes are left out of histories", low=0.0)
     long_view_seconds: float = setting(600.0, "a view of at least this is a long view", low=0.0)
@@ -67,6 +63,13 @@ class SimulatorConfig:
     jump_size: float = setting(0.9, "how far the content of a room jumps, beside its author's topic of size 1", low=0.0,
                                high=100.0)
     segment_seconds: int = setting(30, "time between content segments, a multiple of 30", low=30, high=86_400)
+    taste_drift: float = setting(0.0, "how far each person's taste drifts over days, beside a taste of size 1", low=0.0,
+                                 high=100.0)
+    trends: float = setting(0.0, "what everybody likes for some days, beside each person's taste of size 1", low=0.0,
+                            high=100.0)
+    new_authors: float = setting(0.0, "share of the authors who begin in each week", low=0.0, high=10.0)
+    shared_events: float = setting(0.0, "rooms a day that everybody wants to see", low=0.0, high=1000.0)
+    jump_day: float = setting(0.0, "day of the log on which what everybody likes becomes another (0: none)", low=0.0)
 
 
 @dataclass
@@ -129,9 +132,12 @@ class ModelConfig:
     full_softmax: float = setting(0.25, "weight of the code loss normalised over all codes", low=0.0)
     copy: bool = setting(True, "codes and authors of the history can be copied (repeat consumption)")
     habits: bool = setting(True, "history items carry the viewer's habit features")
-    seen: bool = setting(True, "the identity head knows of broadcasts that the viewer has been in (needs copy, habits)")
-    room_features: bool = setting(True, "the identity head reads viewers and age of a room")
-    identity: bool = setting(True, "identity head: tells authors on air apart beyond their codes")
+    identity: bool = setting(True, "rooms on air have scores of their own beyond their codes: identity and evidence")
+    room_features: bool = setting(True, "the evidence head reads viewers and age of a room and its author's trend")
+    seen: bool = setting(True, "the evidence head knows of broadcasts that the viewer has been in")
+    similar: bool = setting(True, "the evidence head reads who shares an audience with what the viewer watched")
+    combine: tuple[float, ...] = setting((0.2, 0.2, 1.0), "weights of codes, identity and evidence in a room's score "
+                                         "until they are fitted on held-out views", low=0.0)
     identity_loss: float = setting(1.0, "weight of the identity loss over the rooms on air", low=0.0)
     author_negatives: int = setting(0, "authors drawn a step that the loss over all authors is estimated from; 0: all "
                                     "of them (a score an example and author: too much where there are millions)",
@@ -172,6 +178,8 @@ class TrainingConfig:
     weight_decay: float = setting(0.05, "AdamW weight decay", low=0.0, high=10.0)
     clip_norm: float = setting(1.0, "global gradient norm limit", low=1e-6)
     b2: float = setting(0.98, "AdamW second-moment decay", low=0.0, high=0.99999)
+    held_out_share: float = setting(0.05, "share of the training views, the last ones, that only the weights of codes, "
+                                    "identity and evidence are fitted on", low=0.0, high=0.5)
     log_every: int = setting(50, "steps between metric lines", low=1)
     eval_every: int = setting(1000, "steps between validations (0: only at the end)", low=0)
     accumulate: int = setting(1, "microbatches whose gradients make one step (batch_size is their sum)", low=1)
@@ -200,7 +208,8 @@ class RewardConfig:
     ensemble_labels: float = setting(0.1, "share of what was logged in the ensemble's targets; the rest are the heads' "
                                      "own probabilities, which say the same with less noise", low=0.0, high=1.0)
     objective_values: tuple[float, ...] = setting((0.0,) * 8, "what one of each objective is worth, in the order of "
-                                                  "batch.OBJECTIVES (watch: of watch_cap minutes, on the log scale); "
+                                                  "batch.OBJECTIVES (watch: of watch_cap minutes, on the log scale; "
+                                                  "satisfaction: of the best answer, 0 if it is not given); "
                                                   "all 0: equal voices, however rare", low=0.0)
     read_on: float = setting(0.0, "chance that a person who does not click a room of a slate looks at the next one; "
                              "the score is then what a look is worth that may end the reading", low=0.0, high=0.999)
@@ -264,6 +273,7 @@ class ServingConfig:
     deadline_ms: float = setting(500.0, "time that a request may take unless it says otherwise", low=1.0)
     narrow_beams: int = setting(0, "beam width while requests queue up (0: always decoding.beams)", low=0, high=65536)
     narrow_at: int = setting(64, "waiting requests from which narrow_beams is used", low=1)
+    snapshot_events: int = setting(50_000, "events between two snapshots of the state", low=1)
 
 
 @dataclass
@@ -319,9 +329,9 @@ class Config:
             if phase.warmup_steps >= phase.steps:
                 raise ValueError(f"config.{name}.warmup_steps={phase.warmup_steps} must be below "
                                  f"config.{name}.steps={phase.steps}")
-        if len(self.reward.objective_values) != 8:
+        if len(self.reward.objective_values) not in (8, 9):
             raise ValueError(f"config.reward.objective_values has {len(self.reward.objective_values)} values, one is "
-                             "needed for each of the 8 objectives of batch.OBJECTIVES")
+                             "needed for each of the 8 objectives of batch.ACTIONS, and one may be for satisfaction")
         if self.reward.dim % self.reward.num_heads:
             raise ValueError(f"config.reward.num_heads={self.reward.num_heads} must divide "
                              f"config.reward.dim={self.reward.dim}")
@@ -338,33 +348,6 @@ class Config:
             raise ValueError(f"config.data.path is empty: source={self.data.source!r} needs the path of a log "
                              "(--config.data.path=FILE)")
         return self
-
-
-def check_ranges(node: Any, path: str) -> None:
-    """Raises ValueError with the dotted name of the first field whose type or value is not allowed."""
-    for f in dataclasses.fields(node):
-        value, name, meta = getattr(node, f.name), f"{path}.{f.name}", f.metadata
-        if dataclasses.is_dataclass(value):
-            check_ranges(value, name)
-            continue
-        many = isinstance(f.default, tuple)
-        if many != isinstance(value, tuple) or not all(_fits(v, f.default[0] if many else f.default)
-                                                       for v in (value if many else (value,))):
-            raise ValueError(f"{name}={value!r} must be of the type of its default, {f.default!r}, and finite")
-        for v in value if many else (value,):
-            if meta.get("choices") and v not in meta["choices"]:
-                raise ValueError(f"{name}={v!r} is not one of {', '.join(map(repr, meta['choices']))}")
-            low, high = meta.get("low"), meta.get("high")
-            if (low is not None and v < low) or (high is not None and v > high):
-                raise ValueError(f"{name}={v} is outside {low if low is not None else '-inf'} … "
-                                 f"{high if high is not None else 'inf'}")
-
-
-def _fits(value: Any, default: Any) -> bool:
-    """Same type (a whole number may stand for a float), and finite."""
-    if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-        return False
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def to_json(config: Config) -> str:
@@ -389,11 +372,3 @@ def _from_dict(cls, values: dict, path: str):
             value = tuple(value)
         setattr(result, name, value)
     return result
-
-
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings in which two calls differ, for a person: "name: 1 then, 2 now; …"; "" where they do not. Values are
-    compared as JSON has them."""
-    before, now = (json.loads(json.dumps(dict(settings))) for settings in (before, now))
-    return "; ".join(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
-                     for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))

@@ -1,4 +1,7 @@
-"""Files that every stage writes: whole or not at all, JSON, and the hash by which an artifact knows its source."""
+"""Files that every stage writes: whole or not at all, JSON, and the hash by which an artifact knows its source.
+
+And what is shown to a person: sentences of errors, text without control characters.
+"""
 
 import contextlib
 import errno
@@ -6,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import numpy as np
 
 # What the system says where nothing more can be written: a full disk, a quota, a limit on the size of files.
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+JOINERS = "\u200c\u200d"  # of emoji and of some scripts; harmless
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -84,3 +89,12 @@ def json_damage(file: Path) -> str | None:
 def first_line(error: BaseException) -> str:
     """Of an error's message; its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def printable(text: str, kept: str = "\n") -> str:
+    """Text whose control characters (a terminal's escapes, changes of direction) are written out as \\x1b; `kept` stay.
+
+    Names of people and rooms are written by strangers.
+    """
+    return "".join(char if char in kept or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+                   or char in JOINERS else char.encode("unicode_escape").decode() for char in text)

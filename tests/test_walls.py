@@ -22,11 +22,12 @@ ALONE = {
     "grain": {"data_pipelines/batches/loader.py"},
     "tensorflow_datasets": {"data_pipelines/log/store.py"},
     "apache_beam": {f"data_pipelines/beam/{part}.py"
-                    for part in ("files", "kuaishou", "pipeline", "steps")},
+                    for part in ("files", "kuaishou", "pipeline", "steps", "views")},
     "fastapi": {"experiments/server/app.py", "experiments/server/kserve.py"},
     "pydantic": {"experiments/server/app.py", "experiments/server/kserve.py"},
     "uvicorn": {"experiments/server/start.py"},
     "redis": {"experiments/server/redis_bus.py"},
+    "ray": {"experiments/server/on_ray.py"},
     "prometheus_client": {"experiments/server/metrics.py"},
     "lightgbm": {"experiments/baselines/lambdarank.py"},
     "pyarrow": {"data_pipelines/beam/files.py"},
@@ -34,6 +35,7 @@ ALONE = {
 # What a part of a package may import of it: itself, and the rows above its own.
 LAYERS = {
     "onelive_jax": (
+        ("settings",),
         ("batch", "config", "files"),
         ("presets", "sharding"),
         ("model",),

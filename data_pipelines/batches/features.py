@@ -10,21 +10,25 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_pipelines.log import audiences as counts
+from data_pipelines.log.audiences import SIMILARITIES_MADE, TRENDS_MADE, Audiences
 from data_pipelines.log.intervals import check_range
 from data_pipelines.log.presence import OnAir
 from data_pipelines.log.slicing import HABITS_MADE, HistoryArrays, HistorySettings, Views, slice_histories
 from data_pipelines.log.timelines import clock
 from data_pipelines.tables import HOUR_MS
-from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, History, LiveRooms, Request
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, SIMILARITIES, History, LiveRooms, Request
 from onelive_jax.config import DataConfig
 
-ROOM_FEATURES_MADE = 2  # features that `room_features` computes, in the order of ROOM_FEATURES
+ROOM_FEATURES_MADE = 2 + TRENDS_MADE  # features that `room_features` computes, in the order of ROOM_FEATURES
 
 
-def check_feature_counts(room: int = len(ROOM_FEATURES), habit: int = len(HABIT_FEATURES)) -> None:
+def check_feature_counts(room: int = len(ROOM_FEATURES), habit: int = len(HABIT_FEATURES),
+                         similarity: int = len(SIMILARITIES)) -> None:
     """Raises RuntimeError where onelive_jax/batch.py names other features than are made: they would be zeros."""
     for name, named, made, home in (("ROOM_FEATURES", room, ROOM_FEATURES_MADE, "batches/features.py"),
-                                    ("HABIT_FEATURES", habit, HABITS_MADE, "log/slicing.py")):
+                                    ("HABIT_FEATURES", habit, HABITS_MADE, "log/slicing.py"),
+                                    ("SIMILARITIES", similarity, SIMILARITIES_MADE, "log/audiences.py")):
         if named != made:
             raise RuntimeError(f"onelive_jax/batch.py names {named} {name}, data_pipelines/{home} makes {made}: "
                                "a feature needs both its name and its computation")
@@ -33,26 +37,30 @@ def check_feature_counts(room: int = len(ROOM_FEATURES), habit: int = len(HABIT_
 check_feature_counts()
 
 
-def room_features(viewers: np.ndarray, since_ms: np.ndarray, times_ms: np.ndarray) -> np.ndarray:
+def room_features(viewers: np.ndarray, since_ms: np.ndarray, author: np.ndarray, times_ms: np.ndarray,
+                  audiences: Audiences) -> np.ndarray:
     """float32 [n, R], see `onelive_jax.batch.ROOM_FEATURES`.
 
     Args: viewers: int [n], *other* people who watch. since_ms: int64 [n], when the room was first seen on air.
-      times_ms: int64 [n], the moment of the request.
+      author: int [n]. times_ms: int64 [n] or [1], the moment of the request. audiences: what is counted of authors.
     """
     age_hours = np.maximum(times_ms - since_ms, 0) / HOUR_MS
-    return np.stack([np.log(np.maximum(viewers, 1)), np.log1p(age_hours)], -1).astype(np.float32)
+    now = np.stack([np.log(np.maximum(viewers, 1)), np.log1p(age_hours)], -1).astype(np.float32)
+    return np.concatenate([now, counts.trends(audiences, author, times_ms)], -1)
 
 
-def live_rooms(on_air: OnAir, codes: np.ndarray, times_ms: np.ndarray, slots: int) -> LiveRooms:
+def live_rooms(on_air: OnAir, codes: np.ndarray, times_ms: np.ndarray, slots: int, audiences: Audiences) -> LiveRooms:
     """The rooms on air of each request, padded to N = `slots`, in the order of `on_air`.
 
     Args:
       on_air: n rooms of R moments. codes: int32 [n, L], their semantic ids at that moment. times_ms: int64 [R].
+      audiences: what is counted of their authors.
 
     Raises:
       ValueError: a request has more rooms than slots.
     """
-    features = room_features(on_air.viewers, on_air.since_ms, np.asarray(times_ms, np.int64)[on_air.moment])
+    features = room_features(on_air.viewers, on_air.since_ms, on_air.author,
+                             np.asarray(times_ms, np.int64)[on_air.moment], audiences)
     pad = lambda values: padded(values, on_air.offsets, slots)  # noqa: E731
     return LiveRooms(pad(on_air.author.astype(np.int32, copy=False)), pad(codes.astype(np.int32, copy=False)),
                      pad(features), pad(np.ones(on_air.author.size, bool)))
@@ -102,7 +110,13 @@ def histories(views: Views, first: np.ndarray, stop: np.ndarray, times_ms: np.nd
     return History(**made._asdict())
 
 
-def request(made: Mapping[str, History], times_ms: np.ndarray, utc_offset_hours: float) -> Request:
-    """Requests at `times_ms` int64 [R] of people with these histories, by sequence."""
-    hour, day = clock(times_ms, utc_offset_hours)
-    return Request(dict(made), hour, day, np.zeros_like(hour))
+def request(made: Mapping[str, History], times_ms: np.ndarray, audiences: Audiences, config: DataConfig) -> Request:
+    """Requests at `times_ms` int64 [R] of people with these histories, by sequence. Related authors are those of the
+    live history; a request without one has none."""
+    hour, day = clock(times_ms, config.utc_offset_hours)
+    if "live" in made:
+        author, similarity = counts.related(audiences, times_ms, made["live"], config.related_authors)
+    else:
+        shape = hour.size, config.related_authors
+        author, similarity = np.full(shape, -1, np.int32), np.zeros((*shape, SIMILARITIES_MADE), np.float32)
+    return Request(dict(made), hour, day, np.zeros_like(hour), author, similarity)

@@ -6,7 +6,9 @@ room watched and others drawn from those on air, which were there to be chosen a
 
 In both, an outcome is what came of a room *given that it was there*: a room that was not clicked has 0 for every
 objective. So heads learn P(click) · E[objective | click], which is what a policy wants to rank by. What nobody looked
-at says nothing: where the positions of a slate are logged, rooms below its last click are left unknown.
+at says nothing: where the positions of a slate are logged, rooms below its last click are left unknown. Satisfaction is
+known only of views whose people were asked, so that its head learns E[satisfaction | watched]: if all rooms that were
+not clicked counted as 0 beside the few answers, it would learn who is asked.
 
 Axes: R requests, S rooms shown to all requests (flat), B batch, C candidates, O objectives.
 """
@@ -41,6 +43,7 @@ class Shown:
         False for what lay below the last click.
       reward: float32 [S], −1, 0 or 1 (alignment.rewards.shape_feedback), 0 without a click or dislike.
       propensity: float32 [S], 0 where the log does not say.
+      answered: bool [S], where satisfaction is known; None where it is no objective.
       objectives: those of the log.
       counts: what to report: requests, rooms, requests left out, rewards by kind.
     """
@@ -58,6 +61,7 @@ class Shown:
     propensity: np.ndarray
     objectives: tuple[str, ...]
     counts: dict[str, int]
+    answered: np.ndarray | None = None
 
     @property
     def clicked_row(self) -> np.ndarray:
@@ -75,8 +79,24 @@ def objectives_of(outcomes: dict[str, np.ndarray]) -> tuple[str, ...]:
     return tuple(name for name in OBJECTIVES if name in ("click", "watch") or name in outcomes)
 
 
+def satisfaction_scale(tables: Tables, until_ms: int) -> tuple[float, float] | None:
+    """(worst, best) answer of views that are over by `until_ms`; None where nobody answers, or all answer the same."""
+    log = tables.interactions
+    if "satisfaction" not in log.columns:
+        return None
+    answers = log.filter(pl.col("start_ms") + pl.col("watch_ms") <= until_ms)["satisfaction"].drop_nulls()
+    return (answers.min(), answers.max()) if answers.n_unique() > 1 else None
+
+
+def satisfaction_of(log: pl.DataFrame, scale: tuple[float, float]) -> np.ndarray:
+    """float32, the answers of rows of the interactions table from the worst (0) to the best (1); NaN without one."""
+    answers = log["satisfaction"].cast(pl.Float32).fill_null(np.nan).to_numpy()
+    return np.clip((answers - scale[0]) / (scale[1] - scale[0]), 0.0, 1.0)
+
+
 def read_shown(tables: Tables, presence: Presence, objectives: tuple[str, ...], long_view_seconds: float,
-               from_ms: int | None = None, to_ms: int | None = None, over_by_ms: int | None = None) -> Shown:
+               from_ms: int | None = None, to_ms: int | None = None, over_by_ms: int | None = None,
+               scale: tuple[float, float] | None = None) -> Shown:
     """The requests of a period.
 
     A view that only its own person (and no true lifetime) shows to be on air is no request: its room stands among
@@ -86,6 +106,7 @@ def read_shown(tables: Tables, presence: Presence, objectives: tuple[str, ...], 
       presence: who is on air when, for those who make these requests: of the training period, or of the whole log.
       from_ms, to_ms: requests that come in [from_ms, to_ms). over_by_ms: and whose views are all over by then; what was
         shown is 'known' no later than that, the length of a room included.
+      scale: of satisfaction, where it is one of the objectives (`satisfaction_scale` of the training period).
 
     Raises:
       ValueError: the period has no request.
@@ -108,6 +129,11 @@ def read_shown(tables: Tables, presence: Presence, objectives: tuple[str, ...], 
     columns = {"click": click, "watch": watch / MINUTE_MS, "long_view": watch >= 1000 * long_view_seconds}
     columns |= {name: log[name].to_numpy() > 0 for name in ("like", "comment", "follow", "share")}
     columns["gift"] = log["gift_value"].to_numpy() > 0
+    answered = None
+    if "satisfaction" in objectives:
+        answer = satisfaction_of(log, scale)
+        answered = click & ~np.isnan(answer)
+        columns["satisfaction"] = np.where(answered, answer, 0.0)
     outcomes = np.column_stack([columns[name] * click for name in objectives]).astype(np.float32)
     known, unordered = _looked_at(log, request, slate)
     negative = log["negative"].to_numpy() | (click & (watch < LEFT_AT_ONCE_MS))
@@ -119,7 +145,7 @@ def read_shown(tables: Tables, presence: Presence, objectives: tuple[str, ...], 
               "slates without all their positions": unordered, **kinds}
     return Shown(user[first].astype(np.int32), time[first], np.append(first, request.size), slate,
                  log["author_id"].to_numpy(), log["room_id"].to_numpy(), click, outcomes, known, reward,
-                 propensity.astype(np.float32), objectives, counts)
+                 propensity.astype(np.float32), objectives, counts, answered)
 
 
 @dataclass
@@ -160,15 +186,18 @@ class FeedbackMaker:
             owner, at, author, room = owner[order], at[order], author[order], room[order]
         offsets = np.searchsorted(owner, np.arange(row.size + 1))
         on_air = OnAir(offsets, author, room, *self.maker.presence.describe(author, room, times[owner], users[owner]))
-        rooms = features.live_rooms(on_air, self.maker.ids.codes_at(author, times[owner]), times, self.candidates)
+        rooms = features.live_rooms(on_air, self.maker.ids.codes_at(author, times[owner]), times, self.candidates,
+                                    self.maker.audiences)
         logged = at != NOT_SHOWN
 
         def pad(column_S, value):  # `value` where the room was not shown
             column = np.where(logged.reshape(-1, *[1] * (column_S.ndim - 1)), column_S[at], column_S.dtype.type(value))
             return features.padded(column, offsets, self.candidates)
 
-        known = np.broadcast_to(shown.known[:, None], shown.outcomes.shape)
-        return Feedback(self.maker.request(users, times), rooms, pad(shown.outcomes, 0), pad(known, True),
+        known = pad(np.broadcast_to(shown.known[:, None], shown.outcomes.shape), True)
+        if shown.answered is not None:
+            known[..., shown.objectives.index("satisfaction")] = pad(shown.answered, False)
+        return Feedback(self.maker.request(users, times), rooms, pad(shown.outcomes, 0), known,
                         pad(shown.reward, 0), features.padded(logged, offsets, self.candidates),
                         pad(shown.propensity, 0), np.ones(row.size, np.float32))
 

@@ -12,6 +12,7 @@ import numpy as np
 from data_pipelines.batches import features
 from data_pipelines.batches.feedback import LEFT_AT_ONCE_MS, MINUTE_MS
 from data_pipelines.batches.training import RequestMaker
+from data_pipelines.log.audiences import Audiences
 from data_pipelines.log.presence import OnAir
 from data_pipelines.log.store import timeline_arrays
 from data_pipelines.log.timelines import Timelines, other_timelines
@@ -32,12 +33,14 @@ class PlatformArrays:
 
     Attributes:
       config: of the run. ids: who is called what, the played period included. platform: what is played.
+      audiences: what was counted of authors in the training log.
       slots: N, rooms on air at the busiest moment, up to the next multiple of 32: one shape.
     """
 
     config: Config
     ids: IdTable
     platform: Platform
+    audiences: Audiences
     slots: int = field(init=False)
     _log: Tables | None = field(default=None, init=False, repr=False)
     _requests: RequestMaker | None = field(default=None, init=False, repr=False)
@@ -55,7 +58,7 @@ class PlatformArrays:
         if log is not self._log:
             arrays = timeline_arrays(log)
             self._log, self._requests = log, RequestMaker(Timelines.from_arrays(arrays), self.ids, self.config.data,
-                                                          other_timelines(log, arrays))
+                                                          other_timelines(log, arrays), self.audiences)
         return self._requests
 
     def rooms(self, asked: PlatformRequests, row: np.ndarray) -> LiveRooms:
@@ -65,7 +68,8 @@ class PlatformArrays:
         room, author, times = asked.room[flat], asked.author[flat], asked.time_ms[row]
         on_air = OnAir(np.append(0, np.cumsum(count)), author, room, asked.viewers[flat],
                        self.platform.world.room_start_ms[room])
-        return features.live_rooms(on_air, self.ids.codes_at(author, times[on_air.moment]), times, self.slots)
+        return features.live_rooms(on_air, self.ids.codes_at(author, times[on_air.moment]), times, self.slots,
+                                   self.audiences)
 
 
 @dataclass
@@ -148,8 +152,8 @@ def rewards_of(world: SimulatedWorld, rounds: list[Round], now_ms: int) -> list[
     value, counts = shape_feedback(user, length, watch / MINUTE_MS, negative | (clicked & (watch < LEFT_AT_ONCE_MS)))
     # A request without a click is not trained on: a dislike there is counted, and not used.
     used = of_request(lambda r: r.outcomes.clicked.any(1))
-    logger.info("rewards of %d rounds: %s, %d of them of requests without a click and left out", len(rounds), counts,
-                int((~used).sum()))
+    logger.info("rewards of %d rounds: %s, %d of them of requests without a click and left out", len(rounds),
+                ", ".join(f"{count:,} {name}" for name, count in counts.items()), int((~used).sum()))
     result, values = [], iter(np.split(value, np.cumsum([request.size for request, _ in judged])[:-1]))
     for round, at in zip(rounds, judged, strict=True):
         result.append(np.zeros(round.outcomes.room.shape, np.float32))

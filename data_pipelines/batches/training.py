@@ -4,13 +4,14 @@ Axes: R requests, V views, L code levels, N rooms on air.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from data_pipelines.batches import features
 from data_pipelines.log import draws
+from data_pipelines.log.audiences import Audiences, nothing
 from data_pipelines.log.intervals import check_range
 from data_pipelines.log.presence import OnAir, Presence
 from data_pipelines.log.slicing import Views
@@ -30,6 +31,7 @@ class RequestMaker:
     Attributes:
       views: all watched views. ids: who is called what when. config: how long a history is, and of what.
       others: what further sequences are made of: "gift" (the views with a gift) and "video" (short videos).
+      audiences: what is counted of authors; nothing by default.
 
     Raises: ValueError where the config asks for a sequence that the log does not have.
     """
@@ -38,6 +40,7 @@ class RequestMaker:
     ids: IdTable
     config: DataConfig
     others: Mapping[str, Timelines] = field(default_factory=dict)
+    audiences: Audiences = field(default_factory=lambda: nothing(0))
 
     def __post_init__(self):
         for name in self.config.sequences:
@@ -64,7 +67,7 @@ class RequestMaker:
         made = {name: features.histories(views, *self.timelines(name).rows_of(users), times_ms,
                                          features.history_settings(self.config, name))
                 for name, views in self.history_views.items()}
-        return features.request(made, times_ms, self.config.utc_offset_hours)
+        return features.request(made, times_ms, self.audiences, self.config)
 
 
 @dataclass
@@ -79,9 +82,10 @@ class BatchMaker:
     ids: IdTable
     config: DataConfig
     others: Mapping[str, Timelines] = field(default_factory=dict)
+    audiences: Audiences = field(default_factory=lambda: nothing(0))
 
     def __post_init__(self):
-        self.requests = RequestMaker(self.views, self.ids, self.config, self.others)
+        self.requests = RequestMaker(self.views, self.ids, self.config, self.others, self.audiences)
 
     def request(self, users: np.ndarray, times_ms: np.ndarray) -> Request:
         """`RequestMaker.request`."""
@@ -103,21 +107,7 @@ class BatchMaker:
 
         Returns: the rooms, and int32 [R] the slot of the target (−1: not on air, or no target given).
         """
-        times_ms = np.asarray(times_ms, np.int64)
-        is_target = np.zeros(on_air.author.size, bool)
-        if target is not None:
-            is_target = on_air.author == np.asarray(target)[on_air.moment]
-        if (np.diff(on_air.offsets) > slots).any():
-            # Within each request: the target first, then a random order; the first `slots` stay.
-            moment = on_air.moment
-            order = np.lexsort((draws.uniform(rng, moment, times_ms.size, purpose=2), ~is_target, moment))
-            kept = np.sort(order[np.arange(moment.size) - on_air.offsets[moment] < slots])
-            on_air, is_target = on_air.take(kept), is_target[kept]
-        moment = on_air.moment
-        rooms = features.live_rooms(on_air, self.ids.codes_at(on_air.author, times_ms[moment]), times_ms, slots)
-        target_slot = np.full(times_ms.size, -1, np.int32)
-        target_slot[moment[is_target]] = (np.arange(moment.size) - on_air.offsets[moment])[is_target]
-        return rooms, target_slot
+        return chosen_rooms(on_air, self.ids.codes_at, times_ms, slots, self.audiences, target, rng)
 
     def batch(self, view: np.ndarray, rng: np.random.Generator | np.ndarray) -> Batch:
         """A training batch of the views `view` int64 [B] (indices into the views); `rng` as in `live_rooms`."""
@@ -143,3 +133,25 @@ class BatchMaker:
     def _user(self, view: np.ndarray) -> np.ndarray:
         view = check_range("view", view, self.views.author.size)
         return np.searchsorted(self.views.user_ptr, view, side="right") - 1
+
+
+def chosen_rooms(on_air: OnAir, codes_at: Callable[[np.ndarray, np.ndarray], np.ndarray], times_ms: np.ndarray,
+                 slots: int, audiences: Audiences, target: np.ndarray | None = None,
+                 rng: np.random.Generator | np.ndarray | None = None) -> tuple[LiveRooms, np.ndarray]:
+    """`BatchMaker.live_rooms`, where `codes_at` (author int [n], times int64 [n]) → int32 [n, L] says who is called
+    what."""
+    times_ms = np.asarray(times_ms, np.int64)
+    is_target = np.zeros(on_air.author.size, bool)
+    if target is not None:
+        is_target = on_air.author == np.asarray(target)[on_air.moment]
+    if (np.diff(on_air.offsets) > slots).any():
+        # Within each request: the target first, then a random order; the first `slots` stay.
+        moment = on_air.moment
+        order = np.lexsort((draws.uniform(rng, moment, times_ms.size, purpose=2), ~is_target, moment))
+        kept = np.sort(order[np.arange(moment.size) - on_air.offsets[moment] < slots])
+        on_air, is_target = on_air.take(kept), is_target[kept]
+    moment = on_air.moment
+    rooms = features.live_rooms(on_air, codes_at(on_air.author, times_ms[moment]), times_ms, slots, audiences)
+    target_slot = np.full(times_ms.size, -1, np.int32)
+    target_slot[moment[is_target]] = (np.arange(moment.size) - on_air.offsets[moment])[is_target]
+    return rooms, target_slot

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from data_pipelines.readers import rows, text_files
 from data_pipelines.readers.forms import Form
 from data_pipelines.readers.rows import Counts
-from data_pipelines.tables import shard_name
+from data_pipelines.tables import UNREADABLE, shard_name
 
 READ_AHEAD = 2**20  # bytes
 
@@ -61,7 +61,7 @@ class StoredFile:
         try:
             with self.open() as stream:
                 yield parquet.ParquetFile(stream)
-        except (pyarrow.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+        except (pyarrow.ArrowException, *UNREADABLE) as error:
             raise ValueError(f"{self} cannot be read ({error}): copy or download it again") from error
 
 
@@ -80,9 +80,15 @@ class Part(NamedTuple):
 
 
 def files_in(folder: str) -> dict[str, int]:
-    """Place in the folder (a.csv, live/b.csv) → bytes of the files below it, in order; empty if there is no folder."""
+    """Place in the folder (a.csv, live/b.csv) → bytes of the files below it, in order; empty if there is no folder.
+
+    Of a file, "" → its bytes.
+    """
     folder = folder.rstrip("/")
     found = FileSystems.match([f"{glob.escape(folder)}/**"])[0].metadata_list
+    if not found:
+        found = [file for file in FileSystems.match([glob.escape(folder)])[0].metadata_list if file.path == folder
+                 and not FileSystems.exists(f"{folder}/")]
     sizes = {file.path[len(folder) + 1:]: file.size_in_bytes for file in found}
     return dict(sorted(sizes.items()))
 
@@ -108,7 +114,7 @@ def parts_of(name: str, form: Form, size: int, part_bytes: int) -> list[Part]:
     if form.layout.cr:
         raise ValueError(f"{form.path} ends its lines with CR, so that workers cannot read it in parts: convert it, or "
                          "use python -m data_pipelines.prepare")
-    start = text_files.header_end(head)
+    start = text_files.header_end(head) if form.layout.has_header else 0
     before = head.count(b"\n", 0, start)
     return [Part(name, i, at, min(at + part_bytes, size), before)
             for i, at in enumerate(range(start, size, part_bytes))]
@@ -139,10 +145,11 @@ def read_part(part: Part, form: Form, lines_before: int, counts: Counts) -> pl.D
 def lines_of(path: StoredFile, part: Part) -> bytes:
     """The whole lines that begin in a part. A line that begins in it and ends beyond it belongs to it."""
     with path.open("rb") as file:
-        file.seek(part.start - 1)  # the byte before says whether a line begins here; above the first is the header
-        text = file.read(part.stop - part.start + 1)
-        begin = text.find(b"\n", 0, len(text) - 1) + 1
-        if not begin:
+        before = min(part.start, 1)  # the byte before says whether a line begins here
+        file.seek(part.start - before)
+        text = file.read(part.stop - part.start + before)
+        begin = text.find(b"\n", 0, len(text) - 1) + 1 if before else 0
+        if before and not begin:
             return b""
         pieces = [text[begin:]]
         while pieces[-1] and not pieces[-1].endswith(b"\n"):

@@ -8,6 +8,7 @@ Room ids are ranks in the order of live_id: each range counts its rooms, and the
 first id of its own. What a row becomes is decided by the functions of the reader (`readers.kuailive`, `kuailive_m3`).
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import ModuleType
@@ -140,7 +141,12 @@ def build(source: str, pipeline: beam.Pipeline, folder: str, out_dir: str, shard
     about = room_logs.about([*(form for name, form in forms.items() if CONTENT not in name),
                              *(forms[name] for name in content[:1])])
     _ = ((counts | "Counts" >> beam.Flatten(), written | "Written" >> beam.Flatten())
-         | steps.WriteReport(folder, out_dir, about, plan.rooms))
+         | steps.WriteReport(folder, out_dir, about, functools.partial(check_zone, plan.rooms)))
+
+
+def check_zone(rooms: Form, _, kinds: dict[str, dict]) -> None:
+    """Raises ValueError where the content lies outside of its rooms."""
+    kuailive_m3.check_zone(kinds.get("zone", {}), rooms)
 
 
 def plan_of(source: str, folder: str, out_dir: str, shards: int | None, part_bytes: int, options: Options

@@ -19,13 +19,13 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
-from data_pipelines.beam import kuaishou
+from data_pipelines.beam import kuaishou, views
 from data_pipelines.beam.files import StoredFile, files_in, write_file
 from data_pipelines.prepare import OPTION_FLAGS, SETTINGS, add_options, options_of
 from data_pipelines.readers.rows import DEFAULTS, Options
 from data_pipelines.tables import ReadReport
 
-SOURCES = tuple(kuaishou.READERS)
+SOURCES = (*kuaishou.READERS, *views.SOURCES)
 IN_PROCESS = "FnApiRunner"  # Beam's direct runner; under the name DirectRunner it looks for a program to download first
 PART_BYTES = 64 * 2**20
 # What a runner says when a worker has failed: the worker's own error, or a text with its traceback at the end.
@@ -37,8 +37,8 @@ def run(source: str, data_dir: str, out_dir: str, shards: int | None = None, par
     """Runs the pipeline and waits for its end; returns the lines of the summary.
 
     Args:
-      source: one of SOURCES. data_dir: address of the log's folder. out_dir: of the tables' folder, new or empty, or
-        begun by the same call.
+      source: one of SOURCES. data_dir: address of the log's folder, or of its file.
+      out_dir: of the tables' folder, new or empty, or begun by the same call.
       shards: into which rooms and interactions are divided; None for one to each `part_bytes` of the log.
       part_bytes: how much of a file a worker reads at a time.
       options: what a person says of the log.
@@ -58,7 +58,7 @@ def run(source: str, data_dir: str, out_dir: str, shards: int | None = None, par
     data_dir, out_dir = data_dir.rstrip("/"), out_dir.rstrip("/")
     sizes = files_in(data_dir)
     if not sizes:
-        raise FileNotFoundError(f"{data_dir} holds no file, or is no folder: give the folder of the log")
+        raise FileNotFoundError(f"{data_dir} holds no file, or is not there: give the folder of the log")
     settings = {"engine": "beam", "source": source, "data_dir": data_dir, "bytes": sum(sizes.values()),
                 "shards": shards, "part_bytes": part_bytes, "options": asdict(options)}
     if not _begin(out_dir, settings):
@@ -67,7 +67,8 @@ def run(source: str, data_dir: str, out_dir: str, shards: int | None = None, par
     running = PipelineOptions([*beam_options, *runner])
     running.view_as(SetupOptions).save_main_session = False
     pipeline = beam.Pipeline(options=running)
-    kuaishou.build(source, pipeline, data_dir, out_dir, shards, part_bytes, options)
+    builder = views if source in views.SOURCES else kuaishou
+    builder.build(source, pipeline, data_dir, out_dir, shards, part_bytes, options)
     try:
         pipeline.run().wait_until_finish()
     except (RuntimeError, ValueError, FileNotFoundError) as error:
@@ -111,7 +112,7 @@ def main() -> None:
                                      allow_abbrev=False,
                                      epilog="Any other option is Beam's, or its runner's.")
     parser.add_argument("--source", required=True, help=f"form of the log: {', '.join(SOURCES)}")
-    parser.add_argument("--data_dir", required=True, help="folder of the log")
+    parser.add_argument("--data_dir", required=True, help="the log: a folder, or a file (log, twitch)")
     parser.add_argument("--out_dir", required=True, help="folder for the tables; it must be new or empty")
     parser.add_argument("--shards", type=int, help="files of the interactions and of the rooms; else by size")
     parser.add_argument("--part_bytes", type=int, default=PART_BYTES, help="how much of a file is read at a time")

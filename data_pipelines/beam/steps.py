@@ -7,7 +7,7 @@ part and each range.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 import apache_beam as beam
@@ -15,9 +15,10 @@ import polars as pl
 from apache_beam import pvalue
 
 from data_pipelines.beam.files import Part, lines_of, pack, read_part, unpack, write_file
-from data_pipelines.readers import kuailive_m3, rows
+from data_pipelines.readers import rows
 from data_pipelines.readers.forms import Form
 from data_pipelines.readers.rows import Counts
+from data_pipelines.tables import ReadReport
 
 COUNTS, WRITTEN = "counts", "written"  # side outputs: ((kind, reason), rows or examples), and (table, shards)
 SAMPLE = 256  # ids of a part from which the ranges are chosen
@@ -164,9 +165,10 @@ def total(found: Iterable) -> int | list:
 class WriteReport(beam.PTransform):
     """Counts and the names of the written tables → report.json, which is written last."""
 
-    def __init__(self, source: str, folder: str, about: Sequence[str], rooms: Form):
+    def __init__(self, source: str, folder: str, about: Sequence[str], check: Callable[[ReadReport, dict], None],
+                 true_lifetimes: bool = True):
         super().__init__()
-        self._meta = (source, folder, list(about), rooms)
+        self._meta = (source, folder, list(about), check, true_lifetimes)
 
     def expand(self, outputs):
         counts, written = outputs
@@ -176,8 +178,11 @@ class WriteReport(beam.PTransform):
 
 
 def write_report(_, found: list[tuple[tuple[str, str], int | list]], written: list[str], source: str, folder: str,
-                 about: list[str], rooms: Form) -> None:
-    """Writes report.json as `tables.save` does, unless the log is refused; reasons are in the order of the alphabet."""
+                 about: list[str], check: Callable[[ReadReport, dict], None], true_lifetimes: bool) -> None:
+    """Writes report.json as `tables.save` does, unless the log is refused; reasons are in the order of the alphabet.
+
+    check: raises ValueError for a report and counts of other kinds that are not those of a log.
+    """
     kinds: dict[str, dict] = {}
     for (kind, reason), value in sorted(found, key=lambda pair: pair[0]):
         kinds.setdefault(kind, {})[reason] = value
@@ -186,8 +191,8 @@ def write_report(_, found: list[tuple[tuple[str, str], int | list]], written: li
     report = counts.report(source, (kept, views), about)
     try:
         rows.require_most(report)
-        kuailive_m3.check_zone(kinds.get("zone", {}), rooms)
+        check(report, kinds)
     except ValueError as error:
         raise ValueError(str(error).replace("\n", "; ")) from error  # runners hand on one line
-    meta = {"report": asdict(report), "tables": sorted(set(written)), "rooms_are_true_lifetimes": True}
+    meta = {"report": asdict(report), "tables": sorted(set(written)), "rooms_are_true_lifetimes": true_lifetimes}
     write_file(folder, "report.json", json.dumps(meta, indent=2).encode())

@@ -3,15 +3,17 @@
 Axes: A authors (with spare rows), L code levels, C content width, D embedding width, n rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from data_pipelines.log.content import Pools
 
-# (author int64 [n], content float32 [n, 2C] or None where nothing is known of it) → (codes int32 [n, L], embedding
-# float32 [n, D]). An author behind those of training is placed by its content alone.
-Encode = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
+Profile = Mapping[str, float | None]  # column of the authors table → value
+# (author int64 [n], content float32 [n, 2C] or None where nothing is known of it, profile of a single author without
+# content or None) → (codes int32 [n, L], embedding float32 [n, D]).
+Encode = Callable[[np.ndarray, np.ndarray | None, Profile | None], tuple[np.ndarray, np.ndarray]]
+NEVER = np.iinfo(np.int64).min  # from_ms of codes that no content made
 REMEMBERED = 32  # earlier codes of an author that a late view may ask for
 
 
@@ -42,16 +44,22 @@ class LiveCodes:
         pools = self.title_pools if self.pools is None else self.pools.total
         return 0 if pools is None else pools.shape[1]
 
-    def newcomer(self, author: int) -> None:
-        """A spare row goes to a new author: nothing of who had it before stays."""
+    def newcomer(self, author: int, profile: Profile | None = None) -> None:
+        """A spare row goes to a new author, placed by its profile: nothing of who had it before stays."""
         for pools in (self.pools.total, self.pools.count) if self.pools else ():
             pools[author] = 0
         if self.pools:
-            self.pools.last_ms[author] = np.iinfo(np.int64).min
+            self.pools.last_ms[author] = NEVER
         self._before.pop(author, None)
-        codes, embedding = self.encode(np.array([author]), None)
-        self.codes[author], self.from_ms[author] = codes[0], np.iinfo(np.int64).min
-        self.embeddings[author] = embedding[0]
+        self.from_ms[author] = NEVER
+        self.describe(author, profile)
+
+    def describe(self, author: int, profile: Profile | None) -> None:
+        """A newcomer's profile places it until content does."""
+        if self.from_ms[author] != NEVER:
+            return
+        codes, embedding = self.encode(np.array([author]), None, profile)
+        self.codes[author], self.embeddings[author] = codes[0], embedding[0]
         self._embedded.add(author)
         self.moved.add(author)
 
@@ -65,7 +73,7 @@ class LiveCodes:
         if at < self.from_ms[author]:
             return
         values = np.concatenate([vector, self.title_pools[author]])[None].astype(np.float32)
-        self._set(author, at, *(made[0] for made in self.encode(np.array([author]), values)))
+        self._set(author, at, *(made[0] for made in self.encode(np.array([author]), values, None)))
 
     def flush(self) -> int:
         """Encodes the segments that wait, in one go; returns how many came too late to change anything."""
@@ -76,7 +84,7 @@ class LiveCodes:
         author, at = np.array(author), np.array(at)
         taken, values = self.pools.add(author, at, np.stack(vectors))
         if taken.size:
-            codes, embedding = self.encode(author[taken], values)
+            codes, embedding = self.encode(author[taken], values, None)
             for i, row in enumerate(taken):
                 self._set(int(author[row]), int(at[row]), codes[i], embedding[i])
         return author.size - taken.size

@@ -107,8 +107,9 @@ class VideoWatched(Event):
 
 @dataclass(frozen=True, slots=True)
 class AuthorProfile(Event):
-    """Side features of a streamer: column of the authors table → number (null: missing). Kept in the event log and
-    counted; no model reads it before the next training run (so with user_profile)."""
+    """Side features of a streamer: column of the authors table → number (null: missing). It places a streamer whom
+    training did not know until their content does; else it is kept in the event log, counted, and read by the next
+    training run (so with user_profile)."""
 
     type: ClassVar[str] = "author_profile"
     author: str

@@ -1,6 +1,7 @@
 """The platform's own ids, and the dense rows that arrays are indexed by."""
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -92,3 +93,17 @@ class KnownIds:
     def to_array(self) -> np.ndarray:
         """uint64, oldest first."""
         return np.array(list(self._known), np.uint64)
+
+
+@dataclass(slots=True)
+class Room:
+    """number: of the platform's id `name`, never used again. since_ms: when it was first seen: its start, or a view
+    before it. end_ms: None while on air (or shown by views)."""
+
+    number: int
+    name: str
+    author: int
+    start_ms: int
+    since_ms: int
+    end_ms: int | None = None
+    segment_ms: int = -1  # end of the last segment

@@ -54,7 +54,7 @@ def state_at(time_ms: int, config: Config, tables: Tables, log_end_ms: int, make
         pools = Pools(with_spare(known.total), with_spare(known.count),
                       with_spare(known.last_ms, np.iinfo(np.int64).min))
     codes = LiveCodes(with_spare(ids.codes[row]), with_spare(ids.from_ms[row]), encode, len(names), pools, title_pools)
-    state = LiveState(config, authors, codes, bool(tables.rooms_are_true_lifetimes))
+    state = LiveState(config, authors, codes, bool(tables.rooms_are_true_lifetimes), maker.audiences)
     state.users = Names(tables.users["source_id"].to_list())
     for name in config.data.sequences:
         state.buffers[name] = Buffers.of(maker.requests.history_views[name], maker.requests.timelines(name).user_ptr,

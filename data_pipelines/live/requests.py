@@ -18,12 +18,14 @@ Context = Sequence[tuple[str, int, int]]  # recent views: author, start, watched
 
 def shared_features(state: LiveState, author: np.ndarray, time_ms: int) -> np.ndarray:
     """float32 [C, R], `batch.ROOM_FEATURES` of the rooms of authors int [C] at a moment, with everybody who watches."""
-    return features.room_features(state.watching[author], state.since_ms[author], np.int64(time_ms))
+    return features.room_features(state.watching[author], state.since_ms[author], author, np.array([time_ms], np.int64),
+                                  state.audiences)
 
 
-def own_features(others: int, since_ms: int, time_ms: int) -> np.ndarray:
+def own_features(state: LiveState, author: int, others: int, since_ms: int, time_ms: int) -> np.ndarray:
     """float32 [R], of a room that the one who asks watches, without their view (`LiveState.own_rooms`)."""
-    return features.room_features(np.array([others]), np.array([since_ms]), np.int64(time_ms))[0]
+    return features.room_features(np.array([others]), np.array([since_ms]), np.array([author]),
+                                  np.array([time_ms], np.int64), state.audiences)[0]
 
 
 def make_requests(state: LiveState, users: Sequence[int], time_ms: int,
@@ -46,4 +48,4 @@ def make_requests(state: LiveState, users: Sequence[int], time_ms: int,
                     own.add(0, who, start, start + watched, state.codes.at(who, start))
             one = features.histories(own.views, *own.rows_of([0]), times[:1], settings["live"])
             jax.tree.map(lambda rows, new, row=row: rows.__setitem__(row, new[0]), made["live"], one)
-    return features.request(made, times, state.data.utc_offset_hours)
+    return features.request(made, times, state.audiences, state.data)

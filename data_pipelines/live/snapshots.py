@@ -3,7 +3,6 @@
 A state goes on from its snapshot exactly as it would have gone on; no pickle, so a snapshot is data and nothing else.
 """
 
-import heapq
 import json
 from collections import Counter
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.live import events
-from data_pipelines.live.names import KnownIds, Names
+from data_pipelines.live.names import KnownIds, Names, Room
 from data_pipelines.live.people import Buffers
-from data_pipelines.live.state import LiveState, Room
+from data_pipelines.live.state import LiveState
 
 VERSION = 1
 META = "meta"  # the JSON among the arrays, as UTF-8 bytes
@@ -29,15 +28,17 @@ def to_arrays(state: LiveState) -> dict[str, np.ndarray]:
     open_views = [(user, number, start) for views in state.views.values() for (user, number), starts in views.items()
                   for start in starts]
     meta = {
-        "version": VERSION, "true_lifetimes": state.true_lifetimes, "now_ms": state.now_ms, "counts": state.counts,
+        "version": VERSION, "ids": state.ids, "true_lifetimes": state.true_lifetimes, "now_ms": state.now_ms,
+        "counts": state.counts,
         "authors": {str(row): name for row, name in enumerate(state.authors.names) if row >= state.authors.trained
                     and name}, "trained": state.authors.trained, "users": state.users.names,
         "rooms": [[r.number, r.name, r.author, r.start_ms, r.since_ms, r.end_ms, r.segment_ms]
                   for r in state.rooms.values()],
         "on_air": [number for rooms in state.on_air.values() for number in rooms], "ended": list(state.ended),
-        "views": open_views, "gifted": sorted(state.gifted), "deadlines": state.deadlines, "number": state.number,
-        "waiting": [[events.to_json(event), at] for group in state.waiting.values() for event, at in group],
-        "early_ends": [[*key, at] for key, at in state.early_ends.items()]}
+        "views": open_views, "gifted": sorted(state.gifted), "deadlines": state.deadlines.open(),
+        "number": state.number,
+        "waiting": [[events.to_json(event), at] for event, at in state.waiting],
+        "early_ends": [[*key, at] for key, at in state.early_ends.items()], "profiles": state.profiles}
     arrays[META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     return arrays
 
@@ -48,8 +49,8 @@ def restore(state: LiveState, arrays: dict[str, np.ndarray]) -> None:
     Raises: ValueError where the snapshot is of another version, log or model.
     """
     meta: dict[str, Any] = json.loads(arrays[META].tobytes().decode())
-    wrong = [name for name, ours in (("version", VERSION), ("trained", state.authors.trained),
-                                     ("true_lifetimes", state.true_lifetimes)) if meta[name] != ours]
+    wrong = [name for name, ours in (("version", VERSION), ("ids", state.ids), ("trained", state.authors.trained),
+                                     ("true_lifetimes", state.true_lifetimes)) if meta.get(name) != ours]
     names = {f"buffers/{name}/author" for name in state.buffers}
     if wrong or arrays["codes/codes"].shape != state.codes.codes.shape or not names <= set(arrays):
         raise ValueError(f"the snapshot is of another {', '.join(wrong) or 'model'} than the one that is served: "
@@ -77,14 +78,12 @@ def restore(state: LiveState, arrays: dict[str, np.ndarray]) -> None:
         state.views.setdefault(room.author, {}).setdefault((user, number), []).append(start)
         state.watched.setdefault(user, []).append((room.author, number))
         state.watching[room.author] += 1
+    state.deadlines.fill(meta["deadlines"])
     state.gifted = {tuple(entry) for entry in meta["gifted"]}
-    state.deadlines = [tuple(entry) for entry in meta["deadlines"]]
-    heapq.heapify(state.deadlines)
     state.ended = dict.fromkeys(meta["ended"])
     state.early_ends = {(user, room): at for user, room, at in meta["early_ends"]}
+    state.profiles = meta.get("profiles", {})
     for value, at in meta["waiting"]:
-        event = events.from_json(value)
-        state.waiting.setdefault(event.room, []).append((event, at))
-        state.waiting_count += 1
+        state.waiting.add(events.from_json(value), at)
     for author in range(len(state.authors)):
         state.show(author)

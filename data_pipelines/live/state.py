@@ -7,34 +7,22 @@ so replaying them makes it anew, to the bit.
 Axes: A authors (with spare rows), R requests, C slots of a catalogue, L code levels.
 """
 
-import heapq
+import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from data_pipelines.live import events
 from data_pipelines.live.codes import LiveCodes
-from data_pipelines.live.names import AuthorRows, KnownIds, Names
+from data_pipelines.live.names import AuthorRows, KnownIds, Names, Room
+from data_pipelines.live.pending import Deadline, Deadlines, Waiting
 from data_pipelines.live.people import OPEN, Buffers
+from data_pipelines.log.audiences import Audiences, nothing
 from onelive_jax.config import Config
 
+logger = logging.getLogger(__name__)
 FORGOTTEN_ROOMS = 100_000  # rooms that ended and early ends of views that are remembered
-
-
-@dataclass(slots=True)
-class Room:
-    """number: of the platform's id `name`, never used again. since_ms: when it was first seen: its start, or a view
-    before it. end_ms: None while on air (or shown by views)."""
-
-    number: int
-    name: str
-    author: int
-    start_ms: int
-    since_ms: int
-    end_ms: int | None = None
-    segment_ms: int = -1  # end of the last segment
 
 
 class LiveState:
@@ -42,35 +30,42 @@ class LiveState:
       authors, users: ids and rows. codes: of authors. buffers: of each history sequence.
       rooms: by the platform's id, on air or lately so. watching: int32 [A], views of each author that go on.
       since_ms: int64 [A], when the room of an author that is shown began. now_ms: the latest moment that was heard of.
+      ids: which tokenizer the codes are of, in a few characters.
       counts: what came and what became of it. changed: authors whose room may be another since it was last emptied.
+      tell: told of views and of authors who get a row, for who learns (examples.py): ("began" | "over", user, author,
+        room number, start, stop) and ("author", row).
     """
 
-    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool):
-        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches."""
+    def __init__(self, config: Config, authors: AuthorRows, codes: LiveCodes, true_lifetimes: bool,
+                 audiences: Audiences | None = None):
+        """true_lifetimes: rooms begin and end by events of their own; else a room is on air while somebody watches.
+        audiences: what was counted of authors when the model was trained; None: nothing."""
         c = self.config = config.serving
         self.data = config.data
+        self.audiences = audiences or nothing(0)
         self.authors, self.users, self.codes, self.true_lifetimes = authors, Names(), codes, true_lifetimes
         self.buffers = {name: Buffers(config.data.history_window, codes.codes.shape[1])
                         for name in config.data.sequences}
         self.rooms: dict[str, Room] = {}
         self.watching, self.since_ms = np.zeros(len(authors), np.int32), np.zeros(len(authors), np.int64)
         self.now_ms, self.counts, self.changed = 0, Counter(), set()
-        self.number = 0
+        self.number, self.ids = 0, ""
+        self.tell: Callable[..., None] = lambda *entry: None
         self.on_air: dict[int, dict[int, Room]] = {}  # author → its rooms by number; where lifetimes are true
         self.views: dict[int, dict[tuple[int, int], list[int]]] = {}  # author → (user, room) → starts
         self.watched: dict[int, list[tuple[int, int]]] = {}  # user → (author, room) of open views
         self.room_of: dict[int, Room] = {}  # number → room, of all in `rooms`
         self.gifted: set[tuple[int, int, int]] = set()  # (user, room, start) of open views with a gift
-        self.deadlines: list[tuple[int, int, int, int, int]] = []  # (when, room, user or −1, start, stop)
-        self.waiting: dict[str, list[tuple[events.Event, int]]] = {}
-        self.waiting_count = 0
+        self.deadlines = Deadlines(self._is_open)
+        self.waiting = Waiting(c.waiting_events)
         self.early_ends: dict[tuple[str, str], int] = {}
         self.ended: dict[str, None] = {}  # rooms that ended, oldest first
+        self.profiles: dict[str, dict[str, float | None]] = {}  # of authors behind those of training, latest last
         self.known = KnownIds(c.known_events)
         self._do = {events.RoomStarted: self._room_started, events.RoomEnded: self._room_ended,
                     events.Segment: self._segment, events.ViewStarted: self._view_started,
                     events.ViewEnded: self._view_ended, events.Reaction: self._reaction,
-                    events.VideoWatched: self._video}
+                    events.VideoWatched: self._video, events.AuthorProfile: self._author_profile}
         self._ms = {name: round(1000 * seconds) for name, seconds in (
             ("ahead", c.clock_ahead_seconds), ("late", 3600 * c.late_hours), ("view", 3600 * c.view_hours),
             ("room", 3600 * c.room_hours), ("grace", c.grace_seconds))}
@@ -88,21 +83,22 @@ class LiveState:
             self.counts["too late"] += 1
             return True
         self.advance(received_ms)  # as questions do in between: replaying the arrivals comes to the same state
-        self._take(event, at)
+        try:
+            self._take(event, at)
+        except Exception:  # an event that is kept comes again at every restart: it must not end them all
+            self.counts["event that could not be taken in"] += 1
+            logger.exception("event %r (%s) could not be taken in", event.id, event.type)
         return True
 
     def advance(self, time_ms: int) -> None:
         """Time goes on: what was to be over by now without an end of its own is over."""
         self.now_ms = max(self.now_ms, time_ms)
-        while self.deadlines and self.deadlines[0][0] <= self.now_ms:
-            _, number, user, start, stop = heapq.heappop(self.deadlines)
-            room = self.room_of.get(number)
-            if room is None:
-                continue
-            if user < 0 and room.end_ms is None:
+        for _, number, user, start, stop in self.deadlines.due(self.now_ms):
+            room = self.room_of[number]
+            if user < 0:
                 self.counts["room without an end"] += 1
                 self._end_room(room, stop)
-            elif user >= 0 and start in self.views.get(room.author, {}).get((user, number), ()):
+            else:
                 self.counts["view without an end"] += 1
                 self._close(user, room, start, max(stop, start))
 
@@ -125,8 +121,7 @@ class LiveState:
             self._open(user, room, start)
             self.show(room.author)
             if room.end_ms is not None:
-                over = room.end_ms + self._ms["grace"]
-                heapq.heappush(self.deadlines, (over, room.number, user, start, room.end_ms))
+                self.deadlines.add(room.end_ms + self._ms["grace"], room.number, user, start, room.end_ms)
 
     # What requests ask.
 
@@ -160,17 +155,9 @@ class LiveState:
             do(event, at)
 
     def _wait(self, event: events.Event, at: int) -> None:
-        if self.waiting_count >= self.config.waiting_events:
-            oldest = next(iter(self.waiting), None)
-            if oldest is None:
-                self.counts["of an unknown room"] += 1
-                return
-            dropped = len(self.waiting.pop(oldest))
-            self.waiting_count -= dropped
-            self.counts["of an unknown room"] += dropped
         self.counts["before its room"] += 1
-        self.waiting.setdefault(event.room, []).append((event, at))
-        self.waiting_count += 1
+        if dropped := self.waiting.add(event, at):
+            self.counts["of an unknown room"] += dropped
 
     def _room_started(self, event: events.RoomStarted, at: int) -> None:
         known = self.rooms.get(event.room)
@@ -188,8 +175,7 @@ class LiveState:
             self._encode(self.codes.add_title, author, at, event.title)
         if self.true_lifetimes:
             self._start_room(room)
-        for waiting, when in self.waiting.pop(event.room, ()):
-            self.waiting_count -= 1
+        for waiting, when in self.waiting.pop(event.room):
             self._take(waiting, when)
 
     def _room_ended(self, event: events.RoomEnded, at: int) -> None:
@@ -278,6 +264,18 @@ class LiveState:
             self.buffers["video"].add(self.users.add(event.user), author, at, at + event.watch_ms,
                                       self.codes.at(author, at))
 
+    def _author_profile(self, event: events.AuthorProfile, at: int) -> None:
+        row = self.authors.row(event.author)
+        if 0 <= row < self.authors.trained:
+            self.counts["profile of a trained author"] += 1  # the next training run reads it
+            return
+        self.profiles.pop(event.author, None)
+        self.profiles[event.author] = dict(event.features)
+        if len(self.profiles) > FORGOTTEN_ROOMS:
+            del self.profiles[next(iter(self.profiles))]
+        if row >= 0:
+            self.codes.describe(row, self.profiles[event.author])
+
     # What events change.
 
     def _author(self, name: str, at: int) -> int:
@@ -296,7 +294,8 @@ class LiveState:
                 buffers.forget_author(row)
             for room in [room for room in self.rooms.values() if room.author == row]:
                 self._forget(room)
-        self.codes.newcomer(row)
+        self.codes.newcomer(row, self.profiles.get(name))
+        self.tell("author", row)
         self._heard(row, at)
         return row
 
@@ -314,8 +313,16 @@ class LiveState:
     def _start_room(self, room: Room) -> None:
         self.on_air.setdefault(room.author, {})[room.number] = room
         over = room.start_ms + self._ms["room"]
-        heapq.heappush(self.deadlines, (over, room.number, -1, room.start_ms, over))
+        self.deadlines.add(over, room.number, -1, room.start_ms, over)
         self.show(room.author)
+
+    def _is_open(self, deadline: Deadline) -> bool:
+        room = self.room_of.get(deadline.room)
+        if room is None:
+            return False
+        if deadline.user < 0:
+            return room.end_ms is None
+        return deadline.start_ms in self.views.get(room.author, {}).get((deadline.user, deadline.room), ())
 
     def _end_room(self, room: Room, at: int) -> None:
         room.end_ms = at
@@ -323,7 +330,7 @@ class LiveState:
         for (user, number), starts in self.views.get(room.author, {}).items():
             if number == room.number:
                 for start in starts:
-                    heapq.heappush(self.deadlines, (at + self._ms["grace"], number, user, start, at))
+                    self.deadlines.add(at + self._ms["grace"], number, user, start, at)
         self.show(room.author)
         self._retire(room)
 
@@ -350,7 +357,8 @@ class LiveState:
         self.watched.setdefault(user, []).append((room.author, room.number))
         self.watching[room.author] += 1
         over = start + self._ms["view"]
-        heapq.heappush(self.deadlines, (over, room.number, user, start, over))
+        self.deadlines.add(over, room.number, user, start, over)
+        self.tell("began", user, room.author, room.number, start, OPEN)
 
     def _close(self, user: int, room: Room, start: int, stop: int) -> None:
         """A view is over."""
@@ -364,6 +372,7 @@ class LiveState:
         if not self.watched[user]:
             del self.watched[user]
         self.watching[room.author] -= 1
+        self.tell("over", user, room.author, room.number, start, stop)
         if "live" in self.buffers:
             self.buffers["live"].close(user, room.author, start, stop)
         if (user, room.number, start) in self.gifted:

@@ -1,11 +1,12 @@
 """The periods of a log: train, validation and test, by time and never by user."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from data_pipelines.tables import HOUR_MS, Tables, moment
+from data_pipelines.tables import HOUR_MS, Tables, moment, sort_interactions, validate
 
 STRAY_SHARE = 1e-3
 
@@ -68,3 +69,50 @@ def periods(tables: Tables, split: Split, utc_offset_hours: float = 0.0) -> list
         lines.append(f"{len(late):,} row(s) begin far after all others, from {when} on: the periods are not counted "
                      "from there. Is a date mistyped?")
     return lines
+
+
+def cut(tables: Tables, time_ms: int) -> Tables:
+    """A log as it was at a moment: rows that began before it, views as far as they were watched, and only the authors
+    and titles that had appeared by then, whose numbers are dense again. People stay, whether they had come or not."""
+    rooms = tables.rooms.filter(pl.col("start_ms") < time_ms)
+    if tables.rooms_are_true_lifetimes:
+        rooms = rooms.with_columns(end_ms=pl.when(pl.col("end_ms") <= time_ms).then(pl.col("end_ms")))
+    authors = tables.authors.filter(pl.col("author_id").is_in(rooms["author_id"].unique().implode()))
+    new_room = _renumber(rooms["room_id"], len(tables.rooms))
+    new_author = _renumber(authors["author_id"], len(tables.authors))
+
+    def renumbered(frame: pl.DataFrame, **numbers: np.ndarray) -> pl.DataFrame:
+        return frame.with_columns(**{name: pl.Series(to[frame[name].to_numpy()], dtype=frame[name].dtype)
+                                     for name, to in numbers.items()})
+
+    log = tables.interactions.filter((pl.col("start_ms") < time_ms)
+                                     & pl.col("room_id").is_in(rooms["room_id"].implode()))
+    log = log.with_columns(watch_ms=pl.min_horizontal("watch_ms", time_ms - pl.col("start_ms")))
+    segments, videos, titles = tables.segments, tables.videos, tables.titles
+    if segments is not None:
+        segments = renumbered(segments.filter((pl.col("end_ms") <= time_ms)
+                                              & pl.col("room_id").is_in(rooms["room_id"].implode())), room_id=new_room)
+    if videos is not None:
+        known = pl.col("author_id").is_in(authors["author_id"].implode())
+        videos = renumbered(videos.filter((pl.col("start_ms") + pl.col("watch_ms") <= time_ms) & known),
+                            author_id=new_author)
+    if titles is not None:
+        used = titles["title_id"].is_in(rooms["title_embedding"].implode())
+        new_title = np.append(_renumber(titles["title_id"].filter(used), len(titles)), -1)  # −1: no title
+        titles = renumbered(titles.filter(used), title_id=new_title)
+        rooms = renumbered(rooms, title_embedding=new_title)
+    rooms = renumbered(rooms, room_id=new_room, author_id=new_author)
+    authors = renumbered(authors, author_id=new_author)
+    if "source_id" not in rooms.columns:
+        rooms = rooms.with_columns(source_id=pl.Series(np.flatnonzero(new_room >= 0).astype(str)))
+    log = renumbered(log, room_id=new_room, author_id=new_author)
+    report = dataclasses.replace(tables.report, rows_read=len(log), rows_kept=len(log))
+    return validate(dataclasses.replace(tables, interactions=sort_interactions(log), rooms=rooms, authors=authors,
+                                        segments=segments, videos=videos, titles=titles, report=report))
+
+
+def _renumber(kept: pl.Series, count: int) -> np.ndarray:
+    """int64 [count]: old number → new one; −1 of what is not kept."""
+    new = np.full(count, -1)
+    new[kept.to_numpy()] = np.arange(len(kept))
+    return new

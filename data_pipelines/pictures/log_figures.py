@@ -98,6 +98,8 @@ def objective_rates(tables: Tables) -> dict[str, float]:
         return {}
     count = {name: int((log[name] > 0).sum()) for name in ("like", "comment", "follow", "share")}
     count |= {"gift": int((log["gift_value"] > 0).sum()), "negative": int(log["negative"].sum())}
+    if "satisfaction" in log.columns:
+        count["answers on satisfaction"] = len(log) - log["satisfaction"].null_count()
     return {name: 100 * value / clicks for name, value in count.items()}
 
 

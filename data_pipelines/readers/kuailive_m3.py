@@ -20,7 +20,7 @@ from data_pipelines.readers import room_logs, rows
 from data_pipelines.readers.forms import Column, Form, first_rows
 from data_pipelines.readers.room_logs import Known, known_rooms
 from data_pipelines.readers.rows import DEFAULTS, Counts, Options
-from data_pipelines.readers.text_files import LINE, layout_of
+from data_pipelines.readers.text_files import LINE, is_parquet, layout_of
 from data_pipelines.tables import Tables, validate
 
 USER, AUTHOR = Column("user_id", "id"), Column("author_id", "id", also=("streamer_id",))
@@ -163,7 +163,7 @@ def forms_of(paths: dict[str, Path], options: Options) -> dict[str, Form]:
 
 def content_forms(folder: Path, files: Iterable[Path], forms: dict[str, Form], options: Options) -> list[Form]:
     """Forms of the shards of content among some files. Raises: FileNotFoundError: if there is none."""
-    shards = [path for path in files if path.suffixes[-1:] in ([".parquet"], [".csv"])]
+    shards = [path for path in files if is_parquet(path) or path.name.lower().endswith(".csv")]
     if not shards:
         raise FileNotFoundError(f"{folder} {NO_SHARD}")
     return [replace(forms_lib.form_of(path, SEGMENT, False, f"{path.name}: ", options.offset_ms),

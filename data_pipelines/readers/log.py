@@ -7,58 +7,19 @@ the last moment in which a row shows it, unless the log says when it began and e
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
-from data_pipelines.readers import cells, forms, room_logs, rows, text_files
-from data_pipelines.readers.forms import Column, Form
+from data_pipelines.readers import cells, dates, forms, room_logs, rows, text_files
+from data_pipelines.readers.forms import Form
+from data_pipelines.readers.log_columns import EVENT_AFFIXES, EVENT_COUNTS, FIELDS, WORDS
 from data_pipelines.readers.rows import DEFAULTS, Counts, Options
 from data_pipelines.readers.text_files import LINE
 from data_pipelines.tables import ROOMS, Tables, moment, validate
 
-EVENT_COUNTS = ("like", "comment", "follow", "share")
-FIELDS = (
-    Column("user", "id", also=("user_id", "uid", "viewer", "viewer_id", "member_id", "account_id", "audience_id",
-                               "visitor_id", "customer_id", "watcher", "user_name", "username")),
-    Column("author", "id", also=("author_id", "streamer_id", "streamer", "channel_id", "channel", "anchor_id", "anchor",
-                                 "broadcaster_id", "broadcaster", "host_id", "host", "creator_id", "creator",
-                                 "streamer_name", "channel_name", "author_name", "anchor_name")),
-    Column("room", "id", False, True, also=("room_id", "live_id", "stream_id", "stream", "live_stream_id", "live",
-                                            "broadcast_id", "broadcast", "livestream_id", "session", "session_id")),
-    Column("start", "time", also=("start_time", "start_timestamp", "started_at", "joined_at", "join_time", "enter_time",
-                                  "entered_at", "enter_timestamp", "time_start", "view_start", "watch_start", "begin",
-                                  "begin_time", "timestamp", "event_time", "time", "ts", "created_at", "datetime",
-                                  "live_play_start_timestamp")),
-    Column("stop", "end", False, True, also=("stop_time", "end", "end_time", "end_timestamp", "ended_at", "left_at",
-                                             "leave_time", "leave_timestamp", "exit_time", "exited_at", "time_end",
-                                             "time_stop", "view_end", "watch_end", "live_play_end_timestamp")),
-    Column("watch", "length", False, True, also=("watch_time", "watch_duration", "watched", "duration", "play_duration",
-                                                 "view_duration", "dwell_time", "watch_live_time", "length",
-                                                 "session_length", "stay_time")),
-    Column("event", "category", False, True, also=("event_type", "event_name", "action", "action_type")),
-    Column("click", "whole", False, True, also=("clicked", "is_click", "is_clicked")),
-    *[Column(name, "whole", False, True, also=(f"{name}s", f"{name}_cnt", f"{name}_count", f"{name}s_count",
-                                               f"num_{name}s", f"n_{name}s", f"is_{name}", f"{name}d", f"{name}ed"))
-      for name in EVENT_COUNTS],
-    Column("gift", "real", False, True, also=("gift_value", "gift_price", "gifts", "gift_amount", "gift_cnt",
-                                              "gift_count", "send_gift_cnt", "is_gift", "donation", "diamonds")),
-    Column("satisfaction", "real", False, True, also=("rating",)),
-    Column("category", "category", False, True, also=("category_id", "category_name", "game", "game_id", "game_name",
-                                                      "live_content_category", "genre", "topic")),
-    Column("position", "whole", False, True, also=("rank", "slot")),
-    Column("room_start", "end", False, True, also=("room_start_time", "room_started_at", "live_start", "stream_start",
-                                                   "live_start_time", "stream_start_time", "broadcast_start")),
-    Column("room_end", "end", False, True, also=("room_end_time", "room_ended_at", "live_end", "stream_end",
-                                                 "live_end_time", "stream_end_time", "broadcast_end")),
-)
-WORDS = {"enter": ("enter", "entered", "join", "joined", "start", "in", "enter_room", "open", "view_start", "play"),
-         "leave": ("leave", "left", "exit", "exited", "end", "stop", "out", "leave_room", "close", "quit", "view_end"),
-         "view": ("view", "watch", "click", "clicked"), "show": ("show", "shown", "impression", "exposure", "expose"),
-         **{name: (name, f"{name}s", f"{name}d", f"{name}ed") for name in EVENT_COUNTS},
-         "gift": ("gift", "gifts", "send_gift", "donate", "donation")}
 DAY_MS = 86_400_000
 EARLIEST_MS, LATEST_MS = 788_918_400_000, 4_102_444_800_000  # 1995 and 2100: no log of live streams is older or younger
 
@@ -82,18 +43,40 @@ def read_log(path: str | Path, options: Options = DEFAULTS) -> Tables:
       FileNotFoundError: if there is no such file.
       ValueError: with file, line, column and what to do, where the log cannot be understood.
     """
-    found = [_understood(form_of(file, options), options) for file in files_in(Path(path))]
+    files = files_in(Path(path))
+    tables = tables_of(forms_of(files, options), Counts(options.stop), options, str(path))
+    tables.report.about.extend(not_read(Path(path).iterdir() if Path(path).is_dir() else (), files))
+    check_lengths(str(path), long_views(tables.interactions), tables.report.views)
+    return tables
+
+
+def forms_of(files: Sequence[Path], options: Options) -> list[Form]:
+    """The forms of the files of one log. Raises: ValueError: where they cannot be understood, or not together."""
+    found = [_understood(form_of(file, options), options) for file in files]
     dated = {form.middle_ms is not None for form in found}
     if len(dated) > 1:
         small = next(form for form in found if form.middle_ms is None)
         raise ValueError(f"{small.path}: its times are small numbers, those of the other files are dates")
-    counts = Counts(options.stop)
-    tables = tables_of(found, counts, options, str(path))
-    middle = tables.interactions.filter("click")["watch_ms"].median() or 0
-    if middle > DAY_MS:
-        raise ValueError(f"{path}: half of the views last {middle / DAY_MS:,.1f} days or longer: a length or an end is "
-                         "in another unit (--columns=watch=COLUMN:s says which)")
-    return tables
+    return found
+
+
+def long_views(log: pl.DataFrame, least_ms: int = DAY_MS) -> int:
+    """Views of so long or longer."""
+    return int(log.select((pl.col("click") & (pl.col("watch_ms") >= least_ms)).sum()).item())
+
+
+def check_lengths(source: str, long: int, views: int) -> None:
+    """Raises ValueError where most of the views last a day or longer."""
+    if 2 * long > views:
+        raise ValueError(f"{source}: half of the views last a day or longer ({long:,} of {views:,}): a length or an "
+                         "end is in another unit (--columns=watch=COLUMN:s says which)")
+
+
+def not_read(there: Iterable[Path], files: Sequence[Path]) -> list[str]:
+    """A sentence on the files of a folder that are no log."""
+    rest = sorted({path.name for path in there} - {file.name for file in files})
+    more = f" and {len(rest) - 3:,} more" if len(rest) > 3 else ""
+    return [f"not read, as they are no .csv, .tsv or .parquet: {', '.join(rest[:3])}{more}"] if rest else []
 
 
 def files_in(path: Path) -> list[Path]:
@@ -102,8 +85,8 @@ def files_in(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file. Give the path of a log, or of a folder of files of a log")
-    files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith((*text_files.ENDINGS,
-                                                                                         ".parquet")))
+    files = sorted(p for p in path.iterdir() if p.is_file() and p.name.lower().endswith((
+        *text_files.ENDINGS, *text_files.PARQUET)) and not p.name.startswith((".", "_")))
     if not files:
         raise ValueError(f"{path} holds no .csv, .tsv or .parquet file: give the log, or the folder that holds it")
     return files
@@ -114,9 +97,11 @@ def form_of(path: Path, options: Options) -> Form:
     given, units = {}, {}
     for name, column in options.columns.items():
         given[name], _, units[name] = column.partition(":")
-        if units[name] and units[name] not in cells.UNIT_MS:
-            raise ValueError(f"--columns: {name}={column}: {units[name]!r} is not one of {', '.join(cells.UNIT_MS)}")
-    columns = [replace(c, unit=units.get(c.name) or None) for c in FIELDS]
+        known = (*(unit for unit in cells.UNIT_MS if unit != cells.DIGITS), *dates.ORDERS)
+        if units[name] and units[name] not in known:
+            raise ValueError(f"--columns: {name}={column}: {units[name]!r} is not one of {', '.join(known)}")
+    columns = [replace(c, order=units[c.name]) if units.get(c.name) in dates.ORDERS else
+               replace(c, unit=units.get(c.name) or None) for c in FIELDS]
     try:
         form = forms.form_of(path, columns, offset_ms=options.offset_ms, given=given)
     except ValueError as error:
@@ -159,8 +144,11 @@ def about(files: Sequence[Form]) -> list[str]:
         for column in form.columns:
             unit = ""
             if column.name in form.units:
-                clock = column.kind != "length" and form.medians[column.name] is None
-                unit = f" ({'clock' if clock else cells.UNIT_NAMES[form.units[column.name]]})"
+                clock = form.medians[column.name] is None
+                unit = "clock" if clock else cells.UNIT_NAMES[form.units[column.name]]
+                if clock and column.name in form.orders:
+                    unit += f", {dates.ORDERS[form.orders[column.name]]}"
+                unit = f" ({unit})"
             said.append(f"{column.name} ← {form.name(column.name)}{unit}")
         lines = [f"columns: {', '.join(said)}"]
         if form.unused:
@@ -172,36 +160,63 @@ def about(files: Sequence[Form]) -> list[str]:
 
 def tables_of(files: Sequence[Form], counts: Counts, options: Options, source: str, drop_empty: bool = False) -> Tables:
     """Canonical tables of files whose forms are understood. `drop_empty`: leave out views of no length."""
-    with_events = any(c.name == "event" for form in files for c in form.columns)
-    found = [rows.read(form, counts, (lambda frame: frame) if with_events else functools.partial(
-        with_length, form, counts=counts, options=options, drop_empty=drop_empty)) for form in files]
+    with_events = has_events(files)
+    found = []
+    for i, form in enumerate(files):
+        keep = functools.partial(with_kind, form, i, counts=counts) if with_events else functools.partial(
+            with_length, form, counts=counts, options=options, drop_empty=drop_empty)
+        found.append(rows.read(form, counts, keep))
     frame = pl.concat(found, how="diagonal")
     del found
     events = None
     if with_events:
-        frame, events = paired(frame, counts)
-        frame = with_length(files[0], frame, counts, options, drop_empty)
+        frame, events = views_of_events(files, frame, counts, options, drop_empty)
     everybody, frame = numbered(frame, "user")
     if not len(frame):
         rows.require_most(counts.report(source, (0, 0), about(files)))
     authors, frame = numbered(frame, "author")
-    frame, rooms, true_lives = with_rooms(frame, authors, counts, options)
+    frame, rooms = with_rooms(frame, authors, counts, options)
+    table = table_of(frame, events, everybody, authors, counts, options)
+    report = counts.report(source, room_logs.sizes(table), about(files))
+    return validate(Tables(
+        table, room_table(rooms), room_logs.id_table("author_id", authors),
+        room_logs.id_table("user_id", everybody[:options.limit_users]), report,
+        rooms_are_true_lifetimes=has_lifetimes(files)))
+
+
+def has_events(files: Sequence[Form]) -> bool:
+    """Whether rows of the log enter and leave, rather than view."""
+    return any(c.name == "event" for form in files for c in form.columns)
+
+
+def has_lifetimes(files: Sequence[Form]) -> bool:
+    """Whether the log says when rooms begin and end."""
+    return {"room_start", "room_end"} <= {c.name for form in files for c in form.columns}
+
+
+def table_of(frame: pl.DataFrame, events: pl.DataFrame | None, everybody: pl.Series, authors: pl.Series, counts: Counts,
+             options: Options) -> pl.DataFrame:
+    """The canonical interactions of some people, from all of their rows with room_id, and their other events."""
     if events is not None:
         frame = reactions(frame, events, everybody, authors, counts)
-    users = everybody if options.limit_users is None else everybody[:options.limit_users]
-    if len(users) < len(everybody):
-        kept = frame.filter(pl.col("user_id") < len(users))
-        counts.add("dropped", room_logs.beyond(len(users)), len(frame) - len(kept))
+    if options.limit_users is not None and options.limit_users < len(everybody):
+        kept = frame.filter(pl.col("user_id") < options.limit_users)
+        counts.add("dropped", room_logs.beyond(options.limit_users), len(frame) - len(kept))
         frame = kept
-    if "category" in frame.columns:
-        frame = frame.drop("category")
-    table = room_logs.once(room_logs.interactions(frame), counts)
-    if true_lives:
-        counts.add("notes", rows.OUTSIDE, room_logs.views_outside(table, rooms))
+    table = room_logs.once(room_logs.interactions(frame.drop("category", strict=False)), counts)
+    if "outside" in frame.columns:
+        outside = room_logs.interactions(frame.filter("outside").drop("category", strict=False))
+        counts.add("notes", rows.OUTSIDE, len(room_logs.once(outside, Counts())))
     counts.add("notes", "session overlaps an earlier one of the same user", overlapping(table))
-    report = counts.report(source, room_logs.sizes(table), about(files))
-    return validate(Tables(table, rooms, room_logs.id_table("author_id", authors), room_logs.id_table("user_id", users),
-                           report, rooms_are_true_lifetimes=true_lives))
+    return table
+
+
+def views_of_events(files: Sequence[Form], frame: pl.DataFrame, counts: Counts, options: Options, drop_empty: bool
+                    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All rows of some people, with kind and file → (their views, with their lengths; their other events)."""
+    frame, events = paired(frame, counts)
+    return pl.concat([with_length(form, frame.filter(pl.col("file") == i), counts, options, drop_empty)
+                      for i, form in enumerate(files)]), events
 
 
 def with_length(form: Form, frame: pl.DataFrame, counts: Counts, options: Options, drop_empty: bool) -> pl.DataFrame:
@@ -223,20 +238,30 @@ def with_length(form: Form, frame: pl.DataFrame, counts: Counts, options: Option
     frame = frame.with_columns(pl.when("click").then(told).otherwise(0).alias("watch_ms"))
     frame = counts.keep_good(form, frame, pl.col("watch_ms").is_null(), "start", "begins a view of unknown length "
                              "(--default_watch_s gives it one)", dirt=True)
-    return frame.drop("watch", "stop", LINE, strict=False)
+    return frame.drop("watch", "stop", "file", LINE, strict=False)
+
+
+def with_kind(form: Form, file: int, frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
+    """Rows of a block of the `file`-th file, with `file` and the kind of their event, a key of WORDS."""
+    kinds = {word: kind for kind, words in WORDS.items() for word in words}
+    frame = frame.with_columns(pl.lit(file, pl.Int32).alias("file"))
+    if "event" not in frame.columns:  # another file of the log has events
+        return frame.with_columns(kind=pl.lit("view"))
+    word = pl.col("event").str.to_lowercase().str.replace_all(r"[\s_.:-]+", "_")
+    kind = pl.coalesce(name.replace_strict(kinds, default=None, return_dtype=pl.String)
+                       for name in (word, word.str.replace_all(EVENT_AFFIXES, "")))
+    frame = frame.with_columns(kind.alias("kind"))
+    return counts.keep_good(form, frame, pl.col("kind").is_null(), "event", f"is none of {', '.join(WORDS)}", dirt=True)
 
 
 def paired(frame: pl.DataFrame, counts: Counts) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Rows of events as (views with stop and click, other events with their kind).
+    """Rows of events and their kind as (views with stop and click, other events with their kind).
 
     A person's row that leaves a room ends the same person's last row that entered it, if nothing came between.
     """
-    kinds = {word: kind for kind, words in WORDS.items() for word in words}
-    kind = pl.col("event").str.to_lowercase().str.replace_all(r"[\s-]+", "_").replace_strict(kinds, default=None)
-    frame = frame.with_columns(kind.alias("kind")).drop("event")
-    counts.add("dropped", f"event is none of {', '.join(WORDS)}", frame["kind"].null_count())
+    frame = frame.drop("event")
     of = ["user", "author", *[name for name in ("room",) if name in frame.columns]]
-    moves = frame.filter(pl.col("kind").is_in(["enter", "leave"])).sort(*of, "start", maintain_order=True)
+    moves = frame.filter(pl.col("kind").is_in(["enter", "leave"])).sort(*of, "start", "file", LINE)
     after = pl.struct(of).eq_missing(pl.struct(of).shift(-1)) & (pl.col("kind").shift(-1) == "leave")
     moves = moves.with_columns(pl.when(after).then(pl.col("start").shift(-1)).alias("left"))
     entered = moves.filter(pl.col("kind") == "enter")
@@ -256,6 +281,7 @@ def reactions(views: pl.DataFrame, events: pl.DataFrame, users: pl.Series, autho
     for column, ids in (("user", users), ("author", authors)):
         events = room_logs.number(events, column, ids, f"{column}_id")
     events = events.rename({"start": "start_ms"})
+    views = views.sort(views.columns)  # of two views at one moment it must not depend on the rows' order which is last
     views = views.with_columns(view=pl.int_range(pl.len()))
     for kind in (*EVENT_COUNTS, "gift"):
         rows_of = events.filter(pl.col("kind") == kind)
@@ -269,9 +295,13 @@ def reactions(views: pl.DataFrame, events: pl.DataFrame, users: pl.Series, autho
     return views.drop("view")
 
 
-def numbered(frame: pl.DataFrame, column: str) -> tuple[pl.Series, pl.DataFrame]:
-    """The different ids of a column as text, in order, and the frame with their places as COLUMN_id."""
-    found = room_logs.compact(frame[column])
+def numbered(frame: pl.DataFrame, column: str, whole: bool | None = None) -> tuple[pl.Series, pl.DataFrame]:
+    """The different ids of a column as text, in order, and the frame with their places as COLUMN_id.
+
+    `whole`: they are numbered as whole numbers; None: if they all are.
+    """
+    found = room_logs.compact(frame[column]) if whole is None else frame[column].cast(pl.Int64) if whole else (
+        frame[column])
     ids = found.unique().drop_nulls().sort()
     if found.dtype == pl.String:
         return ids, room_logs.number(frame, column, ids, f"{column}_id")
@@ -279,14 +309,18 @@ def numbered(frame: pl.DataFrame, column: str) -> tuple[pl.Series, pl.DataFrame]
     return ids.cast(pl.String), frame.drop(column).with_columns(places)
 
 
-def with_rooms(frame: pl.DataFrame, authors: pl.Series, counts: Counts, options: Options
-               ) -> tuple[pl.DataFrame, pl.DataFrame, bool]:
-    """(rows with room_id, the rooms table, whether the log says when rooms begin and end)."""
+def with_rooms(frame: pl.DataFrame, authors: pl.Series, counts: Counts, options: Options, whole: bool | None = None
+               ) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(all rows of some rooms, or of the streamers of rooms without an id, with room_id; the rooms, for `room_table`).
+
+    Rooms are numbered from 0 in the order of their ids and streamers; those without an id come last. Where the log says
+    when rooms begin and end, rows have `outside`: whether they are views outside of their room's life.
+    """
     frame = frame.rename({"start": "start_ms", "gift": "gift_value"}, strict=False)
     stop = pl.col("start_ms") + pl.col("watch_ms")
     if "room" not in frame.columns:
         frame = frame.with_columns(pl.lit(None, pl.String).alias("room"))
-    ids, frame = numbered(frame, "room")
+    ids, frame = numbered(frame, "room", whole)
     frame = frame.rename({"room_id": "place"})
     if unnamed := frame["place"].null_count():
         counts.add("notes", f"row without a room: cut where its streamer pauses for {options.room_gap_min:g} minutes "
@@ -304,21 +338,31 @@ def with_rooms(frame: pl.DataFrame, authors: pl.Series, counts: Counts, options:
     if true_lives:
         start, end = pl.coalesce(pl.col("room_start").min(), start), pl.col("room_end").max()
     aggregates = [start.alias("start_ms"), end.alias("end_ms"), pl.col("place", "author_id").first()]
-    if "category" in frame.columns:
-        aggregates.append(pl.col("category").drop_nulls().first())
     rooms = frame.lazy().group_by("room_id").agg(aggregates).sort("room_id").collect(engine="streaming")
-    kind = room_logs.categories(rooms["category"]) if "category" in rooms.columns else pl.lit(-1, pl.Int32)
     rooms = rooms.with_columns(
-        category=kind, title_embedding=pl.lit(-1, pl.Int32),
         source_id=pl.concat([ids, pl.Series([None], dtype=pl.String)]).gather(rooms["place"].clip(0, len(ids))),
         end_ms=pl.when(pl.col("end_ms") <= pl.col("start_ms")).then(pl.col("start_ms") + 1).otherwise("end_ms"))
+    if "category" in frame.columns:  # that of the room's earliest row that has one
+        told = frame.lazy().filter(pl.col("category").is_not_null()).group_by("room_id").agg(
+            pl.col("category").filter(pl.col("start_ms") == pl.col("start_ms").min()).min()).collect()
+        rooms = rooms.join(told, on="room_id", how="left", maintain_order="left")
     if unnamed:
         nth = (pl.col("source_id").is_null()).cast(pl.Int32).cum_sum().over("author_id")
         made = pl.format("{}/{}", authors.gather(rooms["author_id"]), nth)
         rooms = rooms.with_columns(pl.coalesce("source_id", made))
     counts.add("notes", "room of several streamers (one room each)", rooms.filter(
         pl.col("place") == pl.col("place").shift())["place"].n_unique())
-    return frame, rooms.select(*ROOMS, "source_id"), true_lives
+    if true_lives:
+        life = [rooms[name].gather(frame["room_id"]) for name in ("start_ms", "end_ms")]
+        outside = room_logs.is_outside(pl.col("start_ms"), *map(pl.lit, life))
+        frame = frame.with_columns(outside=pl.col("click") & outside)
+    return frame, rooms
+
+
+def room_table(rooms: pl.DataFrame, texts: pl.Series | None = None) -> pl.DataFrame:
+    """The canonical table of rooms that `with_rooms` found; `texts`: all categories, where `rooms` are a part."""
+    kind = room_logs.categories(rooms["category"], texts) if "category" in rooms.columns else pl.lit(-1, pl.Int32)
+    return rooms.with_columns(category=kind, title_embedding=pl.lit(-1, pl.Int32)).select(*ROOMS, "source_id")
 
 
 def overlapping(log: pl.DataFrame) -> int:

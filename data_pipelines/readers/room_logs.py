@@ -149,22 +149,15 @@ def once(log: pl.DataFrame, counts: Counts) -> pl.DataFrame:
     if not like.any():
         return log
     some = like | like.shift(-1, fill_value=False)
-    kept = pl.concat([log.filter(~some), log.filter(some).unique(maintain_order=True)])
+    kept = pl.concat([log.filter(~some), log.filter(some).unique().sort(log.columns)])
     counts.add("dropped", "repeated row", len(log) - len(kept))
     return sort_interactions(kept)
-
-
-def views_outside(log: pl.DataFrame, rooms: pl.DataFrame) -> int:
-    """Views that begin before their room does, or after its end."""
-    log = log.filter("click")
-    start, end = rooms["start_ms"].gather(log["room_id"]), rooms["end_ms"].gather(log["room_id"])
-    return int(((log["start_ms"] < start) | (log["start_ms"] >= end).fill_null(False)).sum())
 
 
 def last_view(events: pl.DataFrame, views: pl.DataFrame, by: Sequence[str] = ("user_id", "room_id"),
               order: Sequence[str] = ()) -> pl.DataFrame:
     """The events with view, view_ms and watch_ms of the person's last view at or before start_ms, or null."""
-    views = views.select(*by, "watch_ms", "view", "start_ms", view_ms="start_ms").sort("start_ms")
+    views = views.select(*by, "watch_ms", "view", "start_ms", view_ms="start_ms").sort("start_ms", "view")
     return events.sort("start_ms", *order).join_asof(views, on="start_ms", by=list(by), strategy="backward",
                                                      check_sortedness=False)
 

@@ -12,7 +12,7 @@ import polars as pl
 from data_pipelines.readers import cells, text_files
 from data_pipelines.readers.forms import Column, Form, scan
 from data_pipelines.readers.text_files import LINE
-from data_pipelines.tables import ReadReport
+from data_pipelines.tables import UNREADABLE, ReadReport
 
 EXAMPLES = 3  # of the rows of a reason
 ROWS = 2**18  # of a parquet file, read at a time
@@ -130,8 +130,7 @@ class Counts:
 def require_most(report: ReadReport) -> None:
     """Raises ValueError where nothing or less than half of a log was kept, or its times cannot be right."""
     dropped = {reason: count for reason, count in report.dropped.items() if "(limit_users)" not in reason}
-    lost = sum(dropped.values())
-    read = report.rows_read - sum(report.dropped.values()) + lost
+    lost, read = sum(dropped.values()), report.rows_read  # rows of people beyond a limit could be used
     far = sum(count for reason, count in dropped.items() if FAR in reason)
     said = "\n".join(report.lines())
     if not report.rows_kept:
@@ -150,7 +149,7 @@ def require_most(report: ReadReport) -> None:
 
 def place(path: Path, line: int) -> str:
     """'FILE, line N' of a text file, 'FILE, row N' of any other."""
-    return f"{path}, {'row' if path.suffixes[-1:] == ['.parquet'] else 'line'} {line}"
+    return f"{path}, {'row' if text_files.is_parquet(path) else 'line'} {line}"
 
 
 def parse_block(form: Form, block: bytes, line: int, counts: Counts) -> pl.DataFrame:
@@ -173,7 +172,7 @@ def typed(form: Form, frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
         try:
             values, bad = _values(form, column, raw)
         except TypeError as error:
-            raise ValueError(f"{form.path}, column {column.name}: holds {error}") from error
+            raise ValueError(f"{form.path}, column {form.name(column.name)}: holds {error}") from error
         if bad.any():
             bads.append((column.name, bad, WHAT[column.kind]))
         if column.kind in ("time", "end"):
@@ -203,15 +202,16 @@ def _values(form: Form, column: Column, raw: pl.Series) -> tuple[pl.Series, pl.S
         case "id":
             return cells.ids(raw, form.whole_ids)
         case "whole":
-            return cells.counts(raw)
+            return cells.counts(form.number(raw))
         case "index":
             return cells.counts(raw, negative="missing")
         case "real":
-            return cells.reals(raw)
+            return cells.reals(form.number(raw))
         case "time" | "end":
-            return cells.times(raw, form.units[column.name], form.offset_ms)
+            return cells.times(form.number(raw), form.units[column.name], form.offsets.get(column.name, form.offset_ms),
+                               form.orders.get(column.name))
         case "length":
-            return cells.lengths(raw, form.units[column.name])
+            return cells.lengths(form.number(raw), form.units[column.name])
         case "category":
             return cells.category(raw), pl.Series([False]).new_from_index(0, len(raw))
         case "text":
@@ -236,7 +236,7 @@ def parquet_part(form: Form, found: pl.LazyFrame, first: int, counts: Counts) ->
     try:
         frame = found.select(pl.col(spot).alias(name) for spot, name in names.items()).with_row_index(
             LINE, first + 1).cast({LINE: pl.Int64}).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{form.path} cannot be read ({error}): copy or download it again") from error
     if form.events:
         counts.rows_read += len(frame)

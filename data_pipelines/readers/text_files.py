@@ -8,6 +8,7 @@ import codecs
 import csv
 import gzip
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,12 +21,27 @@ import polars as pl
 LINE = "line"  # int64 column: the line of a text file, or the row of any other, from 1
 BLOCK = 16 * 2**20  # bytes
 HEAD = 2**19  # bytes from which a file's layout and units are told
-DELIMITERS = ",;\t|"
+DELIMITERS = ",;\t|\x01"  # the last: Hive
 LONGEST_ROW = 2**20  # bytes: a quote that stays open for longer was never one
 # What a packed file may unpack to: a log of digits packs 4 to 20 times.
 MAX_RATIO, FREE_BYTES = 100, 2**30
+# The first bytes of files that are no text, and what to do with them.
+OTHER_FORMATS = {
+    b"PAR1": "is a parquet file: give it a name that ends in .parquet",
+    b"ARROW1": "is an Arrow file: save it as parquet",
+    b"BZh": "is packed with bzip2: unpack it", b"\xfd7zXZ": "is packed with xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "is packed with Zstandard: unpack it", b"7z\xbc\xaf": "is packed with 7-Zip: unpack it",
+    b"\xd0\xcf\x11\xe0": "is a spreadsheet: save it as CSV",
+    b"SQLite format 3": "is a database: export the table as CSV",
+    b"\x89HDF": "is an HDF5 file: save it as parquet", b"Obj\x01": "is an Avro file: save it as parquet",
+    b"ORC": "is an ORC file: save it as parquet", b"%PDF": "is a PDF"}
+JSON = "is JSON: make a table of it, in Python pl.read_ndjson(FILE).write_parquet(FILE) or pl.read_json"
+OTHER_TEXTS = {"{": JSON, "[{": JSON, "<html": "is a web page", "<!doctype": "is a web page",
+               "<?xml": "is XML, not a table",
+               "version https://git-lfs": "is only a pointer to the file: git lfs pull brings it"}
 NOT_TEXT = (UnicodeDecodeError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, csv.Error,
             pl.exceptions.PolarsError)
+PARQUET = (".parquet", ".pq", ".parq")
 # Names of files of text, packed or not.
 ENDINGS = tuple(f".{kind}{pack}" for kind in ("csv", "tsv", "txt") for pack in ("", ".gz", ".zip")) + (".zip",)
 
@@ -72,7 +88,11 @@ def open_unpacked(path: Path):
     Raises: ValueError: for an archive of several files.
     """
     raw = path.open("rb")
-    magic = raw.read(4)
+    magic = raw.read(16)
+    other = next((said for sign, said in OTHER_FORMATS.items() if magic.startswith(sign)), None)
+    if other:
+        raise ValueError(f"{path} {other}")
+    magic = magic[:4]
     if magic[:2] == b"\x1f\x8b" or magic == b"PK\x03\x04":
         size = raw.seek(0, io.SEEK_END)
         raw.seek(0)
@@ -81,6 +101,8 @@ def open_unpacked(path: Path):
         else:
             archive = zipfile.ZipFile(raw)
             names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+            if "xl/workbook.xml" in names:
+                raise ValueError(f"{path} is a spreadsheet: save it as CSV")
             if len(names) != 1:
                 raise ValueError(f"{path} holds {len(names)} files: unpack it and give the folder or one of them")
             inner = archive.open(names[0])
@@ -90,9 +112,17 @@ def open_unpacked(path: Path):
         raw.seek(0)
     if magic[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return codecs.EncodedFile(raw, "utf-8", "utf-16")
+    for wide, name in ((magic[1::2], "utf-16-le"), (magic[::2], "utf-16-be")):
+        if len(magic) == 4 and wide == b"\0\0" and magic.count(0) == 2:  # UTF-16 of plain letters, without its mark
+            return codecs.EncodedFile(raw, "utf-8", name)
     if magic[:3] == codecs.BOM_UTF8:
         raw.read(3)
     return raw
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is of parquet, by its name."""
+    return path.name.lower().endswith(PARQUET)
 
 
 def layout_of(path: Path, has_header: bool = True) -> tuple[Layout, list[tuple[str, ...]]]:
@@ -107,7 +137,10 @@ def layout_of(path: Path, has_header: bool = True) -> tuple[Layout, list[tuple[s
         head = _line_ends(head, cr)
         if len(head) >= HEAD:  # the last line may be cut
             head = head[:head.rfind(b"\n") + 1] or head
-        text = head.decode()
+        text = head[header_start(head):].decode()
+        other = next((said for sign, said in OTHER_TEXTS.items() if text[:100].lstrip().lower().startswith(sign)), None)
+        if other:
+            raise ValueError(f"{path} {other}")
         lines = [line for line in text.split("\n")[:50] if line.strip()]
         if not lines:
             raise ValueError(f"{path}: the file is empty")
@@ -123,7 +156,8 @@ def layout_of(path: Path, has_header: bool = True) -> tuple[Layout, list[tuple[s
 def not_text(path: Path, error: Exception) -> str:
     """A sentence about a file that cannot be read as text."""
     if isinstance(error, UnicodeDecodeError):
-        return f"{path}: not a CSV file in UTF-8 ({error.reason} at byte {error.start:,}): save it as UTF-8"
+        return (f"{path}: not a CSV file in UTF-8 ({error.reason} at byte {error.start:,}): save it as UTF-8 (iconv -f "
+                "LATIN1 -t UTF-8, or -f GB18030)")
     if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)):
         return f"{path}: the packed file is damaged or cut short ({error}): copy or download it again"
     return f"{path}: not a CSV file in UTF-8 ({error})"
@@ -252,12 +286,24 @@ def _whole_lines(data: bytes) -> int:
     return before if end - before < LONGEST_ROW else end
 
 
+def header_start(data: bytes) -> int:
+    """Where the header begins: below blank lines, comments (# without a delimiter) and Excel's sep=;."""
+    start = 0
+    while True:
+        end = data.find(b"\n", start) + 1
+        line = data[start:end].strip()
+        comment = line.startswith(b"#") and not any(mark.encode() in line for mark in DELIMITERS)
+        if not end or line and not comment and not re.fullmatch(rb'"?sep=.?"?', line):
+            return start
+        start = end
+
+
 def header_end(data: bytes) -> int:
-    """Where the first line that is not blank ends, quoted line breaks included."""
-    end = 0
+    """Where the header ends, quoted line breaks included."""
+    end = header_start(data)
     while True:
         end = data.find(b"\n", end) + 1 or len(data)
-        if end == len(data) or (data[:end].strip() and data.count(b'"', 0, end) % 2 == 0):
+        if end == len(data) or data.count(b'"', 0, end) % 2 == 0:
             return end
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.readers import forms, log, text_files
+from data_pipelines.readers.forms import Form
 from data_pipelines.readers.rows import DEFAULTS, Counts, Options
 from data_pipelines.tables import Tables
 
@@ -26,7 +27,14 @@ def read_twitch(path: str | Path, options: Options = DEFAULTS) -> Tables:
 
     Raises: as `log.read_log`; and where the times are not in rounds.
     """
-    (file,) = log.files_in(Path(path))[:1]
+    form = form_of(log.files_in(Path(path))[0])
+    tables = log.tables_of([form], Counts(options.stop), options, str(path), drop_empty=True)
+    check_lengths(form, log.long_views(tables.interactions, LONG_ROUNDS * ROUND_MS), tables.report.views)
+    return tables
+
+
+def form_of(file: Path) -> Form:
+    """The form of the file. Raises: ValueError: where it has neither the five columns nor a header with their names."""
     columns = [replace(c, needed=True, empty=False, kind="time", unit="rounds") if c.name in ("start", "stop") else
                replace(c, needed=True, empty=False) for c in log.FIELDS if c.name in FIELDS]
     layout, _ = text_files.layout_of(file)
@@ -38,11 +46,13 @@ def read_twitch(path: str | Path, options: Options = DEFAULTS) -> Tables:
                              "user, stream, streamer, start, stop. With other columns, add a header that names "
                              "user_id, stream_id, streamer_name, start_time, stop_time")
         given = {name: f"#{i + 1}" for i, name in enumerate(FIELDS)}
-    form = replace(forms.form_of(file, columns, given=given), whole_ids=False)
-    tables = log.tables_of([form], Counts(options.stop), options, str(path), drop_empty=True)
-    middle = tables.interactions["watch_ms"].median() / ROUND_MS
-    if middle >= LONG_ROUNDS:
-        raise ValueError(f"{file}: half of the views last {middle:,.0f} rounds ({middle / 6:,.0f} hours) or longer: "
-                         "the times are in minutes or seconds. Read it with --source=log --columns=start=COLUMN:min,"
-                         "stop=COLUMN:min (or :s)")
-    return tables
+    return replace(forms.form_of(file, columns, given=given), whole_ids=False)
+
+
+def check_lengths(form: Form, long: int, views: int) -> None:
+    """Raises ValueError where half of the views or more last LONG_ROUNDS or longer."""
+    if 2 * long >= views > 0:
+        raise ValueError(f"{form.path}: half of the views last {LONG_ROUNDS} rounds ({LONG_ROUNDS * 10} minutes) or "
+                         f"longer ({long:,} of {views:,}): the times are in minutes or seconds. "
+                         "Read it with --source=log "
+                         "--columns=start=COLUMN:min,stop=COLUMN:min (or :s)")

@@ -87,6 +87,12 @@ def write_kuailive_m3(tables: Tables, folder: str | Path) -> None:
         pl.col("follow").alias("follow_author_cnt"), pl.col("share").alias("share_cnt"),
         pl.lit(0).alias("is_auto_play"),
     ).write_csv(folder / "live_interaction.csv")
+    if "satisfaction" in log.columns:
+        answers = log.with_columns(user=_whole(users).gather(log["user_id"]), live=_whole(lives).gather(
+            log["room_id"])).drop_nulls("satisfaction")
+        answers.select(
+            pl.col("user").alias("user_id"), pl.col("live").alias("live_id"), pl.col("start_ms").alias("timestamp"),
+            "satisfaction").write_csv(folder / "live_questionnaire.csv")
     shown = tables.interactions.filter(~pl.col("click"))
     shown.select(_whole(users).gather(shown["user_id"]).alias("user_id"), _whole(lives).gather(
         shown["room_id"]).alias("live_id"), pl.col("start_ms").alias("timestamp")).write_parquet(

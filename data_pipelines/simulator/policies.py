@@ -17,10 +17,13 @@ import numpy as np
 import polars as pl
 from tabulate import tabulate
 
+from data_pipelines.log import own_counts as own_views
+from data_pipelines.log.timelines import Timelines
 from data_pipelines.simulator.platform import Platform, PlatformRequests, Policy, compare
 from data_pipelines.simulator.reactions import OBJECTIVES, SLATE
 from data_pipelines.simulator.sessions import known_authors
-from data_pipelines.simulator.world import DAY_MS, KEY, mix
+from data_pipelines.simulator.world import DAY_MS, mix
+from data_pipelines.tables import Tables
 from onelive_jax.config import SimulatorConfig
 
 SCORED_AT_ONCE = 200_000
@@ -39,23 +42,25 @@ def viewers() -> Policy:
 
 def own_counts(half_life_days: float = 14.0) -> Policy:
     """The person's own clicks on the author in the log so far, halved per half-life; ties by current viewers."""
-    log, key, count = None, np.empty(0, np.int64), np.zeros(1)
+    log, views = None, None
 
     def policy(asked: PlatformRequests) -> np.ndarray:
-        nonlocal log, key, count
-        if asked.log is not log:  # the log grew: count again
-            log = asked.log
-            views = log.interactions.filter(pl.col("click"))
-            pair = views["user_id"].to_numpy() * KEY + views["author_id"].to_numpy()
-            age = views["start_ms"].max() - views["start_ms"].to_numpy()
-            key, at = np.unique(pair, return_inverse=True)
-            count = np.append(np.bincount(at, np.exp2(-age / (half_life_days * DAY_MS)), key.size), 0.0)
-        wanted = np.repeat(asked.user, np.diff(asked.offsets)) * KEY + asked.author
-        place = np.searchsorted(key, wanted)
-        found = np.append(key, -1)[place] == wanted
-        return top(asked, np.where(found, count[place], 0.0) + 1e-9 * asked.viewers)
+        nonlocal log, views
+        if asked.log is not log:  # the log grew
+            log, views = asked.log, _clicks(asked.log)
+        counts, = own_views.own_counts(views, asked.user, asked.time_ms, asked.offsets, asked.author,
+                                       lambda age: np.exp2(-age / (half_life_days * DAY_MS))[None])
+        return top(asked, counts + 1e-9 * asked.viewers)
 
     return policy
+
+
+def _clicks(log: Tables) -> Timelines:
+    rows = log.interactions.filter(pl.col("click"))
+    ptr = np.searchsorted(rows["user_id"].to_numpy(), np.arange(len(log.users) + 1))
+    start = rows["start_ms"].to_numpy()
+    return Timelines(ptr, rows["author_id"].to_numpy(), rows["room_id"].to_numpy(), start,
+                     start + rows["watch_ms"].to_numpy())
 
 
 def oracle(platform: Platform, objective: str = "utility") -> Policy:

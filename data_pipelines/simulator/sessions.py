@@ -4,6 +4,7 @@ Axes: n people who look for a room, S places of a slate, P authors a person know
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,7 +53,9 @@ def _play(world, feed, behaviour, people, users, from_ms, to_ms, rng) -> dict[st
     last_room = people.last_room[users]
     active = np.arange(n)
     empty = np.empty(0, np.int64)
-    turns = [_impressions(empty, np.empty((0, people_lib.SLATE), np.int32), world)]
+    none = np.empty((0, people_lib.SLATE))
+    turns = [_impressions(world, Turn(empty, empty, none.astype(np.int32), *[none.astype(bool)] * 4,
+                                      *[none.astype(np.float32)] * 2, empty, empty.astype(bool)))]
     while active.size:
         between = np.where(views_left[active] > 0, rng.exponential(20_000, active.size), 0).astype(np.int64)
         time = free_at[active] + between
@@ -88,8 +91,8 @@ def _play(world, feed, behaviour, people, users, from_ms, to_ms, rng) -> dict[st
         following = (follows[who] == author[:, None]).any(1)
         rate = people_lib.reaction_rates(world, behaviour, users[who], room, affinity, following)[:, 2]
         wants = rng.random(who.size) < rate
-        turns.append(_impressions(time, room_nS, world, user, there, propensity_nS, affinity_nS, clicked, disliked,
-                                  seen_nS > 0, watch, wants))
+        turns.append(_impressions(world, Turn(time, user, room_nS, there, clicked, disliked, seen_nS > 0,
+                                              propensity_nS, affinity_nS, watch, wants)))
         fans = who[wants]
         follows[fans] = np.column_stack([author[wants], follows[fans][:, :-1]])
         recent[who] = np.column_stack([author, recent[who][:, :-1]])
@@ -104,21 +107,34 @@ def _play(world, feed, behaviour, people, users, from_ms, to_ms, rng) -> dict[st
     return {name: np.concatenate([turn[name] for turn in turns]) for name in turns[0]}
 
 
-def _impressions(time, room_nS, world, user=None, there=None, propensity=None, affinity=None, clicked=None,
-                 disliked=None, repeat=None, watch=None, wants=None) -> dict[str, np.ndarray]:
-    """Flat columns of the places of slates that hold a room; without the optional arguments, of no slate."""
-    if user is None:
-        user, watch, wants = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, bool)
-        there = clicked = disliked = repeat = np.zeros(room_nS.shape, bool)
-        propensity = affinity = np.zeros(room_nS.shape, np.float32)
-    row, place = np.nonzero(there)
-    room, click = room_nS[row, place], clicked[row, place]
-    all_watch, all_follow = np.zeros(row.size, np.int64), np.zeros(row.size, np.int32)
-    all_watch[click], all_follow[click] = watch, wants
-    return {"user_id": user[row].astype(np.int32), "room_id": room, "author_id": world.room_author[room],
-            "start_ms": time[row], "watch_ms": all_watch, "click": click, "position": place.astype(np.int32),
-            "propensity": propensity[row, place], "follow": all_follow, "negative": disliked[row, place],
-            "affinity": affinity[row, place], "repeat": repeat[row, place]}
+class Turn(NamedTuple):
+    """The next slates of n people and what they did: time int64 [n], user int [n]; of places [n, S]: room int32, there
+    (it holds a room), clicked, disliked, repeat bool, propensity, affinity float32; of clicks, in the order of places:
+    watch int64, in ms, and follow bool."""
+
+    time: np.ndarray
+    user: np.ndarray
+    room: np.ndarray
+    there: np.ndarray
+    clicked: np.ndarray
+    disliked: np.ndarray
+    repeat: np.ndarray
+    propensity: np.ndarray
+    affinity: np.ndarray
+    watch: np.ndarray
+    follow: np.ndarray
+
+
+def _impressions(world: SimulatedWorld, turn: Turn) -> dict[str, np.ndarray]:
+    """Flat columns of the places of slates that hold a room."""
+    row, place = np.nonzero(turn.there)
+    room, click = turn.room[row, place], turn.clicked[row, place]
+    watch, follow = np.zeros(row.size, np.int64), np.zeros(row.size, np.int32)
+    watch[click], follow[click] = turn.watch, turn.follow
+    return {"user_id": turn.user[row].astype(np.int32), "room_id": room, "author_id": world.room_author[room],
+            "start_ms": turn.time[row], "watch_ms": watch, "click": click, "position": place.astype(np.int32),
+            "propensity": turn.propensity[row, place], "follow": follow, "negative": turn.disliked[row, place],
+            "affinity": turn.affinity[row, place], "repeat": turn.repeat[row, place]}
 
 
 def known_authors(recent: np.ndarray, follows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -142,6 +158,8 @@ def first_people(world: SimulatedWorld, seed: int) -> People:
         pool = rng.integers(world.topic.shape[0], size=(part.stop - first, 24))
         liking = np.einsum("nz,nmz->nm", world.day_taste[part], world.topic[pool]) * np.sqrt(TOPIC_WIDTH)
         score = liking + 0.5 * world.popularity[pool] + rng.gumbel(size=pool.shape)
+        if world.movement is not None:  # nobody follows who has not begun
+            score[world.movement.debut_ms[pool] > START_MS] -= 100.0
         follows[part, :FOLLOWS // 2] = np.take_along_axis(pool, np.argsort(-score, axis=1)[:, :FOLLOWS // 2], axis=1)
     return People(np.full((users, RECENT), -1, np.int32), follows, np.full(users, -1, np.int32),
                   np.full(users, START_MS, np.int64))

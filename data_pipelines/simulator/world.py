@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipelines.simulator.movement import Movement, draw_events, make_movement, moves
 from onelive_jax.config import SimulatorConfig, check_ranges
 
 START_MS = 1_746_403_200_000  # Monday 2025-05-05 00:00 UTC, which is also the platform's local time
@@ -44,6 +45,7 @@ class SimulatedWorld:
       wave, phase: float32 [R, C], radians per ms and radians of a drift's cosines; direction: uint8 [R, C], a row of
         `directions`, float32 [256, Z], unit vectors.
       jump_size: length of a theme beside an author's topic, whose length is 1.
+      movement: how the world moves (movement.py); None where it does not.
       jump_key: int64 [J] ascending, room × KEY + ms since the room's start; jump_theme: int8 [J], a genre, or -1.
       day_taste, evening_taste: float32 [U, Z], unit vectors; the taste moves from one to the other with the hour.
       activity: float32 [U], mean 1. generosity: float32 [U], mean 1, heavy-tailed.
@@ -75,6 +77,7 @@ class SimulatedWorld:
     end_ms: int
     play_end_ms: int
     jump_size: float
+    movement: Movement | None = None
 
     def __post_init__(self):
         # Which room of an author covers a moment is one bisection among that author's rooms.
@@ -86,7 +89,8 @@ class SimulatedWorld:
         """float32 [n, Z]: unit tastes of n users at n moments."""
         hour = (time_ms % DAY_MS) / HOUR_MS
         evening = ((1 + np.cos(2 * np.pi * (hour - 21) / 24)) / 2)[..., None].astype(np.float32)
-        return unit(self.day_taste[user] * (1 - evening) + self.evening_taste[user] * evening)
+        taste = unit(self.day_taste[user] * (1 - evening) + self.evening_taste[user] * evening)
+        return taste if self.movement is None else unit(self.movement.moved(taste, user, time_ms))
 
     def content(self, room: np.ndarray, time_ms: np.ndarray) -> np.ndarray:
         """float32 [..., Z]: unit vectors of what rooms show at moments (two arrays of one shape).
@@ -118,7 +122,8 @@ class SimulatedWorld:
         The taste is that of each row's first moment; moments outside a room's life are moved to its nearest end.
         """
         taste = self.taste(user, time_ms[:, 0])
-        return np.einsum("nz,nmz->nm", taste, self.content(room, time_ms)) * np.float32(np.sqrt(TOPIC_WIDTH))
+        affinity = np.einsum("nz,nmz->nm", taste, self.content(room, time_ms)) * np.float32(np.sqrt(TOPIC_WIDTH))
+        return affinity if self.movement is None else affinity + self.movement.event_boost[room]
 
     def room_of(self, author: np.ndarray, time_ms: np.ndarray, margin_ms: int = STEP_MS) -> np.ndarray:
         """int32, the shape of author: its room that is on air at a moment and for margin_ms more; -1 where none is."""
@@ -190,6 +195,11 @@ def make_world(config: SimulatorConfig) -> SimulatedWorld:
     charm = CHARM_SPREAD * traits[:, 2:] - np.float32(CHARM_SPREAD**2 / 2)
 
     author, start, end = _schedule(rng, config)
+    movement = make_movement(config, START_MS, TOPIC_WIDTH) if moves(config) else None
+    if movement is not None:
+        there = start >= movement.debut_ms[author]
+        author, start, end = author[there], start[there], end[there]
+        draw_events(movement, config, start, end)
     if not author.size:
         raise ValueError("no author ever went on air: simulate more authors or days")
     cosines = (author.size, DRIFT_PERIODS_MIN.size)
@@ -209,7 +219,7 @@ def make_world(config: SimulatorConfig) -> SimulatedWorld:
     log_end = START_MS + config.days * DAY_MS
     return SimulatedWorld(config.seed, genre, topic, author_genre, popularity, fame, lure, charm, hold, author, start,
                           end, wave, phase, direction, directions, jump_key, jump_theme, day, evening, activity,
-                          generosity, log_end, log_end + config.play_days * DAY_MS, config.jump_size)
+                          generosity, log_end, log_end + config.play_days * DAY_MS, config.jump_size, movement)
 
 
 def _schedule(rng, config: SimulatorConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,11 +9,12 @@ only (those that ended by p1); a user's own counts read every view of theirs tha
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Iterator, Sequence
+from typing import Sequence
 
 import numpy as np
 from scipy import sparse
 
+from data_pipelines.log import own_counts as own
 from data_pipelines.log.presence import expand
 from data_pipelines.log.tasks import Task
 from data_pipelines.log.timelines import Timelines
@@ -21,8 +22,6 @@ from onelive_jax.evaluation import ranking_metrics
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-# Pairs, and terms of a product of viewers, that are held at a time.
-CHUNK = 4_000_000
 # Small beside any difference of scores that means something, large beside float64's rounding.
 TIE = 1e-6
 
@@ -114,20 +113,12 @@ def own_counts(views: Timelines, task: Task, weights: Weights = Weights()) -> tu
     their number; their number with each view halved per half-life of its age; and the number of those that began
     within ± same_time_minutes of the request's time of day.
     """
-    begin_R, end_R = _history(views, task)
-    key_C, width = _candidate_keys(views, task)
-    result = np.zeros((3, len(key_C)))
-    for requests in _chunks(end_R - begin_R):
-        at, owner = expand(begin_R[requests], (end_R - begin_R)[requests])
-        request = requests.start + owner
-        place, found = _look_up(key_C, request * width + views.author[at])
-        place, age = place[found], (task.time_ms[request] - views.start_ms[at])[found]
-        away = np.abs((age + DAY_MS // 2) % DAY_MS - DAY_MS // 2)
-        halved = np.exp2(-age / (weights.half_life_hours * HOUR_MS))
-        near = (away <= weights.same_time_minutes * 60_000).astype(np.float64)
-        for row, weight in enumerate((np.ones(len(place)), halved, near)):
-            result[row] += np.bincount(place, weight, minlength=len(key_C))
-    return result[0], result[1], result[2]
+    def weigh(age_P):
+        away = np.abs((age_P + DAY_MS // 2) % DAY_MS - DAY_MS // 2)
+        return np.stack([np.ones(len(age_P)), np.exp2(-age_P / (weights.half_life_hours * HOUR_MS)),
+                         away <= weights.same_time_minutes * 60_000])
+
+    return tuple(own.own_counts(views, task.user, task.time_ms, task.offsets, task.candidates, weigh))
 
 
 def already_seen(views: Timelines, task: Task) -> np.ndarray:
@@ -156,17 +147,17 @@ def item_knn(views: Timelines, task: Task, p1_ms: int, weights: Weights = Weight
     begin_R = np.maximum(begin_R, end_R - weights.knn_views)
     sizes_R = np.diff(task.offsets)
     score_C = np.zeros(len(task.candidates))
-    for requests in _chunks(sizes_R * (end_R - begin_R)):
+    for requests in own.chunks(sizes_R * (end_R - begin_R)):
         candidate = np.arange(task.offsets[requests.start], task.offsets[requests.stop])
         request = np.repeat(np.arange(requests.start, requests.stop), sizes_R[requests])
         at, owner = expand(begin_R[request], (end_R - begin_R)[request])
-        row_a, a_known = _look_up(known, task.candidates[candidate])
-        row_b, b_known = _look_up(known, views.author[at])
+        row_a, a_known = own.look_up(known, task.candidates[candidate])
+        row_b, b_known = own.look_up(known, views.author[at])
         pair = np.flatnonzero(a_known[owner] & b_known)
         owner, at, a, b = owner[pair], at[pair], row_a[owner[pair]], row_b[pair]
         user = task.user[request[owner]]
-        own_a = _look_up(seen_key, user * stride + a)[1]
-        own_b = _look_up(seen_key, user * stride + b)[1]
+        own_a = own.look_up(seen_key, user * stride + a)[1]
+        own_b = own.look_up(seen_key, user * stride + b)[1]
         common = _common_users(viewers_KxU, a, b) - (own_a & own_b)
         norm = np.sqrt((users_K[a] - own_a) * (users_K[b] - own_b).astype(np.float64))
         position = end_R[request[owner]] - 1 - at
@@ -192,28 +183,6 @@ def _history(views: Timelines, task: Task) -> tuple[np.ndarray, np.ndarray]:
     return views.user_ptr[task.user], views.seen_before(task.user, task.time_ms)
 
 
-def _chunks(pairs_R: np.ndarray) -> Iterator[slice]:
-    """Runs of requests whose pairs number about `CHUNK` (a single request may exceed it)."""
-    block_R = np.cumsum(pairs_R) // CHUNK
-    edges = np.flatnonzero(np.diff(block_R, prepend=-1) > 0)
-    for start, stop in itertools.pairwise(np.append(edges, len(pairs_R))):
-        yield slice(int(start), int(stop))
-
-
-def _candidate_keys(views: Timelines, task: Task) -> tuple[np.ndarray, int]:
-    """int64 [C] ascending keys request · width + author, and the width."""
-    width = 1 + int(max(task.candidates.max(initial=0), views.author.max(initial=0)))
-    return np.repeat(np.arange(len(task.user)), np.diff(task.offsets)) * width + task.candidates, width
-
-
-def _look_up(sorted_keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Position of each wanted key and whether it is there at all; positions are safe to index with where it is."""
-    if not len(sorted_keys):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
-    place = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)
-    return place, sorted_keys[place] == wanted
-
-
 def _training_pairs(views: Timelines, p1_ms: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct (user, author) of training views, int64 twice, ascending."""
     training = views.stop_ms <= p1_ms
@@ -229,7 +198,7 @@ def _common_users(viewers_KxU: sparse.csr_array, a_P: np.ndarray, b_P: np.ndarra
     row_Q, start_Q = np.unique(key // rows, return_index=True)
     end_Q, common = np.append(start_Q[1:], len(key)), np.zeros(len(key), np.int64)
     terms_K = viewers_KxU @ viewers_KxU.sum(axis=0)  # of each row of the product
-    for part in _chunks(terms_K[row_Q]):
+    for part in own.chunks(terms_K[row_Q]):
         pairs = slice(start_Q[part.start], end_Q[part.stop - 1])
         product = viewers_KxU[row_Q[part]] @ viewers_KxU.T
         common[pairs] = product[np.searchsorted(row_Q[part], key[pairs] // rows), key[pairs] % rows]

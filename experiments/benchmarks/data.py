@@ -2,13 +2,25 @@
 
     python -m experiments.benchmarks.data --what=prepare --workdir=/tmp/kuailive_size
     python -m experiments.benchmarks.data --what=loader --workdir=/tmp/kuailive_size      (prepares it first)
+    python -m experiments.benchmarks.data --what=growth --workdir=/tmp/growth             (a table: 1, 10 and 50 times)
 
 Writes a folder in KuaiLive's form with its numbers of rows (about 2.5 GB, a few minutes, once a workdir), then prepares
 it in a process of its own with `python -m data_pipelines.prepare` and prints that process's wall time, peak memory and
 the size of what it wrote. Rows are random, with heavy tails where the real ones have them: this measures size only.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    absl_flags.DEFINE_enum("what", "prepare", ["prepare", "loader", "growth"], "what is measured")
+    absl_flags.DEFINE_string("workdir", None, "folder for the log and its tables", required=True)
+    absl_flags.DEFINE_float("scale", 1.0, "size as a share of KuaiLive's", lower_bound=0.0)
+    flags.read(plain=True)
+
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -18,12 +30,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from absl import flags as absl_flags
 
 from data_pipelines.readers import kuailive
 from data_pipelines.simulator.formats import CONSTANTS
 from experiments.benchmarks.loader import benchmark_loader
-from experiments.common import flags
+from experiments.common.tables import table as text_table
 from onelive_jax.files import write_json
 
 # Rows of the real files.
@@ -111,29 +122,96 @@ def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
     pl.DataFrame(columns).sort("timestamp").write_csv(path)
 
 
+def write_views(path: Path, source: str, rows: int, seed: int = 0) -> None:
+    """Writes so many random views: of source=log with a header, text ids, likes and categories, or of twitch."""
+    rng = np.random.default_rng(seed)
+    people, streamers = max(2, rows // 20), max(2, rows // 200)
+    user = np.minimum(rng.zipf(1.3, rows), people)
+    author = np.minimum(rng.zipf(1.2, rows), streamers)
+    start = rng.integers(0, 42 * 144, rows)  # of six weeks, rounds of ten minutes
+    room = author * 1000 + start // 24  # a broadcast is four hours of a streamer
+    if source == "twitch":
+        stop = start + rng.geometric(0.5, rows)
+        pl.DataFrame({"user": user, "room": room, "author": author, "start": start, "stop": stop}
+                     ).write_csv(path, include_header=False)
+        return
+    watch = np.ceil(rng.lognormal(4, 1.5, rows)).astype(np.int64)
+    frame = pl.DataFrame({"user": user, "room": room, "author": author, "start": START_MS + start * 600_000,
+                          "watch": watch, "likes": rng.poisson(0.1, rows)})
+    frame = frame.with_columns(pl.col("start") + rng.integers(600_000, size=rows))
+    frame.select(pl.format("u{}", "user").alias("user_id"), pl.format("r{}", "room").alias("room"),
+                 pl.format("s{}", "author").alias("streamer"), pl.from_epoch("start", "ms").alias("joined_at"),
+                 pl.col("watch").alias("watch_secs"), "likes",
+                 pl.format("game {}", pl.col("author") % 40).alias("category"),
+                 ).write_csv(path, datetime_format="%Y-%m-%d %H:%M:%S%.3f")
+
+
+def measured(source: str, log: Path, out: Path) -> dict[str, float]:
+    """Wall and processor seconds and peak memory in GB of `data_pipelines.prepare` in a process of its own."""
+    shutil.rmtree(out, ignore_errors=True)
+    begun, before, peak = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN), 0
+    child = subprocess.Popen([sys.executable, "-m", "data_pipelines.prepare", f"--source={source}", f"--data_dir={log}",
+                              f"--out_dir={out}"])
+    while child.poll() is None:  # ru_maxrss of a child holds its parent's, from before it was another program
+        said = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child.pid}/status").read_text())
+        peak = int(said[1]) if said else peak
+        time.sleep(0.02)
+    if child.returncode:
+        raise ValueError(f"{log} could not be prepared")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": time.time() - begun, "cpu_seconds": cpu, "memory_gb": peak * 1024 / 1e9}
+
+
 def benchmark_prepare(workdir: Path, scale: float) -> dict[str, float]:
-    """Wall and processor seconds, peak memory and size of the tables in GB of preparing the folder; prints them."""
+    """`measured` of the folder, and the size of its tables in GB; prints them."""
     folder, out = workdir / f"kuailive_{scale:g}", workdir / "tables"
     begun = time.time()
     write_folder(folder, scale)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size / 1e9:.2f} GB, written in {time.time() - begun:.0f} s", flush=True)
-    shutil.rmtree(out, ignore_errors=True)
-    begun = time.time()
-    subprocess.run([sys.executable, "-m", "data_pipelines.prepare", "--source=kuailive", f"--data_dir={folder}",
-                    f"--out_dir={out}"], check=True)
-    seconds = time.time() - begun
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    memory, cpu = used.ru_maxrss * 1024 / 1e9, used.ru_utime + used.ru_stime
-    disk = sum(path.stat().st_size for path in out.iterdir()) / 1e9
-    print(f"prepared in {seconds:.0f} s (limit {LIMIT_S}; {cpu:.0f} s of processor time), peak memory {memory:.2f} GB "
-          f"(limit {LIMIT_GB:g}), {disk:.2f} GB of tables")
-    return {"seconds": seconds, "cpu_seconds": cpu, "memory_gb": memory, "disk_gb": disk}
+    used = measured("kuailive", folder, out)
+    used["disk_gb"] = sum(path.stat().st_size for path in out.iterdir()) / 1e9
+    print(f"prepared in {used['seconds']:.0f} s (limit {LIMIT_S}; {used['cpu_seconds']:.0f} s of processor time), peak "
+          f"memory {used['memory_gb']:.2f} GB (limit {LIMIT_GB:g}), {used['disk_gb']:.2f} GB of tables")
+    return used
+
+
+def benchmark_growth(workdir: Path, times: tuple[int, ...] = (1, 10, 50)) -> list[list[str]]:
+    """`measured` of logs that are `times` as large; prints a table, and returns its rows.
+
+    What is in the workdir's growth.json is not measured again: an interrupted run goes on.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    table, record = [], workdir / "growth.json"
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    for source, rows in (("log", 60_000), ("twitch", 100_000), ("kuailive", 36_116)):
+        found = []
+        for n in times:
+            log = workdir / f"{source}_{n}{'' if source == 'kuailive' else '.csv'}"
+            if log.name not in known:
+                if source == "kuailive":
+                    write_folder(log, 0.002 * n)
+                else:
+                    write_views(log, source, rows * n)
+                known[log.name] = measured(source, log, workdir / "out")
+                write_json(record, known)
+                shutil.rmtree(workdir / "out")
+            found.append(known[log.name])
+        more = (found[-1]["cpu_seconds"] - found[0]["cpu_seconds"]) / (rows * (times[-1] - times[0])) * 1e6
+        table.append([source, f"{rows:,}", *(f"{f['seconds']:.1f} s, {f['cpu_seconds']:.1f} s, {f['memory_gb']:.2f} GB"
+                                             for f in found), f"{more:.1f} s"])
+    print(text_table(["source", "rows", *(f"{n}x: wall, processor, memory" for n in times), "a further million rows"],
+                     table))
+    return table
 
 
 def main() -> None:
     values = absl_flags.FLAGS
     workdir = Path(values.workdir).expanduser()
+    if values.what == "growth":
+        benchmark_growth(workdir)
+        return
     if values.what == "prepare" or not (workdir / "tables" / "report.json").is_file():
         benchmark_prepare(workdir, values.scale)
     if values.what == "loader":
@@ -141,7 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_enum("what", "prepare", ["prepare", "loader"], "what is measured")
-    absl_flags.DEFINE_string("workdir", None, "folder for the log and its tables", required=True)
-    absl_flags.DEFINE_float("scale", 1.0, "size as a share of KuaiLive's", lower_bound=0.0)
     flags.run_plain(main)

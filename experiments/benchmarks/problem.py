@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, LiveRooms, Request
-from onelive_jax.config import DecodingConfig, ModelConfig
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, SIMILARITIES, Batch, History, LiveRooms, Request
+from onelive_jax.config import DataConfig, DecodingConfig, ModelConfig
 from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive
@@ -47,6 +47,8 @@ class ModelSizes:
     gain_search: tuple[int, int] = (128, 16)
     square: int = 1024
 
+RELATED = DataConfig().related_authors
+
 
 def random_request(rng: np.random.Generator, sizes: ModelSizes, batch: int) -> Request:
     """NumPy arrays [B, …]; a tenth of the history is padding."""
@@ -58,7 +60,9 @@ def random_request(rng: np.random.Generator, sizes: ModelSizes, batch: int) -> R
                       day=draw(7, T), week=draw(16, T),
                       habits=rng.normal(size=(batch, T, len(HABIT_FEATURES))).astype(np.float32),
                       mask=np.broadcast_to(np.arange(T) >= T // 10, (batch, T)).copy())
-    return Request({"live": history}, hour=draw(24), day=draw(7), week=np.zeros(batch, np.int32))
+    related = np.sort(draw(sizes.authors, RELATED), 1)
+    return Request({"live": history}, draw(24), draw(7), np.zeros(batch, np.int32), related,
+                   rng.random((batch, RELATED, len(SIMILARITIES)), np.float32))
 
 
 def random_rooms(rng: np.random.Generator, sizes: ModelSizes, *shape: int) -> LiveRooms:

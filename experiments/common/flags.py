@@ -8,6 +8,7 @@ is wrong is said in one sentence (exit code 2). --help shows what the command do
 settings as well.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -24,10 +25,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from experiments.common import settings
-from experiments.common.tables import printable
 from experiments.common.workdir import command_line, locked
 from onelive_jax.config import Config
-from onelive_jax.files import disk_trouble
+from onelive_jax.files import disk_trouble, printable
 
 # Flags defined here count as the calling script's own.
 flags.disclaim_key_flags()
@@ -38,7 +38,7 @@ DISTRIBUTED = ("auto", "none", "tpu", "slurm", "coordinator")
 SEVERAL = ("experiments.train_supervised", "experiments.train_reward", "experiments.train_policy")
 PRESETS = ("tiny", "0.04b", "0.08b", "0.2b", "0.8b")  # of onelive_jax/presets.py, which imports jax
 TOGETHER = ("distributed", "coordinator", "processes", "process")
-COMMON = ("config", "workdir", "seed", "compile_cache_dir")
+COMMON = ("config", "workdir", "seed", "compile_cache_dir", "verbose")
 HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort", "-?", "-helpfull", "--helpfull")
 WIDTH = 116
 # What jax reads of a SLURM step; all of it is there under srun.
@@ -68,6 +68,7 @@ def define_config(default_config: str | None = None, default_workdir: str | None
                         flag_values=flag_values)
     flags.DEFINE_string("compile_cache_dir", None, "folder that keeps compiled programs, so that the next start of the "
                         "same run need not compile again", flag_values=flag_values)
+    flags.DEFINE_boolean("verbose", False, "say more: the parameters of every module", flag_values=flag_values)
     flags.DEFINE_integer("seed", None, "short for --config.seed", lower_bound=0, upper_bound=2**63 - 1,
                          flag_values=flag_values)
     flags.DEFINE_enum("distributed", "auto", DISTRIBUTED, "how the processes of one run find each other. auto: by a "
@@ -110,18 +111,32 @@ def run_plain(main: Callable[[], Any]) -> None:
     _run(main, lambda parsed: main(), parse_plain)
 
 
+def read(plain: bool = False) -> None:
+    """Parses the command line ahead of `run` (`plain`: of `run_plain`), for a script whose imports take seconds: called
+    before them, it answers --help and refuses what is wrong at once."""
+    _name_command(vars(sys.modules["__main__"]))
+    parsed = (parse_plain if plain else parse)(sys.argv)
+    _command["parser"] = lambda argv: parsed
+
+
+def _name_command(script: Mapping[str, Any]) -> None:
+    spec = script.get("__spec__")
+    _command.update(name=spec.name if spec else Path(sys.argv[0]).name, description=script["__doc__"] or "")
+
+
 def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]], Any]) -> None:
-    spec = main.__globals__.get("__spec__")
-    _command.update(name=spec.name if spec else Path(sys.argv[0]).name, description=main.__globals__["__doc__"] or "")
+    _name_command(main.__globals__)
 
     def quietly(parsed: Any) -> Any:
         # orbax and others log every file they touch; what the project itself says stays.
         absl_logging.set_verbosity(absl_logging.ERROR)
+        verbose = "verbose" in flags.FLAGS and flags.FLAGS.verbose
         absl_logging.get_absl_handler().setFormatter(_Printable("%(asctime)s %(message)s", "%H:%M:%S"))
         for package in ("onelive_jax", "data_pipelines", "experiments"):
-            logging.getLogger(package).setLevel(logging.INFO)
+            logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
         try:
-            return call(parsed)
+            with contextlib.redirect_stdout(_PrintableStream(sys.stdout)):
+                return call(parsed)
         except app.UsageError as error:
             _exit(str(error), 2)
         except (ValueError, OSError, FloatingPointError) as error:
@@ -136,7 +151,7 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
                 _exit(sentence, 1)
             raise
 
-    app.run(quietly, flags_parser=parser)
+    app.run(quietly, flags_parser=_command.get("parser", parser))
 
 
 class _Printable(logging.Formatter):
@@ -144,6 +159,19 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+class _PrintableStream:
+    """A stream whose `write` shows control characters as text (`printable`); all else is the stream's own."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text, "\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _from_library(error: BaseException) -> bool:

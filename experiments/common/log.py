@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from data_pipelines import tables
+from data_pipelines.batches.feedback import satisfaction_of, satisfaction_scale
 from data_pipelines.batches.training import BatchMaker
-from data_pipelines.log import store
+from data_pipelines.log import audiences, store
 from data_pipelines.log.presence import Lifetimes, Presence, true_lifetimes
 from data_pipelines.log.split import Split, periods, split_times
 from data_pipelines.log.timelines import Timelines, other_timelines
@@ -30,9 +32,12 @@ class Log:
     Attributes:
       tables: the canonical tables. views: all watched views. presence: who is on air when.
       outcomes: objective → float32 [V], what came of each watched view, for the objectives that the log has beside the
-        click itself: "long_view", "like", "comment", "follow", "share" (0 or 1 each) and "gift" (0 or 1).
+        click itself: "long_view", "like", "comment", "follow", "share", "gift" (0 or 1 each), and "satisfaction", 1 for
+        an answer in the upper half of the scale.
       others: the further sequences that the log can make: "gift", "video" (data_pipelines/batches/training.py).
       split: the times p1, p2 and the end. lifetimes: true room lifetimes, or None where views are all there is.
+      satisfaction: (worst, best) answer of the training period, None where people were not asked.
+      audiences: what training views say of authors and of who shares an audience.
     """
 
     tables: tables.Tables
@@ -40,8 +45,10 @@ class Log:
     presence: Presence
     split: Split
     lifetimes: Lifetimes | None
+    audiences: audiences.Audiences
     others: dict[str, Timelines] = dataclasses.field(default_factory=dict)
     outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    satisfaction: tuple[float, float] | None = None
 
     @property
     def num_authors(self) -> int:
@@ -62,7 +69,7 @@ class Log:
                                    presence=Presence.of(views, self.lifetimes, self.num_authors))
 
     def batch_maker(self, ids, config: Config) -> BatchMaker:
-        return BatchMaker(self.views, self.presence, ids, config.data, self.others)
+        return BatchMaker(self.views, self.presence, ids, config.data, self.others, self.audiences)
 
 
 def data_settings(config: Config) -> dict:
@@ -96,8 +103,13 @@ def prepare(config: Config, workdir: Path) -> Log:
         for line in periods(log, split, config.data.utc_offset_hours):
             logger.info("%s", line)
     lifetimes = true_lifetimes(log, split.end_ms)
-    return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes,
-               other_timelines(log, arrays), outcomes_of(arrays, config.data.long_view_seconds))
+    counted = audiences.stored(workdir / "examples", views, len(log.authors), split.p1_ms, config.data.utc_offset_hours)
+    outcomes, scale = outcomes_of(arrays, config.data.long_view_seconds), satisfaction_scale(log, split.p1_ms)
+    if scale:
+        watched = log.interactions.filter(pl.col("watch_ms") > 0)  # the views, in their order
+        outcomes["satisfaction"] = (satisfaction_of(watched, scale) > 0.5).astype(np.float32)
+    return Log(log, views, Presence.of(views, lifetimes, len(log.authors)), split, lifetimes, counted,
+               other_timelines(log, arrays), outcomes, scale)
 
 
 def outcomes_of(arrays: dict[str, np.ndarray], long_view_seconds: float) -> dict[str, np.ndarray]:

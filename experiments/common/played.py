@@ -77,7 +77,7 @@ def ranking(model: OneLive, config: Config, log: Log, platform: Platform, tokeni
             k: int = SLATE) -> Callable[[Any], Policy]:
     """Parameters → policy, compiled once for all of them: the k rooms that decoding ranks first, as in the report."""
     content = played_content(config, log, platform)
-    arrays = PlatformArrays(config, played_ids(config, content, platform, tokenizer), platform)
+    arrays = PlatformArrays(config, played_ids(config, content, platform, tokenizer), platform, log.audiences)
     recommend = make_recommender(model, config.decoding, k=k)
     ties = tie_breaker(model, tokenizer, config, log, content)
     rank = jax.jit(lambda params, request, rooms, tie_score: recommend(params, request, live_index.from_rooms(
@@ -148,4 +148,4 @@ def heuristics(platform: Platform) -> dict[str, Policy]:
 
 def platform_arrays(config: Config, log: Log, platform: Platform, tokenizer: Tokenizer) -> PlatformArrays:
     content = played_content(config, log, platform)
-    return PlatformArrays(config, played_ids(config, content, platform, tokenizer), platform)
+    return PlatformArrays(config, played_ids(config, content, platform, tokenizer), platform, log.audiences)

@@ -21,9 +21,10 @@ from experiments.common.log import Log, prepare
 from experiments.common.workdir import flat, save_config
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import Tokenizer, settings_of, train_tokenizer
-from onelive_jax.config import Config, differing
+from onelive_jax.config import Config
 from onelive_jax.files import write_json, write_whole
 from onelive_jax.model.onelive import OneLive
+from onelive_jax.settings import differing
 
 RESULT = "result.json"
 # What workdirs may share: what is read of a log, and the tokenizer.

@@ -1,11 +1,10 @@
 """Text tables: every command prints its rows through `table`."""
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
-JOINERS = "\u200c\u200d"  # of emoji and of some scripts; harmless
+from onelive_jax.files import printable
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -18,15 +17,6 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], left: int = 
     cells = [["" if cell is None else printable(str(cell), "") for cell in row] for row in rows]
     align = ["left" if column < left else "right" for column in range(len(headers))]
     return tabulate(cells, headers, tablefmt="simple", colalign=align, disable_numparse=True)
-
-
-def printable(text: str, kept: str = "\n") -> str:
-    """Text whose control characters (a terminal's escapes, changes of direction) are written out as \\x1b; `kept` stay.
-
-    Names of people and rooms are written by strangers.
-    """
-    return "".join(char if char in kept or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-                   or char in JOINERS else char.encode("unicode_escape").decode() for char in text)
 
 
 def number(value: float | None, form: str = ".3f") -> str:

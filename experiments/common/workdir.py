@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from onelive_jax.config import Config, differing, to_json
+from onelive_jax.config import Config, to_json
 from onelive_jax.files import explain_full_disk, write_json, write_whole
+from onelive_jax.settings import differing
 
 logger = logging.getLogger(__name__)
 DONE, LOCK = "done.json", ".lock"

@@ -1,13 +1,20 @@
 """Alignment proved on the simulated platform: a small world, a supervised model, and what alignment makes of it.
 
-    python -m experiments.studies.alignment --config=experiments/configs/alignment.py --workdir=W --seeds=3
+    python -m experiments.studies.alignment --config=experiments/configs/alignment.py --workdir=W --seed=10 --seeds=3 \
+        --losses=grpo --requests=12000 --watched=2000
 
-The share of requests with a policy term is 1 here, not the paper's 1 %: the same number of policy groups is then seen
-in a hundredth of the steps, so that the study runs on two cores.
+About seven minutes a world and loss on two cores. True utility of GRPO over the supervised model, worlds 10 to 12:
++4.1 % ± 2.3 (docs/alignment.md). The share of requests with a policy term is 1 here, not the paper's 1 %: the same
+number of policy groups is then seen in a hundredth of the steps, so that the study runs on two cores.
 """
 
-from experiments.configs import demo
 from onelive_jax.config import Config
+
+# What the simulated platform says that one of each is worth: click, long view, watch (of two hours), like, comment,
+# follow, share, gift. And how its slates are read: a little less patiently than people are, so that the score does not
+# pay for worth with clicks.
+OBJECTIVE_VALUES = (0.2, 0.5, 0.6, 4.0, 4.0, 5.0, 5.0, 7.5)
+READ_ON = 0.7
 
 
 def get_config() -> Config:
@@ -25,7 +32,7 @@ def get_config() -> Config:
     config.training.steps = 1500
     config.training.eval_every = 500
     config.reward.steps, config.reward.candidates = 5000, 6  # a slate is 6 rooms
-    config.reward.objective_values, config.reward.read_on = demo.OBJECTIVE_VALUES, demo.READ_ON
+    config.reward.objective_values, config.reward.read_on = OBJECTIVE_VALUES, READ_ON
     config.reward.ippo_rate = 0.0  # the values are the trade-off; IPPO would move the score away from them
     config.alignment.share = 1.0
     config.alignment.weight = 30.0  # the supervised loss is a sum over codes and rooms, several times as steep

@@ -1,14 +1,17 @@
 """Is it worth it that ids follow the content? A simulated platform large enough to tell.
 
     python -m experiments.studies.dynamic_ids --workdir=W --seeds=0,1,2
+
+Six trainings and three tokenizers a seed (the run time was not recorded). HR@10 after a jump, mean of twelve worlds:
+dynamic .829, static .818, content only .825 (docs/tokenizer.md).
 """
 
-from experiments.configs import demo
+from experiments.configs import small
 from onelive_jax.config import Config
 
 
 def get_config() -> Config:
-    config = demo.get_config()
+    config = small.get_config()
     config.name = "dynamic_ids"
     config.simulator.users, config.simulator.authors, config.simulator.days = 1500, 400, 8
     config.simulator.segment_seconds = 60
@@ -26,5 +29,4 @@ def get_config() -> Config:
     config.training.steps = 600
     config.training.learning_rate = 2e-3
     config.training.eval_every = 0
-    config.decoding.identity_weight = 2.0  # as on Twitch; with 1, ids that move cost people's known authors some places
     return config

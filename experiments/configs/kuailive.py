@@ -3,7 +3,7 @@
     python -m experiments.run --config=experiments/configs/kuailive.py --config.data.path=DIR --workdir=W
 
 Sized for one accelerator (11 million rooms, about 20,000 on air at a time). It has been run, made small,
-on folders of this form that the simulator writes, not on KuaiLive itself: no figure is claimed here.
+on folders of this form that the simulator writes, not on KuaiLive itself: no run time and no figure is claimed here.
 """
 
 from onelive_jax.config import Config

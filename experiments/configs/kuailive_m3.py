@@ -3,8 +3,8 @@
     python -m experiments.run --config=experiments/configs/kuailive_m3.py --config.data.path=DIR --workdir=W
 
 Sized for one accelerator. It has been run, made small, on folders of this form that the simulator writes, not on
-KuaiLive-M3 itself: no figure is claimed here. Leave "video" out of the sequences where the folder has no
-photo_play.parquet: --config.data.sequences="('live', 'gift')".
+KuaiLive-M3 itself: no run time and no figure is claimed here. Leave "video" out of the sequences where the folder has
+no photo_play.parquet: --config.data.sequences="('live', 'gift')".
 """
 
 from experiments.configs import kuailive

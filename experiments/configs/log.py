@@ -5,7 +5,8 @@
 
 The last three days are the test period, the three before them validation. Where columns are called otherwise, add
 --config.data.columns=user=uid,author=channel,start=joined_at,watch=secs:s (docs/data.md). Sized for a log of about
-100,000 views on two cores: some 10 minutes, as experiments/configs/twitch.py, whose settings these are.
+100,000 views on two cores: some 10 minutes, as experiments/configs/twitch.py, whose settings these are. The figure to
+reach is your own: the best heuristic of the table that it prints.
 """
 
 from experiments.configs import twitch

@@ -1,6 +1,9 @@
 """The paper's Table 1 on a simulated platform of 200,000 authors (experiments/table1.py).
 
     python -m experiments.table1 --workdir=W
+
+About 25 minutes on two cores. Residual k-means of IA embeddings, 3 × 188 codes: 71.25 % of L0 × L1 in use, 54.15 % of
+the authors share their id; of the content alone 92.23 % and 7.42 % (docs/tokenizer.md).
 """
 
 from onelive_jax.config import Config

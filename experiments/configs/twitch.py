@@ -2,7 +2,8 @@
 
     python -m experiments.run --config=experiments/configs/twitch.py --config.data.path=FILE.csv --workdir=W
 
-On the 100,000-view sample of docs/quality.md, two cores: under 10 minutes, strict test NDCG@10 above .80 (see there).
+On the 100,000-view sample of docs/quality.md, two cores: three minutes of training, under 10 minutes in all; strict
+test NDCG@10 .816 ± .001 (see there).
 """
 
 from onelive_jax.config import Config
@@ -12,7 +13,6 @@ def get_config() -> Config:
     config = Config(name="twitch")
     config.data.source = "twitch"
     # Tuned on the validation period of that sample: docs/quality.md.
-    config.decoding.identity_weight = 2.0
     config.training.batch_size = 128
     config.training.steps = 1600
     config.training.eval_every = 400

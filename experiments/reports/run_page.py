@@ -18,7 +18,7 @@ from typing import Any
 from data_pipelines.pictures.page import Code, Picture, Section, Table, render
 from experiments.reports import figures
 from experiments.stages.ab_test import ROWS, lift_rows
-from experiments.stages.policy import curve_rows
+from experiments.stages.policy import curve_rows, handed_on
 from experiments.stages.recommend import room_rows
 from experiments.stages.reward import objective_rows
 from onelive_jax.evaluation.ranking_metrics import FIGURES, GROUPS, INTERVAL
@@ -181,8 +181,7 @@ def _policies(report: Mapping[str, Any]) -> list[Section]:
         headers, rows = curve_rows(policy)
         marked = [i for i, line in enumerate(policy["validation"]) if line["step"] == policy["chosen_step"]]
         sections.append(Section(
-            f"Alignment: {name}", f"Loss {policy['loss']}, judged on validation. The marked step is handed on: the "
-            "last one before HR@128 has fallen by more than 1 % of what it began with.",
+            f"Alignment: {name}", f"Loss {policy['loss']}, judged on validation. {handed_on(policy)}",
             [Picture(figures.alignment_plot(policy["validation"], policy["chosen_step"]),
                      "Line chart of predicted reward and HR@128 over the steps of the policy"),
              Table(headers[:-1], [row[:-1] for row in rows], marked=marked)]))

@@ -17,19 +17,23 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from data_pipelines.live import events
 from experiments.server import kserve, page
 from experiments.server.live import Live, answer_json, compact
 from experiments.server.service import Query as Asked
+from experiments.server.service import Unanswerable
 from onelive_jax import __version__
 from onelive_jax.serving.batching import Full
 
 MOST_EVENTS, MOST_QUERIES = 10_000, 256  # of one call
 COOKIE = "onelive_token"
 OPEN = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")  # asked by probes, which have no token
-Name = Annotated[str | int, Field(description="the platform's own id: text, or a whole number")]
+# (Checked before pydantic looks: it would take true for 1.)
+Name = Annotated[str, BeforeValidator(events.name_of), WithJsonSchema({
+    "anyOf": [{"type": "string"}, {"type": "integer"}],
+    "description": "the platform's own id: text, or a whole number"})]
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,25 @@ class RecommendRequest(BaseModel):
 
     def asked(self, most: int) -> Asked:
         """What the service reads; `most` is config.serving.max_k."""
-        try:
-            context = None if self.context is None else tuple(
-                (events.name_of(view.author), view.at, view.watch_ms) for view in self.context)
-            k = min(10, most) if self.k is None else self.k
-            return Asked(events.name_of(self.user), k, tuple(events.name_of(room) for room in self.exclude),
-                         self.at, context)
-        except ValueError as error:
-            raise HTTPException(422, f"an id {error}") from None
+        context = None if self.context is None else tuple(
+            (view.author, view.at, view.watch_ms) for view in self.context)
+        return Asked(self.user, min(10, most) if self.k is None else self.k, tuple(self.exclude), self.at, context)
+
+
+class ArmFigures(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    requests: int = Field(ge=0)
+    ctr: float
+    utility: float
+
+
+class MinuteFigures(BaseModel):
+    """What a simulated platform measures of its arms in a minute."""
+
+    model_config = ConfigDict(extra="forbid")
+    minute: int = Field(ge=0)
+    model: ArmFigures
+    viewers: ArmFigures
 
 
 class BatchRequest(BaseModel):
@@ -112,8 +127,8 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
         live.metrics.refused.labels("429").inc()
         return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(math.ceil(error.retry_after))})
 
-    @app.exception_handler(ValueError)
-    async def wrong(request: Request, error: ValueError) -> JSONResponse:
+    @app.exception_handler(Unanswerable)
+    async def wrong(request: Request, error: Unanswerable) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
     @app.exception_handler(RequestValidationError)
@@ -121,7 +136,7 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
         # (The values themselves are not given back: they may be long, or no JSON.)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse({"detail": f"{where or 'body'}: {first['msg']}"}, 422)
+        return JSONResponse({"detail": f"{where or 'body'}: {first['msg'].removeprefix('Value error, ')}"}, 422)
 
     @app.exception_handler(OSError)
     async def broken(request: Request, error: OSError) -> JSONResponse:
@@ -168,10 +183,10 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
         """Rooms on air, those with most viewers first."""
         return await asyncio.wrap_future(live.ask_worker(lambda s: s.rooms_on_air(limit, offset, live.clock())))
 
-    @app.get("/v1/users/{user}", tags=["serving"])
-    async def person(user: str) -> dict[str, Any]:
+    @app.get("/v1/users/{user:path}", tags=["serving"])
+    async def person(user: Name) -> dict[str, Any]:
         """What is known of a person: what they watch now, their last views."""
-        found = await asyncio.wrap_future(live.ask_worker(lambda s: s.person(events.name_of(user))))
+        found = await asyncio.wrap_future(live.ask_worker(lambda s: s.person(user)))
         if found is None:
             raise HTTPException(404, f"nothing is known of {user!r}: no event named them")
         return found
@@ -195,16 +210,17 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
 
     @app.post("/v1/models/rollback", tags=["models"])
     async def rollback() -> dict[str, Any]:
-        """Puts the model before back in place."""
+        """Puts the model before back in place, with its ids."""
         try:
-            await asyncio.wrap_future(live.ask_worker(lambda s: s.engine.rollback()))
+            await asyncio.to_thread(live.rollback)
         except ValueError as error:
             raise HTTPException(409, str(error)) from None
         return model_names()
 
     def model_names() -> dict[str, Any]:
-        engine = live.service.engine
-        return {"running": engine.running.name, "previous": engine.previous.name if engine.previous else None,
+        service, other = live.service, live.other
+        before = service.engine.previous or (other.engine.running if other else None)
+        return {"running": service.engine.running.name, "ids": service.state.ids, "previous": before and before.name,
                 "compared": live.models.last if live.models else {}}
 
     @app.get("/healthz", tags=["operation"])
@@ -223,10 +239,10 @@ def make_app(live: Live, limits: Limits = Limits()) -> FastAPI:
         return {"live": True}
 
     @app.post("/v1/figures", include_in_schema=False)
-    async def figures(body: dict[str, Any]) -> dict[str, int]:
-        """What a simulated platform measures of its arms, for the page; a minute may be told again as it fills."""
-        before = [minute for minute in live.figures if minute.get("minute") != body.get("minute")]
-        live.figures = [*before, body][-240:]
+    async def figures(body: MinuteFigures) -> dict[str, int]:
+        """For the page; a minute may be told again as it fills."""
+        before = [minute for minute in live.figures if minute["minute"] != body.minute]
+        live.figures = [*before, body.model_dump()][-240:]
         return {"kept": len(live.figures)}
 
     @app.get("/metrics", tags=["operation"])

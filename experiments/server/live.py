@@ -12,9 +12,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from data_pipelines.live import events, snapshots
+from data_pipelines.tables import moment
 from experiments.server import store
 from experiments.server.metrics import Metrics
-from experiments.server.service import Answer, Query, Service
+from experiments.server.service import Answer, Query, Service, Unanswerable
 from onelive_jax.serving.batching import Batcher
 from onelive_jax.serving.engine import Version
 
@@ -26,20 +27,22 @@ class Live:
     """Attributes: service; metrics; ready: whether every program is compiled; log: where events are kept, or None."""
 
     def __init__(self, service: Service, clock: Callable[[], int], log: store.EventLog | None = None,
-                 snapshot_every: int = 50_000, bus: Any = None, applied: str = "0-0"):
-        """clock: milliseconds now, never going back. snapshot_every: events between snapshots. bus: a RedisBus, instead
-        of a log; the service knows its stream as far as `applied`."""
+                 bus: Any = None, applied: str = "0-0"):
+        """clock: milliseconds now, never going back. bus: a RedisBus, instead of a log; the service knows its stream as
+        far as `applied`."""
         self.service, self.clock, self.log, self.bus, self.metrics = service, clock, log, bus, Metrics()
-        self.ready, self._snapshot_every, self._since_snapshot = threading.Event(), snapshot_every, 0
+        self.ready, self._since_snapshot = threading.Event(), 0
         self._order = threading.Lock()  # events are taken in in the order in which they are in the log
         self._writer: threading.Thread | None = None
         self.recent: list[Query] = []
         self.models: Any = None  # `Models`, where there is a workdir to load others from
         self.figures: list[dict] = []  # of a simulated platform, for the page
+        self.other: Service | None = None  # with ids of another tokenizer: to be put in place, or to go back to
         self.applied = applied if bus else log.last() if log else 0  # position of the last event that the state knows
         self._expected: list[tuple[tuple[int, int], Future]] = []  # position in the stream → who waits for it
         self.started = time.time()
         c = service.config.serving
+        self._watch(service)
         self.batcher = Batcher(self._answer, self._late, largest=c.max_batch, queue_size=c.queue, many=c.narrow_at,
                                observe=self.metrics.observe)
         if bus:
@@ -54,12 +57,12 @@ class Live:
                     time.perf_counter() - began, len(self.service.catalogue), len(self.service.state.users))
 
     def recommend(self, query: Query, seconds: float | None = None) -> "Future[Answer]":
-        """Raises `batching.Full` where too many wait, ValueError for a query that cannot be answered."""
+        """Raises `batching.Full` where too many wait, Unanswerable for what nobody can answer."""
         limit = self.service.config.serving.max_k
         if not 1 <= query.k <= limit:
-            raise ValueError(f"k={query.k} must be 1 … {limit} (config.serving.max_k)")
+            raise Unanswerable(f"k={query.k} must be 1 … {limit} (config.serving.max_k)")
         if query.at_ms is not None and query.at_ms > self.clock() + 60_000:
-            raise ValueError(f"at={query.at_ms} lies in the future: leave it out for now")
+            raise Unanswerable(f"at={query.at_ms} ({moment(query.at_ms)}) lies in the future: leave it out for now")
         began = time.monotonic()
         future = self.batcher.ask(query, seconds or self.service.config.serving.deadline_ms / 1000)
         future.add_done_callback(lambda done: self.metrics.answered(time.monotonic() - began))
@@ -114,6 +117,48 @@ class Live:
         """Another model answers from the next batch on."""
         self.batcher.run(lambda: self.service.engine.swap(version)).result()
 
+    def catch_up(self, service: Service) -> None:
+        """A service of another tokenizer, as of its log's end, comes to know every event that is kept; from then on it
+        is told of all that this one is.
+
+        Raises: ValueError where events are not kept here.
+        """
+        if self.log is None:
+            raise ValueError("a new tokenizer is put in place where events are kept (--state): behind a bus, start new "
+                             "replicas beside the old ones")
+        offset, since_ms = self.log.last(), service.state.now_ms
+        # In a thread of its own as far as the log reaches now; the worker does the rest, between two batches.
+        store.replay(service.state, self.log, 0, since_ms, offset)
+        service.warm_up()
+        self._watch(service)
+
+        def join() -> None:
+            store.replay(service.state, self.log, offset, since_ms, self.applied)
+            service.sync()
+            self.other = service
+
+        self.batcher.run(join).result()
+
+    def change_service(self) -> None:
+        """The other service answers from the next batch on: ids, histories, catalogue and parameters at once."""
+        def change() -> None:
+            self.service, self.other = self.other, self.service
+
+        self.batcher.run(change).result()
+
+    def rollback(self) -> None:
+        """The model before answers again, with its ids. Raises ValueError where there is none."""
+        def back() -> None:
+            if self.service.engine.previous is None and self.other is not None:
+                self.service, self.other = self.other, self.service
+            else:
+                self.service.engine.rollback()
+
+        self.batcher.run(back).result()
+
+    def _watch(self, service: Service) -> None:
+        service.observe = self.metrics.stage
+
     def save_snapshot(self) -> None:
         """Keeps a snapshot now, where events are kept."""
         self.batcher.run(self._snapshot).result()
@@ -165,14 +210,19 @@ class Live:
         return self.service.fallback(query, self.clock())
 
     def _apply(self, coming: Sequence[events.Event], received_ms: int, offset: int) -> None:
-        for event in coming:
-            self.service.apply(event, received_ms)
+        for service in self._services():
+            for event in coming:
+                service.apply(event, received_ms)
         self._applied(len(coming), offset)
 
+    def _services(self) -> list[Service]:
+        return [self.service] if self.other is None else [self.service, self.other]
+
     def _applied(self, count: int, position: int | str) -> None:
-        self.service.sync()
+        for service in self._services():
+            service.sync()
         self.applied, self._since_snapshot = position, self._since_snapshot + count
-        if self._since_snapshot >= self._snapshot_every:
+        if self._since_snapshot >= self.service.config.serving.snapshot_events:
             self._snapshot(in_background=True)
 
     def _snapshot(self, in_background: bool = False) -> None:

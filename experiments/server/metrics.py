@@ -23,6 +23,8 @@ class Metrics:
         self.batch = Histogram("onelive_batch_requests", "requests answered together",
                                buckets=(1, 2, 4, 8, 16, 32, 64), **make)
         self.batch_seconds = Histogram("onelive_batch_seconds", "time of a batch", buckets=SECONDS, **make)
+        self.stage_seconds = Histogram("onelive_stage_seconds", "parts of a batch: bringing the catalogue up to date, "
+                                       "making requests, the device, naming rooms", ["stage"], buckets=SECONDS, **make)
         self.waited = Histogram("onelive_queue_seconds", "time that a request waits", buckets=SECONDS, **make)
         self.gauges = {name: Gauge(f"onelive_{name}", text, **make) for name, text in (
             ("rooms_on_air", "rooms of the catalogue"), ("rooms_without_slot", "rooms on air beyond decoding.capacity"),
@@ -38,6 +40,15 @@ class Metrics:
             self.answers.labels("fallback").inc(value)
         else:
             getattr(self, name).observe(value)
+
+    def stage(self, name: str, seconds: float) -> None:
+        """What the service tells of a batch."""
+        self.stage_seconds.labels(name).observe(seconds)
+
+    def mean(self, histogram: str, **labels: str) -> float:
+        """Of all that a histogram of this registry (`onelive_…`) has seen; NaN where that is nothing."""
+        total, count = (self.registry.get_sample_value(f"{histogram}_{part}", labels) for part in ("sum", "count"))
+        return total / count if count else float("nan")
 
     def answered(self, seconds: float) -> None:
         self.latency.observe(seconds)

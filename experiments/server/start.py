@@ -6,19 +6,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
 
+from data_pipelines.tables import moment
 from experiments.common.log import Log, prepare
+from experiments.configs.saved import get_config
 from experiments.server import store
 from experiments.server.app import Limits, make_app
 from experiments.server.live import Live
 from experiments.server.models import Models
 from experiments.server.service import Service, from_log
-from experiments.stages.policy import load_params
-from experiments.stages.supervised import load_supervised
+from experiments.stages.policy import load_phase
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.config import Config
 
@@ -42,8 +43,15 @@ class Options:
 
 def serve(config: Config, workdir: Path, options: Options) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers what waits, writes a snapshot and returns."""
-    log = prepare(config, workdir)
-    service = load(config, workdir, log, options.phase)
+    live, limits = open_live(config, workdir, options), limits_of(options)
+    if options.host not in ("127.0.0.1", "::1", "localhost") and not limits.token:
+        logger.warning("anybody who reaches %s may ask and send events: set --token", options.host)
+    run(live, limits, options.host, options.port)
+
+
+def open_live(config: Config, workdir: Path, options: Options) -> Live:
+    """The service of a workdir, as the server before left it; nothing is compiled yet."""
+    service = load(config, workdir, prepare(config, workdir), options.phase)
     if options.bus:
         from experiments.server.redis_bus import RedisBus  # the client is needed for it alone
 
@@ -59,39 +67,68 @@ def serve(config: Config, workdir: Path, options: Options) -> None:
         if begun or replayed:
             logger.info("going on from event %d, and %d replayed behind it", begun, replayed)
         live = Live(service, make_clock(options.clock, service, config, options.speed), events)
-    live.models = Models(live, workdir, options.phase)
-    token = options.token or os.environ.get("ONELIVE_TOKEN", "")
-    if options.host not in ("127.0.0.1", "::1", "localhost") and not token:
-        logger.warning("anybody who reaches %s may ask and send events: set --token", options.host)
-    run(live, Limits(token=token, rate=options.rate), options.host, options.port)
+
+    def remake() -> Service:
+        saved = replace(get_config(str(workdir)), serving=config.serving)
+        return load(saved, workdir, prepare(saved, workdir), options.phase)
+
+    live.models = Models(live, workdir, options.phase, remake=remake)
+    return live
+
+
+def limits_of(options: Options) -> Limits:
+    """What the flags (and ONELIVE_TOKEN) allow to clients."""
+    return Limits(token=options.token or os.environ.get("ONELIVE_TOKEN", ""), rate=options.rate)
 
 
 def load(config: Config, workdir: Path, log: Log, phase: str) -> Service:
     """The service as of the log's end, with the parameters of a phase."""
     tokenizer = load_tokenizer(config, workdir, log)
-    model, params, figures = load_supervised(config, workdir, log)
-    name = f"supervised/{figures['chosen_step']}"
-    if phase == "policy":
-        params, name = load_params(workdir / "policy"), "policy"
+    model, params, name = load_phase(config, workdir, log, phase)
     return from_log(config, log, tokenizer, model, params, name)
+
+
+class LogClock:
+    """Milliseconds of a log's clock: those of its last event until `start`, then on from there, `speed` times as fast.
+
+    It stands still while programs are compiled, in which nothing happens on a platform that is simulated or replayed.
+    """
+
+    def __init__(self, last_ms: int, speed: float = 1.0):
+        self.last_ms, self.speed, self._began = last_ms, speed, None
+
+    def __call__(self) -> int:
+        gone = 0.0 if self._began is None else time.monotonic() - self._began
+        return self.last_ms + round(1000 * self.speed * gone)
+
+    def start(self) -> None:
+        self._began = time.monotonic()
 
 
 def make_clock(kind: str, service: Service, config: Config, speed: float = 1.0) -> Callable[[], int]:
     """Milliseconds now: of the machine, or going on from the last event, `speed` times as fast. Never goes back."""
-    last, began = service.state.now_ms, time.monotonic()
+    last = service.state.now_ms
     stale = time.time() * 1000 - last > 3.6e6 * config.serving.room_hours
     if kind == "log" or (kind == "auto" and stale):
-        logger.info("the clock goes on from the last event of the log, %d (--clock=wall for the machine's)", last)
-        return lambda: last + round(speed * 1000 * (time.monotonic() - began))
-    wall = time.time() * 1000
+        logger.info("the clock goes on from the last event of the log, %s (--clock=wall for the machine's)",
+                    moment(last))
+        return LogClock(last, speed)
+    wall, began = time.time() * 1000, time.monotonic()
     return lambda: max(last, round(wall + 1000 * (time.monotonic() - began)))
+
+
+def warm_up(live: Live) -> None:
+    """Compiles everything; then the server is ready, and a log's clock goes on."""
+    live.warm_up()
+    if isinstance(live.clock, LogClock):
+        live.clock.start()
 
 
 def run(live: Live, limits: Limits, host: str, port: int, started: Callable[[int], None] | None = None) -> None:
     """Listens until it is told to stop; `started` is told the port. Programs are compiled meanwhile (/readyz)."""
     server = uvicorn.Server(uvicorn.Config(make_app(live, limits), host=host, port=port, log_level="warning",
                                            timeout_graceful_shutdown=5, server_header=False))
-    warming = threading.Thread(target=live.warm_up, daemon=True)
+    warming = threading.Thread(target=warm_up, args=(live,), daemon=True)
 
     def announce() -> None:
         while not server.started:

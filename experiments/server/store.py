@@ -7,6 +7,7 @@ An event is on disk before it is acknowledged, so a process that is killed loses
 disk itself: to outlive a power cut as well, set `synchronous`.)
 """
 
+import fcntl
 import io
 import json
 import logging
@@ -25,6 +26,7 @@ from onelive_jax.files import write_whole
 
 logger = logging.getLogger(__name__)
 KEPT = 2  # snapshots
+LATEST = 2**63 - 1  # offset
 DAMAGED = (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -37,15 +39,16 @@ class EventLog:
         self.path = folder / "events.sqlite"
         self._lock = threading.Lock()
         try:
+            # One process alone may write the log: a second one would serve from half of it. Others may read meanwhile.
+            self._held = (folder / "events.lock").open("a")
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=1.0)
-            # One process alone may write the log: a second one would serve from half of it.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(f"PRAGMA synchronous={'FULL' if synchronous else 'NORMAL'}")
             self._db.execute("CREATE TABLE IF NOT EXISTS events (at INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE "
                              "NOT NULL, received_ms INTEGER NOT NULL, event TEXT NOT NULL)")
             self._last = self._db.execute("SELECT COALESCE(MAX(at), 0) FROM events").fetchone()[0]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, BlockingIOError) as error:
             raise OSError(f"{self.path} cannot be opened ({error}): another server may run on it; stop it, or choose "
                           "another --state") from error
 
@@ -76,12 +79,13 @@ class EventLog:
         """The offset of the last event; 0 where there is none."""
         return self._last
 
-    def after(self, offset: int) -> Iterator[tuple[int, events.Event]]:
-        """(received_ms, event) of every event behind an offset, in order."""
+    def after(self, offset: int, last: int | None = None) -> Iterator[tuple[int, events.Event]]:
+        """(received_ms, event) of every event behind an offset, in order, up to the event `last` (the log's end)."""
+        last = LATEST if last is None else last
         while True:
             with self._lock:
-                rows = self._db.execute("SELECT at, received_ms, event FROM events WHERE at > ? ORDER BY at "
-                                        "LIMIT 10000", (offset,)).fetchall()
+                rows = self._db.execute("SELECT at, received_ms, event FROM events WHERE at > ? AND at <= ? "
+                                        "ORDER BY at LIMIT 10000", (offset, last)).fetchall()
             if not rows:
                 return
             for _, received_ms, event in rows:
@@ -91,6 +95,7 @@ class EventLog:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._held.close()
 
 
 def save(arrays: dict[str, np.ndarray], folder: Path, offset: int) -> Path:
@@ -104,11 +109,12 @@ def save(arrays: dict[str, np.ndarray], folder: Path, offset: int) -> Path:
 
 
 def recover(state: LiveState, log: EventLog) -> tuple[int, int]:
-    """Brings a state that was made of the training log to where the process before had it.
+    """Brings a state that was made of the training log to where the process before had it. Events that had arrived when
+    the log ended are in it.
 
     Returns: (offset of the snapshot it began with, or 0; events that were replayed behind it).
     """
-    begun = 0
+    begun, log_end_ms = 0, state.now_ms
     for path in sorted(log.path.parent.glob("snapshot-*.npz"), reverse=True):
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -117,8 +123,14 @@ def recover(state: LiveState, log: EventLog) -> tuple[int, int]:
             break
         except DAMAGED as error:
             logger.warning("%s cannot be used (%s); trying an older one", path, error)
-    replayed = 0
-    for received_ms, event in log.after(begun):
-        state.apply(event, received_ms)
-        replayed += 1
-    return begun, replayed
+    return begun, replay(state, log, begun, 0 if begun else log_end_ms)
+
+
+def replay(state: LiveState, log: EventLog, offset: int, since_ms: int, last: int | None = None) -> int:
+    """Takes in the events behind an offset (up to another) that did not arrive before a moment. Returns how many."""
+    count = 0
+    for received_ms, event in log.after(offset, last):
+        if received_ms >= since_ms:
+            state.apply(event, received_ms)
+            count += 1
+    return count

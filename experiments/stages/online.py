@@ -19,8 +19,8 @@ from data_pipelines.simulator.platform import Lift, Outcomes, Platform, Platform
 from experiments.common import distributed, played
 from experiments.common.log import prepare
 from experiments.common.tables import interval, table
-from experiments.stages.policy import load_params, policy_settings
-from experiments.stages.supervised import make_model
+from experiments.stages.policy import policy_settings
+from experiments.stages.supervised import load_fitting, make_model
 from experiments.stages.tokenizer import load_tokenizer
 from onelive_jax.alignment import policy_step
 from onelive_jax.config import Config, MeshConfig
@@ -55,7 +55,7 @@ def online(config: Config, workdir: Path, init_from: Path, plan: OnlinePlan) -> 
     log = prepare(config, workdir)
     settings = policy_settings(config, log, init_from) | dataclasses.asdict(plan)
     tokenizer = load_tokenizer(config, workdir, log)
-    model, begun = make_model(config, log), load_params(init_from)
+    model, begun = make_model(config, log), load_fitting(init_from, config, log)
     learning = played.make_platform(config, log)
     still = copy.deepcopy(learning)
     arrays = [played.platform_arrays(config, log, platform, tokenizer) for platform in (learning, still)]

@@ -18,7 +18,7 @@ from experiments.common.log import Log
 from experiments.common.tables import counted, table
 from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record
 from experiments.stages.reward import load_reward, reward_settings
-from experiments.stages.supervised import load_params, make_model, stage_settings
+from experiments.stages.supervised import load_fitting, load_params, load_supervised, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.alignment import policy_step
 from onelive_jax.config import Config
@@ -30,10 +30,11 @@ from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.sharding.processes import is_main, on_this_process, wait_for_all
 from onelive_jax.training import loop, train_state
+from onelive_jax.training.checkpoints import restore_params
 from onelive_jax.training.metrics import read
 
 logger = logging.getLogger(__name__)
-LEAST_HR128 = 0.99  # of the first: a judged step below it is not handed on
+LEAST_HR128 = 0.99  # of step 0: neither a judged step below it nor one after that is handed on
 FIGURES = ("ndcg@10", "hr@10", "hr@128", "mrr")
 SHOWN = 6  # best rooms of a validation request whose predicted reward is watched
 
@@ -68,7 +69,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     report_file, model = workdir / f"{name}.json", make_model(config, log)
     if is_done(folder, settings):
         return model, load_params(folder), read_record(report_file, folder, "validation", "chosen_step")
-    a = config.alignment
+    a, begun = config.alignment, load_fitting(init_from, config, log)
     scorer, reward_params = None, None
     if a.reward == "feedback" and a.sampler != "logged":
         logger.warning("config.alignment.reward='feedback' is known only of rooms that were shown: with sampler=%r "
@@ -104,8 +105,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     sync = jax.jit(policy_step.sync_reference, donate_argnums=0, in_shardings=(placed,), out_shardings=placed)
 
     def init_state() -> policy_step.PolicyState:
-        params = load_params(init_from)
-        params, reference = (partitioning.put_whole(params, placed.params) for _ in range(2))
+        params, reference = (partitioning.put_whole(begun, placed.params) for _ in range(2))
         return policy_step.PolicyState(
             partitioning.put_whole(np.int32(0), placed.step), params,
             jax.jit(tx.init, out_shardings=placed.opt_state)(params),
@@ -125,8 +125,10 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     with loop.Run(folder, schedule, settings, config.training.batch_size, distributed.progress, validate=validate,
                   shown=("loss", "reward_mean", *FIGURES, "predicted_reward"), keep=a.steps + 1) as run:
         state = run.start(abstract, init_state, batches)
-        if int(state.step) == 0:
-            state, _ = run.validate(0, state)
+        if int(state.step) == 0:  # it may turn out to be the best: it is kept as all judged steps are
+            state, figures = run.validate(0, state)
+            if run.checkpoints.latest_step() is None:
+                run.checkpoints.save(state, batches.get_state(), settings, figures)
         run.train(take_step, state, batches)
     if not is_main():  # process 0 writes what all of them read
         wait_for_all("the policy is done")
@@ -135,12 +137,7 @@ def train_policy(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     report = {"chosen_step": choose_step(curve), "steps": a.steps, "loss": a.loss, "left_out": left_out,
               "validation": curve, "seconds": run.clock.elapsed()}
     if report["chosen_step"] < a.steps:
-        logger.warning("%s: step %d is handed on, not the last: HR@128 on validation fell below %.0f %% of the first",
-                       folder, report["chosen_step"], 100 * LEAST_HR128)
-    if curve[1]["hr@128"] < LEAST_HR128 * curve[0]["hr@128"]:
-        logger.warning("%s: HR@128 on validation was below %.0f %% of the first at every judged step up to the one "
-                       "that is handed on: lower config.alignment.learning_rate or weight, or judge more often "
-                       "(config.alignment.eval_every)", folder, 100 * LEAST_HR128)
+        logger.warning("%s: %s", folder, handed_on(report))
     write_json(report_file, report)
     mark_done(folder, settings)
     wait_for_all("the policy is done")
@@ -159,7 +156,7 @@ def alignment_batches(config: Config, log: Log, tokenizer: Tokenizer,
     maker = training.batch_maker(tokenizer.ids, config)
     if reads_feedback(config):
         shown = read_shown(log.tables, training.presence, objectives_of(log.outcomes), config.data.long_view_seconds,
-                           to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
+                           to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms, scale=log.satisfaction)
         pairs = PairMaker(FeedbackMaker(maker, shown, config.reward.candidates))
         source, groups, shares = pairs, (pairs.with_target,), (1.0,)
         left_out = shown.counts | {"requests without a click": int(shown.user.size - pairs.with_target.size)}
@@ -224,14 +221,33 @@ def validation_curve(folder: Path) -> list[dict]:
 
 
 def choose_step(curve: list[dict]) -> int:
-    """The last judged step before HR@128 falls below `LEAST_HR128` of the first; the first one trained where all do."""
-    least = LEAST_HR128 * curve[0]["hr@128"]
-    chosen = curve[1]["step"]
+    """The last judged step with a higher predicted reward than step 0, of those before HR@128 falls below `LEAST_HR128`
+    of step 0; step 0 itself, the model that alignment began with, where there is none."""
+    first, chosen = curve[0], curve[0]["step"]
     for line in curve[1:]:
-        if line["hr@128"] < least:
+        if line["hr@128"] < LEAST_HR128 * first["hr@128"]:
             break
-        chosen = line["step"]
+        if line.get("predicted_reward", 1.0) > first.get("predicted_reward", 0.0):
+            chosen = line["step"]
     return chosen
+
+
+def handed_on(report: dict) -> str:
+    """Which step is handed on, and why, in a sentence or two."""
+    first, step = report["validation"][0], report["chosen_step"]
+    chosen = next(line for line in report["validation"] if line["step"] == step)
+    rewarded = "predicted_reward" in first
+    rule = f"{'a higher predicted reward than step 0 and ' if rewarded else ''}at least {LEAST_HR128:.0%} of its HR@128"
+    if step == first["step"]:
+        return (f"Step {step} is handed on, the model that alignment began with: no judged step had {rule}. Lower "
+                "config.alignment.learning_rate or weight, or judge more often (config.alignment.eval_every).")
+    moved = {name: f"{first[name]:.4f} → {chosen[name]:.4f}" for name in chosen if name != "step"}
+    text = (f"Step {step} is handed on, the last judged one with {rule} ("
+            + (f"predicted reward {moved['predicted_reward']}, " if rewarded else "") + f"HR@128 {moved['hr@128']}).")
+    if chosen["ndcg@10"] < first["ndcg@10"]:
+        text += (f" NDCG@10 falls ({moved['ndcg@10']}): it counts the room that was clicked, "
+                 "alignment what a click is worth.")
+    return text
 
 
 def _both(made: Any) -> tuple[Any, Any]:
@@ -239,8 +255,8 @@ def _both(made: Any) -> tuple[Any, Any]:
 
 
 def format_curve(report: dict) -> str:
-    """The judged steps as a table."""
-    return table(*curve_rows(report))
+    """The judged steps as a table, and why one of them is handed on."""
+    return table(*curve_rows(report)) + "\n\n" + handed_on(report)
 
 
 def curve_rows(report: dict) -> tuple[list[str], list[list[str]]]:
@@ -249,3 +265,18 @@ def curve_rows(report: dict) -> tuple[list[str], list[list[str]]]:
     return ["step", *names, ""], [[str(line["step"]), *(f"{line[name]:.4f}" for name in names),
                                    "<- handed on" if line["step"] == report["chosen_step"] else ""]
                                   for line in report["validation"]]
+
+
+def load_phase(config: Config, workdir: Path, log: Log, phase: str) -> tuple[OneLive, dict, str]:
+    """(model, parameters of "supervised", "policy" or "stream", their name PHASE/STEP) of a workdir.
+
+    Raises: FileNotFoundError where that phase has not run to its end; ValueError where it ran with other settings.
+    """
+    model, params, figures = load_supervised(config, workdir, log)
+    if phase == "policy":
+        folder = workdir / "policy"
+        params, figures = load_params(folder), read_record(workdir / "policy.json", folder, "chosen_step")
+    if phase == "stream":  # which goes on, and is never done
+        figures = read_record(workdir / "stream.json", workdir / "stream", "chosen_step")
+        params = restore_params(workdir / "stream", step=figures["chosen_step"])
+    return model, params, f"{phase}/{figures['chosen_step']}"

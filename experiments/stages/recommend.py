@@ -4,13 +4,15 @@ import time
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
+from data_pipelines.log.own_counts import own_counts
 from data_pipelines.readers.twitch import ROUND_MS
 from data_pipelines.tables import moment as date
 from experiments.common.log import Log
 from experiments.common.tables import table
 from experiments.common.tower_scores import TowerScores
-from experiments.server.service import Query, Service
+from experiments.server.service import Answer, Query, Service
 from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import Recommender
 from onelive_jax.serving.catalogue import LiveCatalogue
@@ -40,25 +42,31 @@ def recommend(config: Config, log: Log, ids, rank: Recommender, params, user: in
     author, slot, score, codes = (np.asarray(x)[0][np.asarray(ranking.valid)[0]]
                                   for x in (ranking.author, ranking.slot, ranking.score, ranking.codes))
     room = snapshot.room_ids(slot)
-    seen = log.views.author[log.views.user_ptr[user]:log.views.seen_before(users, times)[0]]
+    seen, = own_counts(log.views, users, times, np.array([0, author.size]), author, lambda age: np.ones((1, age.size)))
     viewers = dict(zip(on_air.author.tolist(), on_air.viewers.tolist(), strict=True))
     tables = log.tables
     # A source need not name its rooms; authors always have an id of their own.
     room_names = tables.rooms["source_id"] if "source_id" in tables.rooms.columns else tables.rooms["room_id"]
     return [{"rank": i + 1, "author": tables.authors["source_id"][int(a)], "room": str(room_names[int(r)]),
-             "score": round(float(s), 4), "codes": c.tolist(), "views": int((seen == a).sum()),
+             "score": round(float(s), 4), "codes": c.tolist(), "views": int(seen[i]),
              "viewers": int(viewers[int(a)])}
             for i, (a, r, s, c) in enumerate(zip(author, room, score, codes, strict=True))]
 
 
 def everybody(service: Service, time_ms: int, k: int) -> tuple[pl.DataFrame, float]:
     """(user, rank, room, author, score, viewers of everybody whom the service knows; seconds without compilation)."""
-    service.warm_up()
-    people, size, parts = service.state.users.names, service.config.serving.max_batch, []
+    people, parts = service.state.users.names, []
+    size = service.config.serving.max_batch
+
+    def ask(some: list[str]) -> list[Answer]:
+        # Always a full batch: one program is compiled.
+        return service.recommend([Query(user, k) for user in some + some[-1:] * (size - len(some))], time_ms)
+
+    ask(people[:1])
     began = time.perf_counter()
-    for low in range(0, len(people), size):
+    for low in tqdm(range(0, len(people), size), "people", unit="batch", disable=None):
         some = people[low:low + size]
-        for user, answer in zip(some, service.recommend([Query(user, k) for user in some], time_ms), strict=True):
+        for user, answer in zip(some, ask(some), strict=False):
             parts += [(user, rank, room.room, room.author, room.score, room.viewers)
                       for rank, room in enumerate(answer.rooms, 1)]
     schema = {"user": pl.String, "rank": pl.Int32, "room": pl.String, "author": pl.String, "score": pl.Float32,

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.live.replay import events_after, room_names
 from data_pipelines.log.tasks import Task
+from data_pipelines.tables import moment
 from experiments.common import scoring
 from experiments.common.log import Log
 from experiments.server.service import Answer, Query, from_log
@@ -67,7 +68,8 @@ def replay(config: Config, log: Log, tokenizer: Tokenizer, model: OneLive, param
         apart, what = _compare(answer, offline[candidates], task, candidates, names, rooms)
         largest = max(largest, apart)
         if what:
-            differing.append(f"request {r} ({query.user} at {task.time_ms[r]}): {what}")
+            at = int(task.time_ms[r])
+            differing.append(f"request {r} ({query.user} at {at}, {moment(at)}): {what}")
     return Replayed(order.size, played, time.perf_counter() - began, largest, differing, dict(service.state.counts))
 
 

@@ -59,7 +59,7 @@ def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) 
     c, model = config.reward, make_reward_model(config, log)
     training = log.training_part()
     shown = read_shown(log.tables, training.presence, model.objectives, config.data.long_view_seconds,
-                       to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms)
+                       to_ms=log.split.p1_ms, over_by_ms=log.split.p1_ms, scale=log.satisfaction)
     logger.info("feedback of the training period: %s", counted(shown.counts))
     maker = FeedbackMaker(training.batch_maker(tokenizer.ids, config), shown, c.candidates)
     mesh = partitioning.make_mesh(config.mesh)
@@ -125,7 +125,7 @@ def load_reward(config: Config, workdir: Path, log: Log) -> tuple[RewardModel, d
 def validation(config: Config, log: Log, tokenizer: Tokenizer, model: RewardModel) -> Judged:
     """Requests of the validation period, at most `JUDGED` of them, drawn at random."""
     shown = read_shown(log.tables, log.presence, model.objectives, config.data.long_view_seconds, log.split.p1_ms,
-                       log.split.p2_ms)
+                       log.split.p2_ms, scale=log.satisfaction)
     maker = FeedbackMaker(log.batch_maker(tokenizer.ids, config), shown, config.reward.candidates)
     rng = np.random.default_rng(config.seed)
     rows = rng.permutation(shown.user.size)[:JUDGED]

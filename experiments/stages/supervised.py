@@ -7,16 +7,17 @@ import jax
 import numpy as np
 
 from data_pipelines.batches.loader import training_batches
-from experiments.common import distributed, scoring
+from experiments.common import calibration, distributed, scoring
 from experiments.common.fingerprint import identity
 from experiments.common.log import Log
 from experiments.common.workdir import DONE, flat, is_done, mark_done, read_record, remake
 from experiments.stages.tokenizer import Tokenizer, settings_of
 from onelive_jax import presets
-from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, SIMILARITIES
 from onelive_jax.config import Config
 from onelive_jax.files import write_json
 from onelive_jax.model.onelive import OneLive
+from onelive_jax.settings import differing
 from onelive_jax.sharding import partitioning
 from onelive_jax.sharding.placement import on_mesh
 from onelive_jax.sharding.processes import is_main, wait_for_all
@@ -25,6 +26,10 @@ from onelive_jax.training.checkpoints import restore_params
 
 logger = logging.getLogger(__name__)
 BEST = "ndcg@10"
+# A phase may go on from parameters that were trained with others of these.
+HOW_TRAINED = {"data.path", *(f"model.{name}" for name in (
+    "loss_weights", "live_softmax", "full_softmax", "identity_loss", "author_negatives", "author_scale", "dropout",
+    "activation_dtype"))}
 
 
 def make_model(config: Config, log: Log) -> OneLive:
@@ -35,7 +40,7 @@ def make_model(config: Config, log: Log) -> OneLive:
 def stage_settings(config: Config, log: Log) -> dict:
     """What decides the parameters that come out: settings, the log by its content, how many features there are."""
     return settings_of(config) | flat(config, "data", "model", "training") | {
-        "log": identity(log), "features": [len(HABIT_FEATURES), len(ROOM_FEATURES)]}
+        "log": identity(log), "features": [len(HABIT_FEATURES), len(ROOM_FEATURES), len(SIMILARITIES)]}
 
 
 def load_params(folder: Path, step: int | None = None) -> dict:
@@ -49,11 +54,33 @@ def load_params(folder: Path, step: int | None = None) -> dict:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: {folder} holds no finished phase. Train it first, or correct "
                                     "the folder")
-    step = read_record(report, folder, "chosen_step")["chosen_step"] if step is None else step
+    figures = read_record(report, folder, "chosen_step")
+    step = figures["chosen_step"] if step is None else step
     try:
-        return restore_params(folder, step=step, settings=read_record(done, folder))
+        params = restore_params(folder, step=step, settings=read_record(done, folder))
+        return calibrated(params, figures)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{error}. {remake(folder)}") from error
+
+
+def calibrated(params: dict, figures: dict) -> dict:
+    """Parameters with the weights that were fitted after training, where the figures of their phase hold them."""
+    return params | {"combine": np.array(figures["combine"], np.float32)} if "combine" in figures else params
+
+
+def load_fitting(folder: Path, config: Config, log: Log) -> dict:
+    """`load_params` of a phase that may be of another workdir (--init_from, --policy).
+
+    Raises: as `load_params`; ValueError where it was trained on another log, tokenizer or model, with what differs.
+    """
+    params, then = load_params(folder), read_record(folder / DONE, folder)
+    sections = settings_of(config) | flat(config, "model")
+    now = {name: value for name, value in stage_settings(config, log).items()
+           if name in ("log", "features") or name in sections.keys() - HOW_TRAINED}
+    if changed := differing({name: then.get(name) for name in now}, now):
+        raise ValueError(f"{folder} was trained with another log, tokenizer or model than this workdir ({changed}). "
+                         "Its parameters mean nothing here: name a phase of the same log and settings")
+    return params
 
 
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:
@@ -67,6 +94,8 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
     training = log.training_part()
     maker = training.batch_maker(tokenizer.ids, config)
     views = training.training_views
+    late = calibration.held_out(training.views.start_ms[views], c.held_out_share)
+    views, late = views[~late], views[late]
     shown = maker.shown_by_others(views)
     logger.info("%d of %d training views are of a room that others show on air; the live losses read only those",
                 shown.sum(), shown.size)
@@ -113,8 +142,12 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
         run.train(take_step, state, batches)
         run.checkpoints.wait()
         chosen, clock = run.checkpoints.best_step(), run.clock
-    figures = {"parameters": parameters, "seconds": clock.elapsed(), "chosen_step": chosen,
-               "examples_per_second": clock.steps * c.batch_size / clock.stepping if clock.steps else None}
+    params = restore_params(folder, step=chosen, settings=settings)
+    late = late[maker.shown_by_others(late)]
+    combine, calibrated = calibration.fit(model, params, maker, late, config.seed)
+    figures = {"parameters": parameters, "seconds": clock.elapsed(), "chosen_step": chosen, "combine": combine,
+               "calibration": calibrated, "examples_per_second":
+                   clock.steps * c.batch_size / clock.stepping if clock.steps else None}
     if is_main():
         write_json(figures_file, figures)
         mark_done(folder, settings)

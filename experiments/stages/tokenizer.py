@@ -17,8 +17,9 @@ from experiments.common.fingerprint import fingerprint, other_log
 from experiments.common.log import Log, data_settings
 from experiments.common.workdir import flat, is_done, mark_done, remake
 from onelive_jax import __version__
-from onelive_jax.config import Config, differing
+from onelive_jax.config import Config
 from onelive_jax.files import write_json
+from onelive_jax.settings import differing
 from onelive_jax.sharding.partitioning import process_mesh
 from onelive_jax.tokenizer import residual_kmeans, semantic_ids, tower_training
 from onelive_jax.tokenizer.encoder import Encoder, Towers
@@ -191,7 +192,7 @@ def side_features_of(log: Log) -> tuple[SideFeatures | None, SideFeatures | None
             logger.info("side features of %s: %d columns from %d categories and %d numbers; %d cells missing, %d rare "
                         "values share columns; left out: %s", name, len(made.names), made.counts["categories"],
                         made.counts["numbers"], made.counts["missing cells"], made.counts["rare values"],
-                        made.left_out or "nothing")
+                        "; ".join(f"{column}, which {why}" for column, why in made.left_out.items()) or "nothing")
         result.append(made)
     return tuple(result)
 

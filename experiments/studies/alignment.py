@@ -11,17 +11,28 @@ finished is kept: a killed study resumes.
 Writes W/study.json, W/study.png (predicted reward and true utility over training) and prints the tables.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config("alignment")
+    absl_flags.DEFINE_integer("seeds", 3, "worlds, from config.seed on", lower_bound=1)
+    absl_flags.DEFINE_integer("requests", 20_000, "requests of the final A/B tests", lower_bound=2)
+    absl_flags.DEFINE_integer("watched", 4000, "requests that every checkpoint is played on", lower_bound=2)
+    absl_flags.DEFINE_list("losses", ["grpo", "dpo"], "policy losses, the first against the others")
+    flags.read()
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags as absl_flags
 from matplotlib.figure import Figure
 
 from data_pipelines.pictures import plots
 from data_pipelines.simulator.platform import Platform, Policy
-from experiments.common import flags, played, scoring, study
+from experiments.common import played, scoring, study
 from experiments.common.log import Log, prepare
 from experiments.common.tables import table
 from experiments.common.workdir import save_config
@@ -95,11 +106,9 @@ def strict_figures(config: Config, log: Log, tokenizer, model, arms: dict) -> di
 def watch(folder: Path, run: dict, platform: Platform, policy: Callable[[Any], Policy], requests: int) -> list[dict]:
     """The judged steps of a run with the true utility of their checkpoints on requests of their own."""
     asked = platform.requests(requests, WATCHED)
-    begun = folder.parent / "supervised"
     result = []
     for line in run["validation"]:
-        params = load_params(begun) if line["step"] == 0 else load_params(folder, line["step"])
-        outcomes = platform.play(policy(params), asked)
+        outcomes = platform.play(policy(load_params(folder, line["step"])), asked)
         result.append(line | {"utility": float(outcomes.utility.mean())})
     return result
 
@@ -172,9 +181,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config("alignment")
-    absl_flags.DEFINE_integer("seeds", 3, "worlds, from config.seed on", lower_bound=1)
-    absl_flags.DEFINE_integer("requests", 20_000, "requests of the final A/B tests", lower_bound=2)
-    absl_flags.DEFINE_integer("watched", 4000, "requests that every checkpoint is played on", lower_bound=2)
-    absl_flags.DEFINE_list("losses", ["grpo", "dpo"], "policy losses, the first against the others")
     flags.run(main)

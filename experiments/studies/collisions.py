@@ -19,14 +19,22 @@ W/collisions.json.
 Axes: R requests, C candidates of all requests (flat), A authors, L levels.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config()
+    absl_flags.DEFINE_list("seeds", ["0"], "trainings")
+    flags.read()
+
 import dataclasses
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 
 from data_pipelines.log.tasks import Task
-from experiments.common import flags, scoring, study
+from experiments.common import scoring, study
 from experiments.common.tables import interval, table
 from experiments.common.tower_scores import TowerScores
 from experiments.stages.supervised import train_supervised
@@ -149,6 +157,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config()
-    absl_flags.DEFINE_list("seeds", ["0"], "trainings")
     flags.run(main)

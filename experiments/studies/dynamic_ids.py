@@ -13,14 +13,23 @@ quantized, and when.
 W/SEED/VARIANT (W/world-N/SEED/VARIANT) and a killed study resumes; the table is also dynamic_ids.json beside them.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config("dynamic_ids")
+    absl_flags.DEFINE_list("seeds", ["0", "1", "2"], "worlds and trainings")
+    absl_flags.DEFINE_integer("world", None, "one world for all seeds, which are then trainings", lower_bound=0)
+    flags.read()
+
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 from scipy import stats
 
 from data_pipelines.simulator.world import make_world
-from experiments.common import flags, scoring, study
+from experiments.common import scoring, study
 from experiments.common.log import Log
 from experiments.common.tables import table
 from onelive_jax.config import Config
@@ -142,7 +151,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config("dynamic_ids")
-    absl_flags.DEFINE_list("seeds", ["0", "1", "2"], "worlds and trainings")
-    absl_flags.DEFINE_integer("world", None, "one world for all seeds, which are then trainings", lower_bound=0)
     flags.run(main)

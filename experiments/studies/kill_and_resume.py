@@ -8,6 +8,19 @@ begins anew until all kills are spent. Every finished run must have the same par
 place in the data and metric lines as the one that was left alone, bit for bit. Exit code 1 where one differs.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
+    absl_flags.DEFINE_integer("steps", 120, "optimizer steps of a run; a checkpoint every two", lower_bound=6)
+    absl_flags.DEFINE_float("stretch", 1.0, "a kill comes within this many seconds after a life's first step",
+                            lower_bound=0.0)
+    absl_flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
+    absl_flags.DEFINE_string("workdir", None, "new folder for the runs; a temporary one without")
+    flags.read(plain=True)
+
 import json
 import multiprocessing
 import os
@@ -21,9 +34,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 
-from experiments.common import flags
 from experiments.common.log import prepare
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
@@ -169,10 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
-    absl_flags.DEFINE_integer("steps", 120, "optimizer steps of a run; a checkpoint every two", lower_bound=6)
-    absl_flags.DEFINE_float("stretch", 1.0, "a kill comes within this many seconds after a life's first step",
-                            lower_bound=0.0)
-    absl_flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
-    absl_flags.DEFINE_string("workdir", None, "new folder for the runs; a temporary one without")
     flags.run_plain(main)

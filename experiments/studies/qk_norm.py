@@ -1,6 +1,6 @@
 """QK-norm's worth (paper, Figure 3): largest QK logit and loss with and without, at a rate where it matters.
 
-    python -m experiments.studies.qk_norm --config=experiments/configs/demo.py --workdir=W [--rates=0.003,0.03,0.1] \
+    python -m experiments.studies.qk_norm --config=experiments/configs/small.py --workdir=W [--rates=0.003,0.03,0.1] \
         [--seeds=0,1,2]
 
 Both variants of a rate and seed see the same examples in the same order (--seeds counts, not --seed). A run whose loss
@@ -8,14 +8,23 @@ becomes NaN or infinite ends there and is reported as diverged. A killed study r
 W/qk_norm.png.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config()
+    absl_flags.DEFINE_list("rates", ["0.003", "0.03", "0.1"], "peak learning rates")
+    absl_flags.DEFINE_list("seeds", ["0"], "seeds, each with its own start and order of examples")
+    flags.read()
+
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 from matplotlib.figure import Figure
 
 from data_pipelines.pictures import plots
-from experiments.common import flags, study
+from experiments.common import study
 from experiments.common.tables import table
 from experiments.studies.scaling import last_loss
 from onelive_jax.config import Config
@@ -118,7 +127,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config()
-    absl_flags.DEFINE_list("rates", ["0.003", "0.03", "0.1"], "peak learning rates")
-    absl_flags.DEFINE_list("seeds", ["0"], "seeds, each with its own start and order of examples")
     flags.run(main)

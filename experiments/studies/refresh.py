@@ -25,6 +25,15 @@ it, and `IdTable.extend` adds what is encoded with its codebooks from then on.
 Axes: A authors, P points, L levels, D embedding width.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config(from_workdir=True)
+    absl_flags.DEFINE_integer("days", 3, "daily refreshes after the training period", lower_bound=1)
+    flags.read()
+
 import dataclasses
 import functools
 import logging
@@ -33,12 +42,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 
 from data_pipelines.log import tasks
 from data_pipelines.log.content import Content, author_content
 from data_pipelines.tables import HOUR_MS
-from experiments.common import flags, scoring, study
+from experiments.common import scoring, study
 from experiments.common.log import Log, prepare
 from experiments.common.tables import table
 from experiments.common.workdir import save_config
@@ -296,6 +304,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True)
-    absl_flags.DEFINE_integer("days", 3, "daily refreshes after the training period", lower_bound=1)
     flags.run(main)

@@ -1,6 +1,6 @@
 """Loss against parameters (paper, Figure 4): a ladder of models on one log, and the power law through them.
 
-    python -m experiments.studies.scaling --config=experiments/configs/demo.py --workdir=W [--rungs=d32,d64,d96,d128] \
+    python -m experiments.studies.scaling --config=experiments/configs/small.py --workdir=W [--rungs=d32,d64,d96,d128] \
         [--config.training.steps=N]
 
 Every rung is a supervised run of its own under W/RUNG on the same examples and the same batches, so a killed ladder
@@ -10,15 +10,23 @@ L(N) = floor + a · N^(−b) is fitted to the code loss of the main decoder over
 N as onelive_jax/presets.py counts it (without the rows of authors). Beside it stand the paper's four models.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config()
+    absl_flags.DEFINE_list("rungs", None, "models of the ladder, smallest first; all of them unless given")
+    flags.read()
+
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 from matplotlib.figure import Figure
 from scipy import optimize
 
 from data_pipelines.pictures import plots
-from experiments.common import flags, study
+from experiments.common import study
 from experiments.common.tables import table
 from onelive_jax import presets
 from onelive_jax.config import Config
@@ -102,7 +110,7 @@ def draw(results: dict[str, dict], law: dict[str, float]) -> Figure:
 
 
 def main(config: Config, workdir: Path) -> None:
-    rungs = absl_flags.FLAGS.rungs
+    rungs = list(LADDER) if absl_flags.FLAGS.rungs is None else absl_flags.FLAGS.rungs
     unknown = [name for name in rungs if name not in LADDER]
     if unknown or not rungs:
         raise ValueError(f"--rungs={','.join(rungs)}: there are {', '.join(LADDER)}")
@@ -123,6 +131,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config()
-    absl_flags.DEFINE_list("rungs", list(LADDER), "models of the ladder, smallest first")
     flags.run(main)

@@ -17,7 +17,8 @@ from experiments.common.log import Log, data_settings
 from experiments.common.tables import table
 from experiments.common.workdir import flat
 from experiments.stages.tokenizer import fit_towers, view_log
-from onelive_jax.config import Config, differing
+from onelive_jax.config import Config
+from onelive_jax.settings import differing
 from onelive_jax.sharding.partitioning import process_mesh
 from onelive_jax.tokenizer import residual_kmeans, rq_vae, semantic_ids
 from onelive_jax.tokenizer.encoder import Towers

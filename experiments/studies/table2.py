@@ -117,7 +117,7 @@ def methods(problem: Problem) -> dict[str, Method]:
                            [*rates, {"training.learning_rate": 3e-3, "dropout": 0.3}]),
         "lambdarank": baseline("LambdaRank", lambdarank.Settings(), lambdarank.LambdaRank,
                                [{}, {"leaves": 15, "learning_rate": 0.03}, {"leaves": 63, "least": 100}]),
-        ONELIVE: Method("OneLive", [{}, {"training.learning_rate": 2e-3}, {"decoding.identity_weight": 1.0}],
+        ONELIVE: Method("OneLive", [{}, {"training.learning_rate": 2e-3}, {"decoding.identity_weight": 2.0}],
                         lambda change, seed, folder: run_onelive(problem, change, seed, folder)),
     }
 

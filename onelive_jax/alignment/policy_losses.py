@@ -9,13 +9,35 @@ Losses are means over the groups with at least one candidate, of means over thei
 Everything is float32; candidates that are masked out may hold any finite numbers.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+from onelive_jax.config import AlignmentConfig
 
 Array = jax.Array
 LOSSES = ("grpo", "ecpo", "gbpo", "dpo", "reinforce")
 MOST_LOG_RATIO = 20.0
 LEAST_SPREAD = 1e-6  # of the largest reward: closer ones are equal, their order is that of rounding errors
+
+
+class Candidates(NamedTuple):
+    """What is fixed of B groups while the policy learns from them.
+
+    Attributes:
+      old_log_prob_BxGxP, reference_log_prob_BxGxP: float32, under the policy that proposed the candidates and under
+        the reference. With candidates of the reference they are the same.
+      reward_BxG: float32, any scale. mask_BxG: bool, candidates that count.
+      advantage_BxG: advantages from elsewhere (e.g. shaped feedback, −1 … 1) instead of the group-relative ones.
+        DPO still compares rewards.
+    """
+
+    old_log_prob_BxGxP: Array
+    reference_log_prob_BxGxP: Array
+    reward_BxG: Array
+    mask_BxG: Array
+    advantage_BxG: Array | None = None
 
 
 def group_advantages(reward_BxG: Array, mask_BxG: Array) -> tuple[Array, Array]:
@@ -114,21 +136,14 @@ def dpo(log_prob_BxGxP: Array, reference_log_prob_BxGxP: Array, reward_BxG: Arra
     return jax.nn.softplus(-beta * (pick(best_B) - pick(worst_B)))
 
 
-def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, reference_log_prob_BxGxP: Array,
-                reward_BxG: Array, mask_BxG: Array, *, clip: float = 0.2, delta: float = 0.1, kl: float = 0.0,
-                beta: float = 0.1, advantage_BxG: Array | None = None) -> tuple[Array, dict[str, Array]]:
+def policy_loss(log_prob_BxGxP: Array, candidates: Candidates,
+                config: AlignmentConfig) -> tuple[Array, dict[str, Array]]:
     """One of `LOSSES`, plus kl · `k3_penalty`, and what to watch.
 
     Args:
-      loss: a name of `LOSSES`.
       log_prob_BxGxP: float32, log-probabilities under the policy: the only argument that gets a gradient.
-      old_log_prob_BxGxP, reference_log_prob_BxGxP: float32, under the policy that proposed the candidates and under
-        the reference. With candidates of the reference they are the same.
-      reward_BxG: float32, any scale. mask_BxG: bool, candidates that count.
-      clip, delta: ε and δ of GRPO and ECPO. kl: weight of the penalty (DPO has the reference in its own loss and
-        takes none). beta: β of DPO.
-      advantage_BxG: advantages from elsewhere (e.g. shaped feedback, −1 … 1) instead of the group-relative ones.
-        DPO still compares rewards.
+      config: loss, a name of `LOSSES`; clip and delta, ε and δ of GRPO and ECPO; kl, weight of the penalty (DPO has
+        the reference in its own loss and takes none); beta, β of DPO.
 
     Returns:
       (float32 scalar, metrics): "policy_loss" (without the penalty), "kl" (mean k3), "ratio_min", "ratio_max"
@@ -139,11 +154,13 @@ def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, ref
 
     Raises: ValueError for another name.
     """
+    loss, clip = config.loss, config.clip
+    reward_BxG, mask_BxG, advantage_BxG = candidates.reward_BxG, candidates.mask_BxG, candidates.advantage_BxG
     if loss not in LOSSES:
         raise ValueError(f"config.alignment.loss={loss!r} is not one of {', '.join(map(repr, LOSSES))}")
     token_mask = mask_BxG[..., None]
     old, reference = (jax.lax.stop_gradient(jnp.where(token_mask, x.astype(jnp.float32), 0.0))
-                      for x in (old_log_prob_BxGxP, reference_log_prob_BxGxP))
+                      for x in candidates[:2])
     log_prob = jnp.where(token_mask, log_prob_BxGxP.astype(jnp.float32), 0.0)
     relative_BxG, dead_B = group_advantages(reward_BxG, mask_BxG)
     given = advantage_BxG is not None
@@ -154,15 +171,15 @@ def policy_loss(loss: str, log_prob_BxGxP: Array, old_log_prob_BxGxP: Array, ref
     groups = jnp.maximum(some_B.sum(), 1)
     if loss == "dpo":
         # log 2 of a dead group has no gradient and would only hide the others.
-        value = jnp.where(dead_B, 0.0, dpo(log_prob, reference, reward_BxG, mask_BxG, beta)).sum() / groups
+        value = jnp.where(dead_B, 0.0, dpo(log_prob, reference, reward_BxG, mask_BxG, config.beta)).sum() / groups
     else:
         terms = {"grpo": lambda: grpo(log_prob, old, advantage, clip),
-                 "ecpo": lambda: ecpo(log_prob, old, advantage, clip, delta),
+                 "ecpo": lambda: ecpo(log_prob, old, advantage, clip, config.delta),
                  "gbpo": lambda: gbpo(log_prob, old, advantage),
                  "reinforce": lambda: reinforce(log_prob, advantage)}
         value = over_groups(terms[loss](), mask_BxG)
     divergence = over_groups(k3_penalty(log_prob, reference).mean(-1), mask_BxG)
-    total = value if loss == "dpo" else value + kl * divergence
+    total = value if loss == "dpo" else value + config.kl * divergence
 
     ratio = jax.lax.stop_gradient(held_exp(log_prob - old))
     some = mask_BxG.any()

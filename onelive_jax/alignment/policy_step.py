@@ -209,9 +209,8 @@ def _policy_term(model: OneLive, params: Any, batch: Batch, group: Group, config
         entropy = jnp.broadcast_to(jax.lax.stop_gradient(entropy_R)[:, None, None], log_prob.shape)
     else:
         log_prob, entropy = rollouts.token_log_probs(model, params, opened, batch.live, group.slot, group.allowed)
-    loss, metrics = policy_losses.policy_loss(
-        config.loss, log_prob, group.old_log_prob, group.reference_log_prob, group.reward, group.valid,
-        clip=config.clip, delta=config.delta, kl=config.kl, beta=config.beta, advantage_BxG=group.advantage)
+    loss, metrics = policy_losses.policy_loss(log_prob, policy_losses.Candidates(
+        group.old_log_prob, group.reference_log_prob, group.reward, group.valid, group.advantage), config)
     some_R = group.valid.any(1)
     count = jnp.maximum(some_R.sum(), 1)
     return loss, metrics | {

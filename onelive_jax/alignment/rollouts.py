@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from onelive_jax.batch import LiveRooms
 from onelive_jax.decoding import beam_search
-from onelive_jax.decoding.beam_search import Ranking
+from onelive_jax.decoding.beam_search import Ranking, RoomScores, Search
 from onelive_jax.decoding.live_index import LiveIndex
 from onelive_jax.model.layers import NEG_INF
 from onelive_jax.model.onelive import OneLive, Opened, level_logits
@@ -53,9 +53,9 @@ def propose(model: OneLive, params: Any, opened: Opened, index: LiveIndex, group
         noise_BxN = temperature * jax.random.gumbel(key, index.author.shape, jnp.float32)
         score_BxN = noise_BxN if score_BxN is None else score_BxN + noise_BxN
 
-    return beam_search.decode(level_logits(model, params, opened), opened.state, index,
-                              batch=opened.first_logits.shape[0], beams=max(beams, group_size), k=group_size,
-                              room_score_BxC=score_BxN, lookahead=score_BxN is not None)
+    search = Search(max(beams, group_size), group_size, lookahead=score_BxN is not None)
+    return beam_search.decode(level_logits(model, params, opened), opened.state, index, search, RoomScores(score_BxN),
+                              batch=opened.first_logits.shape[0])
 
 
 def codes_on_air_behind(live: LiveRooms, codes_BxGxL: Array, num_codes: int) -> list[Array]:

@@ -16,8 +16,9 @@ keys and values do not, so the function closes over them), `previous_BxW` int32 
 width. Beams that are not valid carry the codes of a valid shape (zeros); what the model says of them is not read.
 """
 
+import dataclasses
 from functools import partial
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,41 @@ LevelLogits = Callable[[int, Any, Array, Array], tuple[Array, Any]]
 
 NORMALISERS = ("live", "all")
 COMBINATIONS = ("sum", "within")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How wide the search is, and what it returns.
+
+    Attributes:
+      beams: the beam width asked for. k: ranks returned.
+      normalise: log-probabilities of codes are normalised "live", over the codes on air, or over "all" K codes.
+      combine: what a room's own score adds to its id's log-probability, see `room_bonus`.
+      lookahead: prefixes are ranked by log-probability + the best bonus below them, an upper bound of what their rooms
+        can reach, so that a narrow beam does not lose a room for its codes alone. Needs scores of rooms.
+    """
+
+    beams: int
+    k: int
+    normalise: str = "live"
+    combine: str = "sum"
+    lookahead: bool = False
+
+
+class RoomScores(NamedTuple):
+    """What tells rooms apart beside their codes, in slot order [B, C]; None where nothing does.
+
+    Attributes:
+      room_score_BxC: float32, see `room_bonus`. tie_score_BxC: float32, see `rank_rooms`.
+      allowed_BxC: bool; rooms where it is False are not on air for that request.
+    """
+
+    room_score_BxC: Array | None = None
+    tie_score_BxC: Array | None = None
+    allowed_BxC: Array | None = None
+
+
+UNSCORED = RoomScores()
 
 
 @struct.dataclass
@@ -104,9 +140,8 @@ def room_bonus(index: LiveIndex, room_score_BxC: Array, combine: str = "sum") ->
     return _over_batch(index, bonus)(index.trie, room_score_BxC)
 
 
-def beam_search(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batch: int, beams: int,
-                normalise: str = "live", bonus_BxC: Array | None = None, lookahead: bool = False,
-                masked: bool = False) -> Beams:
+def beam_search(level_logits: LevelLogits, state: Any, index: LiveIndex, search: Search, *, batch: int,
+                bonus_BxC: Array | None = None, masked: bool = False) -> Beams:
     """The `beams` most probable semantic ids on air; exact where no prefix is left out, i.e. where W ≥ ids on air.
 
     score(q) = Σ_t log p(q_t | q_<t), with p normalised over the codes on air after q_<t or over all K.
@@ -116,14 +151,12 @@ def beam_search(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batc
       state: its state before level 0, arrays [B, 1, …].
       index: one catalogue for the batch, or one a request (leading B axis).
       batch: B.
-      beams: the beam width asked for.
-      normalise: "live" (over the codes on air) or "all" (over all K codes).
       bonus_BxC: float32, from `room_bonus`, where rooms have scores of their own.
-      lookahead: prefixes are ranked by log-probability + the best bonus below them, an upper bound of what their rooms
-        can reach, so that a narrow beam does not lose a room for its codes alone. Needs `bonus_BxC`.
+      masked: whether prefixes of nothing but rooms of bonus -inf are left out.
 
     Raises: ValueError for a width below 1, another `normalise`, or `lookahead` without `bonus_BxC`.
     """
+    beams, normalise, lookahead = search.beams, search.normalise, search.lookahead
     if beams < 1:
         raise ValueError(f"beams={beams} must be at least 1 (config.decoding.beams)")
     if normalise not in NORMALISERS:
@@ -148,8 +181,8 @@ def beam_search(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batc
         _check_logits(logits_BxWxK, level, (*score_BxW.shape, index.num_codes))
         num_parents = 1 if level == 0 else index.trie.levels[level - 1].code.shape[-1]
 
-        search = partial(_search_level, num_parents=num_parents, beams=beams, normalise=normalise)
-        score_BxW, node_BxW, parent_BxW, code_BxW, pruned_B = _over_batch(index, search)(
+        one_level = partial(_search_level, num_parents=num_parents, beams=beams, normalise=normalise)
+        score_BxW, node_BxW, parent_BxW, code_BxW, pruned_B = _over_batch(index, one_level)(
             index.trie.levels[level], logits_BxWxK, score_BxW, node_BxW, promise[level])
         codes_BxWxL = gather_beams(codes_BxWxL, parent_BxW).at[..., level].set(code_BxW)
         if level + 1 < num_levels:
@@ -204,20 +237,16 @@ def rank_rooms(index: LiveIndex, beams: Beams, k: int, bonus_BxC: Array | None =
                    bound=beams.bound)
 
 
-def decode(level_logits: LevelLogits, state: Any, index: LiveIndex, *, batch: int, beams: int, k: int,
-           normalise: str = "live", room_score_BxC: Array | None = None, combine: str = "sum",
-           lookahead: bool = False, tie_score_BxC: Array | None = None,
-           allowed_BxC: Array | None = None) -> Ranking:
-    """The k best rooms on air: `room_bonus`, `beam_search` and `rank_rooms` in one; arguments as there.
-
-    allowed_BxC: bool, in slot order; rooms where it is False are not on air for that request.
-    """
+def decode(level_logits: LevelLogits, state: Any, index: LiveIndex, search: Search, rooms: RoomScores = UNSCORED,
+           *, batch: int) -> Ranking:
+    """The k best rooms on air: `room_bonus`, `beam_search` and `rank_rooms` in one; arguments and errors as there."""
+    score_BxC, allowed_BxC = rooms.room_score_BxC, rooms.allowed_BxC
     if allowed_BxC is not None:
-        room_score_BxC = jnp.where(allowed_BxC, 0.0 if room_score_BxC is None else room_score_BxC, -jnp.inf)
-    bonus_BxC = None if room_score_BxC is None else room_bonus(index, room_score_BxC, combine)
-    found = beam_search(level_logits, state, index, batch=batch, beams=beams, normalise=normalise, bonus_BxC=bonus_BxC,
-                        lookahead=lookahead, masked=allowed_BxC is not None)
-    return rank_rooms(index, found, k, bonus_BxC, tie_score_BxC)
+        score_BxC = jnp.where(allowed_BxC, 0.0 if score_BxC is None else score_BxC, -jnp.inf)
+    bonus_BxC = None if score_BxC is None else room_bonus(index, score_BxC, search.combine)
+    found = beam_search(level_logits, state, index, search, batch=batch, bonus_BxC=bonus_BxC,
+                        masked=allowed_BxC is not None)
+    return rank_rooms(index, found, search.k, bonus_BxC, rooms.tie_score_BxC)
 
 
 def _over_batch(index: LiveIndex, function: Callable) -> Callable:

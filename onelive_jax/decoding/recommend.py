@@ -13,7 +13,7 @@ from flax import struct
 from onelive_jax.batch import LiveRooms, Request
 from onelive_jax.config import DecodingConfig
 from onelive_jax.decoding import beam_search
-from onelive_jax.decoding.beam_search import Ranking
+from onelive_jax.decoding.beam_search import Ranking, RoomScores, Search
 from onelive_jax.decoding.live_index import LiveIndex
 from onelive_jax.model.layers import Context
 from onelive_jax.model.onelive import OneLive, level_logits
@@ -43,8 +43,9 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
     """Compiles (params, request, index, tie_score_BxN=None, context=None, personal=None) → `Ranking`: the best rooms on
     air for every viewer of the request.
 
-    score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity head. With
-    identity_weight = 0 or a model without that head, codes alone decide (`codes_alone`), and rooms of one id tie: then
+    score(room) = Σ_l log p(q_l | BOS, q_<l, context) + identity_weight · s(room), with s from the identity and evidence
+    heads and the codes' logits weighed beside them (`OneLive.combine`). With identity_weight = 0 or a model without
+    those heads, codes alone decide (`codes_alone`), and rooms of one id tie: then
     `tie_score_BxN` tells them apart, the towers' score of user and author (paper, section a).
 
     The function is pure. It is traced once for each shape of request and index: rooms that go on or off air, and other
@@ -64,7 +65,8 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
     """
     weight = 0.0 if codes_alone(model, config) else config.identity_weight
     # An upper bound of what lies below a prefix is known only where rooms have scores of their own.
-    lookahead = config.lookahead and weight != 0.0
+    search = Search(config.beams, config.beams if k is None else k, normalise, combine,
+                    lookahead=config.lookahead and weight != 0.0)
 
     def recommend(params: Any, request: Request, index: LiveIndex, tie_score_BxN: Array | None = None,
                   context: Context | None = None, personal: Personal | None = None) -> Ranking:
@@ -76,14 +78,12 @@ def make_recommender(model: OneLive, config: DecodingConfig, k: int | None = Non
         if score_BxN is not None and personal is not None:
             own = LiveRooms(index.author[personal.slot], index.codes[personal.slot], personal.features,
                             personal.slot < index.capacity)
-            own_BxM = weight * model.apply({"params": params}, opened.state.hidden[:, 0], opened.context, own,
+            own_BxM = weight * model.apply({"params": params}, request, opened.state.hidden[:, 0], opened.context, own,
                                            method="room_scores")
             score_BxN = score_BxN.at[jnp.arange(own_BxM.shape[0])[:, None], personal.slot].set(own_BxM, mode="drop")
-        return beam_search.decode(level_logits(model, params, opened), opened.state, index,
-                                  batch=request.hour.shape[0], beams=config.beams,
-                                  k=config.beams if k is None else k, normalise=normalise, room_score_BxC=score_BxN,
-                                  combine=combine, lookahead=lookahead, tie_score_BxC=tie_score_BxN,
-                                  allowed_BxC=None if personal is None else personal.allowed)
+        allowed_BxN = None if personal is None else personal.allowed
+        return beam_search.decode(level_logits(model, params, opened), opened.state, index, search,
+                                  RoomScores(score_BxN, tie_score_BxN, allowed_BxN), batch=request.hour.shape[0])
 
     return jax.jit(recommend)
 

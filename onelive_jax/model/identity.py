@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, LiveRooms
+from onelive_jax.batch import LiveRooms
 from onelive_jax.config import ModelConfig
 from onelive_jax.model.layers import (
     MLP,
@@ -27,7 +27,6 @@ from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
 COPY_DIM = 32
-SEEN_GAIN = 10.0  # Adam moves a lone scalar by about one learning rate a step: the factor lets it get anywhere
 
 
 class CopyScore(nn.Module):
@@ -48,6 +47,20 @@ class CopyScore(nn.Module):
         return jnp.where(context.mask[:, None, None], score, NEG_INF)
 
 
+def places(wanted_BxN: Array, named_BxM: Array) -> tuple[Array, Array]:
+    """(int32 [B, N], the last place of each wanted author among those named, 0 where there is none; bool, whether)."""
+    same = wanted_BxN[:, :, None] == named_BxM[:, None, :]
+    place = jnp.max(jnp.where(same, jnp.arange(named_BxM.shape[1], dtype=jnp.int32), -1), 2, initial=-1)
+    return jnp.maximum(place, 0), place >= 0
+
+
+def slots_of_authors(rooms: LiveRooms, num_authors: int) -> Array:
+    """int32 [A], the slot of each author's room in a catalogue [1, N]; N, which is no slot, of those off air."""
+    slots = rooms.author.shape[1]
+    author_N = jnp.where(rooms.mask[0], rooms.author[0], num_authors)
+    return jnp.full(num_authors, slots, jnp.int32).at[author_N].set(jnp.arange(slots, dtype=jnp.int32), mode="drop")
+
+
 def copied_codes(score_BxWxSxT: Array, context: Context, prefix_BxWxSxL: Array, level: int, num_codes: int) -> Array:
     """log Σ exp(score) over the items that carry code k at `level` and match the prefix before it.
 
@@ -66,10 +79,9 @@ def copied_codes(score_BxWxSxT: Array, context: Context, prefix_BxWxSxL: Array, 
 
 
 class IdentityHead(nn.Module):
-    """s(room) = logaddexp(u · e_author + b_author, copied) + w · seen + f(room features).
+    """s(room) = logaddexp(u · e_author + b_author, copied).
 
-    `u` is read from the main decoder's first hidden state; `copied` is the copy score of that very author; `seen` says
-    that the viewer has been in this very broadcast before.
+    `u` is read from the main decoder's first hidden state; `copied` is the copy score of that very author.
     """
 
     config: ModelConfig
@@ -79,11 +91,7 @@ class IdentityHead(nn.Module):
     def setup(self):
         # Read by `user`, `rooms` and `everyone`, so declared once here.
         self.copy_score = CopyScore(self.config.habits)
-        if self.config.room_features:
-            self.room_mlp = MLP(16, 1, out_scale=0.02)
         self.bias = weight(self, "bias", (self.num_authors,), ("authors",), zeros)
-        if self.config.copy and self.config.habits and self.config.seen:
-            self.seen = weight(self, "seen", (), (), zeros)
 
     @nn.compact
     def user(self, hidden_BxD: Array, width: int) -> Array:
@@ -135,22 +143,21 @@ class IdentityHead(nn.Module):
         score = generated
         if self.config.copy:
             copy_BxT = self.copy_score(hidden_BxD[:, None, None], context)[:, 0, 0]
-            # What the history says of an author is worked out among its T items first. A room then only looks for one
-            # item of its author: N x T comparisons and nothing more, which a catalogue of many thousands needs.
+            # What the history says of an author is worked out among its T items first.
             same = (context.author[:, :, None] == context.author[:, None, :]) & context.mask[:, None, :]
             total_BxT = jax.nn.logsumexp(jnp.where(same, copy_BxT[:, None, :], NEG_INF), 2)
-            match = (rooms.author[:, None, :] == context.author[:, :, None]) & context.mask[:, :, None]
-            item_BxN = jnp.max(jnp.where(match, jnp.arange(match.shape[1], dtype=jnp.int32)[None, :, None], -1), 1)
-            known, item_BxN = item_BxN >= 0, jnp.maximum(item_BxN, 0)
-            copied = jnp.where(known, jnp.take_along_axis(total_BxT, item_BxN, 1), NEG_INF)
-            score = jnp.logaddexp(generated, copied)
-            if self.config.habits and self.config.seen:
-                # The viewer has been in this very broadcast: it began before their last view of its author.
-                gap_BxT = context.habits[..., HABIT_FEATURES.index("log_gap")]
-                last_BxT = jnp.min(jnp.where(same, gap_BxT[:, None, :], jnp.inf), 2)
-                age_BxN = rooms.features[..., ROOM_FEATURES.index("log_age")]
-                seen = known & (jnp.take_along_axis(last_BxT, item_BxN, 1) <= age_BxN + 1e-5)
-                score = score + SEEN_GAIN * self.seen * seen
-        if self.config.room_features:
-            score = score + self.room_mlp(rooms.features[..., :len(ROOM_FEATURES)].astype(jnp.float32))[..., 0]
+            score = jnp.logaddexp(generated, self._on_rooms(total_BxT, context, rooms))
         return jnp.where(rooms.mask, score, NEG_INF)
+
+    def _on_rooms(self, total_BxT: Array, context: Context, rooms: LiveRooms) -> Array:
+        """What the history says of each room's author, float32 [B, N]; NEG_INF where it does not name them.
+
+        In a catalogue that the batch shares, an author shows one room, and each item looks for it: O(N + B · T).
+        """
+        if rooms.author.shape[0] > 1:
+            item_BxN, known = places(rooms.author, jnp.where(context.mask, context.author, -1))
+            return jnp.where(known, jnp.take_along_axis(total_BxT, item_BxN, 1), NEG_INF)
+        slot_BxT = jnp.where(context.mask, slots_of_authors(rooms, self.num_authors)[context.author],
+                             rooms.author.shape[1])
+        copied = jnp.full((total_BxT.shape[0], rooms.author.shape[1]), NEG_INF)
+        return copied.at[jnp.arange(total_BxT.shape[0])[:, None], slot_BxT].set(total_BxT, mode="drop")

@@ -18,12 +18,14 @@ from onelive_jax.batch import Batch, LiveRooms, Request
 from onelive_jax.config import ModelConfig
 from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.decoder import Decoder, empty_caches
+from onelive_jax.model.evidence import EvidenceHead
 from onelive_jax.model.identity import CopyScore, IdentityHead, copied_codes
 from onelive_jax.model.layers import NEG_INF, Context, TimeEmbedding, normal, rms_normalise, weight, zeros
 from onelive_jax.model.mtp import MTPModule
 from onelive_jax.sharding.placement import Placement
 
 Array = jax.Array
+COMBINED = ("codes", "identity", "evidence")  # what the score of a room is made of, as `OneLive.combine` weighs it
 
 
 @struct.dataclass
@@ -95,6 +97,10 @@ class OneLive(nn.Module):
                                        ("authors", "features"), normal(self.author_dim**-0.5))
         if c.identity:
             self.identity = IdentityHead(c, self.num_authors, self.placement)
+            self.evidence = EvidenceHead(c, self.num_authors)
+            # Not trained by the losses: fitted on views held out (experiments/common/calibration.py).
+            self.combine = weight(self, "combine", (len(COMBINED),), (None,),
+                                  lambda key, shape, dtype: jnp.array(c.combine, dtype))
 
     # What every use of the model starts with.
 
@@ -117,9 +123,20 @@ class OneLive(nn.Module):
         first_logits, state = self.decode_first(request, context)
         scores_BxN = None
         if live is not None and self.config.identity and identity_weight:
-            scores_BxN = identity_weight * self.room_scores(state.hidden[:, 0], context, live)
+            scores_BxN = identity_weight * self.room_scores(request, state.hidden[:, 0], context, live)
             scores_BxN = jnp.where(live.mask, scores_BxN, NEG_INF)
+            first_logits = self.code_weight() * first_logits
         return Opened(context, state, first_logits, scores_BxN)
+
+    def code_weight(self) -> Array:
+        """What the logits of codes are multiplied with beside room scores, float32 []."""
+        return jax.lax.stop_gradient(self.combine[0])
+
+    def room_scores(self, request: Request, hidden_BxD: Array, context: Context, rooms: LiveRooms) -> Array:
+        """What is added to the codes' log-probability, float32 [B, N]: identity and evidence, weighed by `combine`."""
+        _, identity, evidence = jax.lax.stop_gradient(self.combine)
+        return (identity * self.identity_scores(hidden_BxD, context, rooms)
+                + evidence * self.evidence(request, context, rooms))
 
     def start(self, request: Request) -> Array:
         """x_BOS + MLP(concat(hour, day, week)), [B, D]."""
@@ -219,8 +236,12 @@ class OneLive(nn.Module):
 
     # Identity.
 
-    def room_scores(self, hidden_BxD: Array, context: Context, rooms: LiveRooms,
-                    everyone_BxA: Array | None = None) -> Array:
+    def evidence_scores(self, request: Request, context: Context, rooms: LiveRooms) -> Array:
+        """Scores of rooms on air by what is counted, float32 [B, N]."""
+        return self.evidence(request, context, rooms)
+
+    def identity_scores(self, hidden_BxD: Array, context: Context, rooms: LiveRooms,
+                        everyone_BxA: Array | None = None) -> Array:
         """Identity scores of rooms on air, float32 [B, N]; `everyone_BxA` is `author_scores`, if computed already."""
         hidden_BxD = self.placement.rows(hidden_BxD)
         user = self.identity.user(hidden_BxD, self.author_dim)
@@ -241,8 +262,8 @@ class OneLive(nn.Module):
     def __call__(self, batch: Batch, train: bool = False):
         """Everything that training needs; also what `init` runs.
 
-        Returns: (modules, room_scores float32 [B, N] or None, author_scores float32 or None: [B, A], or [B, 1 + S] with
-        the target's first where 0 < S = config.author_negatives < A).
+        Returns: (modules, (identity scores, evidence scores) float32 [B, N] or None, author_scores float32 or None:
+        [B, A], or [B, 1 + S] with the target's first where 0 < S = config.author_negatives < A).
         """
         return self.with_largest_logit(batch, train)[0]
 
@@ -252,11 +273,12 @@ class OneLive(nn.Module):
         modules, hidden, largest = self._training_pass(context, batch.request, batch.target_codes, train)
         if not self.config.identity:
             return (modules, None, None), largest
+        evidence = self.evidence(batch.request, context, batch.live)
         if 0 < self.config.author_negatives < self.num_authors:
-            sampled = self.sampled_author_scores(hidden, batch.target_author, train)
-            return (modules, self.room_scores(hidden, context, batch.live), sampled), largest
-        everyone = self.author_scores(hidden)
-        return (modules, self.room_scores(hidden, context, batch.live, everyone), everyone), largest
+            everyone, known = self.sampled_author_scores(hidden, batch.target_author, train), None
+        else:
+            everyone = known = self.author_scores(hidden)
+        return (modules, (self.identity_scores(hidden, context, batch.live, known), evidence), everyone), largest
 
 
 def level_logits(model: OneLive, params: Any, opened: Opened) -> Callable:
@@ -265,7 +287,9 @@ def level_logits(model: OneLive, params: Any, opened: Opened) -> Callable:
     def logits(level: int, state: DecoderState, previous_BxW: Array, prefix_BxWxL: Array):
         if level == 0:
             return opened.first_logits, state
-        return model.apply({"params": params}, level, state, previous_BxW, prefix_BxWxL, opened.context,
-                           method="decode_next")
+        made, state = model.apply({"params": params}, level, state, previous_BxW, prefix_BxWxL, opened.context,
+                                  method="decode_next")
+        scored = opened.room_scores is not None
+        return (model.apply({"params": params}, method="code_weight") * made if scored else made), state
 
     return logits

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from onelive_jax.batch import OBJECTIVES, Feedback, LiveRooms, Request
+from onelive_jax.batch import ACTIONS, OBJECTIVES, Feedback, LiveRooms, Request
 from onelive_jax.config import ModelConfig, RewardConfig
 from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.layers import (
@@ -73,7 +73,7 @@ class RewardModel(nn.Module):
     num_codes: int
     num_authors: int
     author_dim: int
-    objectives: tuple[str, ...] = OBJECTIVES
+    objectives: tuple[str, ...] = ACTIONS
     sequences: tuple[str, ...] = ("live",)
     placement: Placement = Placement()
 
@@ -217,8 +217,14 @@ class Ensemble(nn.Module):
 
     def _values(self) -> Array:
         """What an objective is worth to begin with, float32 [O]; one that is worth nothing is all but silent."""
-        value = np.array([self.config.objective_values[OBJECTIVES.index(name)] for name in self.objectives], np.float32)
+        value = values_of(self.config.objective_values, self.objectives)
         return jnp.asarray(np.maximum(value, 1e-3 * value.max()) if value.any() else np.ones_like(value))
+
+
+def values_of(values: tuple[float, ...], objectives: tuple[str, ...]) -> np.ndarray:
+    """float32 [O] of config.reward.objective_values; an objective beyond their end is worth nothing."""
+    given = dict(zip(OBJECTIVES, values, strict=False))
+    return np.array([given.get(name, 0.0) for name in objectives], np.float32)
 
 
 def binary_cross_entropy(logits: Array, labels: Array) -> Array:
@@ -232,7 +238,7 @@ def objective_voices(rate_O: Array, values: tuple[float, ...], objectives: tuple
     Equal where `values` (config.reward.objective_values) are all 0; else value × base rate: its share in what an
     average room is worth.
     """
-    value_O = np.array([values[OBJECTIVES.index(name)] for name in objectives], np.float32)
+    value_O = values_of(values, objectives)
     if not value_O.any():
         return jnp.ones(len(objectives))
     worth_O = value_O * jnp.clip(rate_O, RATE_LOW, RATE_HIGH)

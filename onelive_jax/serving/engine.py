@@ -7,10 +7,10 @@ spare rows, E author width, k ranks.
 import dataclasses
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from onelive_jax.batch import Request
@@ -18,6 +18,7 @@ from onelive_jax.config import Config
 from onelive_jax.decoding.recommend import Personal, make_recommender
 from onelive_jax.model.onelive import OneLive
 from onelive_jax.serving.catalogue import Snapshot
+from onelive_jax.training.author_rows import with_rows_of
 
 OWN_ROOMS = 4  # rooms that a person may watch at once and whose viewers are told without them
 
@@ -34,10 +35,11 @@ class Answers(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Version:
     """Parameters on the device, whole: a swap puts one in the place of another in one assignment. since: time.time()
-    of when they were loaded."""
+    of when they were loaded. learned: spare row → the author of whom it was learned (by a stream)."""
 
     name: str
     params: Any
+    learned: Mapping[int, str] = dataclasses.field(default_factory=dict)
     since: float = dataclasses.field(default_factory=time.time)
 
 
@@ -57,6 +59,7 @@ class Engine:
                                                    config.serving.max_k) for width in beams}
         self._swapping = threading.Lock()
         self._newcomers: dict[int, np.ndarray] = {}
+        self._who: dict[int, str] = {}  # has which of these rows
         self.running, self.previous = self._placed(params, name), None
 
     def answer(self, request: Request, snapshot: Snapshot, features: np.ndarray, personal: Personal,
@@ -84,28 +87,36 @@ class Engine:
         """Compiles every program that `answer` may need, by a request [1, …] of any person; returns how many."""
         (capacity,), num_features = snapshot.room.shape, snapshot.index.features.shape[-1]
         features = np.zeros((capacity, num_features), np.float32)
+        table = self.running.params.get("author_table")
+        if table is not None:  # a first newcomer is not to wait for the compiler; this writes nothing
+            rows = np.full(self.spare, len(table), np.int32)
+            _write_rows(table, rows, np.zeros((self.spare, table.shape[1]), np.float32))
         for bucket in self.buckets:
             rows = jax.tree.map(lambda x, bucket=bucket: np.repeat(x, bucket, 0), request)
             for narrow in {False, self.config.serving.narrow_beams > 0}:
                 self.answer(rows, snapshot, features, everyone_alike(bucket, capacity, num_features), narrow)
         return len(self.buckets) * len(self._recommend)
 
-    def set_newcomers(self, embeddings: dict[int, np.ndarray]) -> None:
-        """Spare rows of the author table: row → IA embedding float32 [E]."""
+    def set_newcomers(self, embeddings: dict[int, np.ndarray], names: Sequence[str]) -> None:
+        """Spare rows of the author table: row → IA embedding float32 [E]; names: of all rows. What a model has learned
+        of an author stays."""
         if not embeddings:
             return
         with self._swapping:
             self._newcomers |= embeddings
-            self.running = dataclasses.replace(self.running, params=self._with(self.running.params, embeddings))
+            self._who |= {row: names[row] for row in embeddings}
+            self.running = self._with(self.running, embeddings)
             if self.previous is not None:
-                self.previous = dataclasses.replace(self.previous, params=self._with(self.previous.params, embeddings))
+                self.previous = self._with(self.previous, embeddings)
 
-    def prepare(self, params: Any, name: str) -> Version:
+    def prepare(self, params: Any, name: str, learned: Mapping[int, tuple[str, int]] | None = None) -> Version:
         """Another model's parameters on the device, not in use yet.
+
+        learned: our spare row → (author, row of `params`), of authors behind those of training whom it knows.
 
         Raises: ValueError where they are of another shape than the running ones.
         """
-        version = self._placed(params, name)
+        version = self._placed(params, name, learned or {})
         ours, theirs = (jax.tree.map(lambda x: (x.shape, x.dtype), v.params) for v in (self.running, version))
         if ours != theirs:
             raise ValueError(f"the parameters of {name} have other shapes than those of {self.running.name}: they are "
@@ -113,10 +124,13 @@ class Engine:
         return version
 
     def swap(self, version: Version) -> None:
-        """From the next batch on, `version` answers; the one before is kept for `rollback`."""
+        """From the next batch on, `version` answers; the one before is kept for `rollback` (the one before it, where
+        the running model is loaded anew)."""
         with self._swapping:
-            version = dataclasses.replace(version, params=self._with(version.params, self._newcomers))
-            self.previous, self.running = self.running, version
+            version = self._with(version, self._newcomers)
+            if version.name != self.running.name:
+                self.previous = self.running
+            self.running = version
 
     def rollback(self) -> str:
         """Puts the model before back; returns its name. Raises ValueError where there is none."""
@@ -126,13 +140,17 @@ class Engine:
             self.previous, self.running = self.running, self.previous
             return self.running.name
 
-    def _placed(self, params: Any, name: str) -> Version:
-        return Version(name, self._with(jax.device_put(with_spare_authors(params, self.trained, self.spare)),
-                                        self._newcomers))
+    def _placed(self, params: Any, name: str, learned: Mapping[int, tuple[str, int]]) -> Version:
+        made = with_rows_of(params, self.trained, self.spare, {row: theirs for row, (_, theirs) in learned.items()})
+        version = Version(name, jax.device_put(made), {row: who for row, (who, _) in learned.items()})
+        return self._with(version, self._newcomers)
 
-    def _with(self, params: Any, embeddings: dict[int, np.ndarray]) -> Any:
+    def _with(self, version: Version, embeddings: dict[int, np.ndarray]) -> Version:
+        embeddings = {row: embedding for row, embedding in embeddings.items()
+                      if row not in version.learned or version.learned[row] != self._who[row]}
+        params = version.params
         if "author_table" not in params or not embeddings:
-            return params
+            return version
         rows = np.array(list(embeddings))
         if rows.min() < self.trained or rows.max() >= self.trained + self.spare:
             raise ValueError(f"author rows {rows.tolist()} are not all spare: those are {self.trained} … "
@@ -142,26 +160,13 @@ class Engine:
         padded_rows = np.full(self.spare, params["author_table"].shape[0], np.int32)
         padded = np.zeros((self.spare, new.shape[1]), np.float32)
         padded_rows[:rows.size], padded[:rows.size] = rows, new
-        return {**params, "author_table": _write_rows(params["author_table"], padded_rows, padded)}
+        table = _write_rows(params["author_table"], padded_rows, padded)
+        return dataclasses.replace(version, params={**params, "author_table": table})
 
 
 @jax.jit
 def _write_rows(table_AxE: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
     return table_AxE.at[rows].set(values, mode="drop")
-
-
-def with_spare_authors(params: Any, trained: int, spare: int) -> Any:
-    """Parameters with `spare` more rows in everything that is indexed by author: embeddings of 0, and the mean bias."""
-    made = dict(params)
-    if "author_table" in made:
-        made["author_table"] = jnp.pad(made["author_table"], ((0, spare), (0, 0)))
-    if "identity" in made:
-        bias = jnp.asarray(made["identity"]["bias"])
-        made["identity"] = {**made["identity"], "bias": jnp.pad(bias, (0, spare), constant_values=bias.mean())}
-    for name, values in made.items():
-        if name == "author_table" and values.shape[0] != trained + spare:
-            raise ValueError(f"the author table has {values.shape[0] - spare} rows, the log {trained} authors")
-    return made
 
 
 def everyone_alike(requests: int, capacity: int, num_features: int) -> Personal:

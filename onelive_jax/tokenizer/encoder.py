@@ -48,36 +48,51 @@ class Towers:
         return len(self.params["author_tower"]["author_id"])
 
     @property
+    def content_width(self) -> int:
+        """Width of the content that places authors; 0 where the towers were trained without."""
+        return self._width("author_tower", "content")
+
+    @property
     def _sizes(self) -> tuple:
         """What the compiled functions depend on: width, hidden width, limit of the gate, longest history."""
         return self.config.dim, self.config.hidden, self.config.gate_limit, self.config.history_items
 
     def authors(self, author: np.ndarray | None = None, content: np.ndarray | None = None,
-                has_content: np.ndarray | None = None, chunk: int = 65536) -> np.ndarray:
+                has_content: np.ndarray | None = None, chunk: int = 65536,
+                attributes: np.ndarray | None = None) -> np.ndarray:
         """IA embeddings of authors, or of (author, moment) rows.
 
         Args:
           author: int [M], dense indices; all A in order if None. One of A or above, whom the towers were not trained
-            with, is placed by its content alone.
+            with, is placed by its content, and by its attributes where it has none.
           content: float32 [M, C], the content of each row, or None where the towers were trained without.
           has_content: bool [M]; all True if None.
           chunk: rows computed at once.
+          attributes: float32 [M, S], of rows whose author the towers were not trained with (of others they are known);
+            None: those have content.
 
         Returns:
           float32 [M, D], unit length.
 
         Raises:
-          ValueError: an author that is neither known nor has content; content given to towers trained without it, or
-            the other way round, of another width, or NaN or infinite in a row that is read.
+          ValueError: an author that is neither known nor has content or attributes; content given to towers trained
+            without it, or the other way round, of another width, or NaN or infinite in a row that is read. Attributes
+            given to towers trained without, of another width, or not finite.
         """
         author = np.arange(self.num_authors) if author is None else np.asarray(author)
         content, has_content = self._content(content, has_content, author.shape)
         new = author >= self.num_authors
-        self._check_authors(author, (author < 0) | (new & ~has_content))
-        # Without a training view the gate reads nothing but content, whoever's row of the table stands in.
+        self._check_authors(author, (author < 0) | (new & ~has_content & (attributes is None)))
+        # Without a training view the gate reads nothing but content (attributes where there is none), whoever's row of
+        # the table stands in.
         row = np.where(new, 0, author).astype(np.int32)
         views = np.where(new, 0, np.asarray(self.author_views)[row]).astype(np.float32)
-        described = row, views, content, has_content, self._attributes(row)
+        own = self._attributes(row)
+        if attributes is not None:
+            attributes = _checked("attributes", attributes, self._width("author_tower", "attributes"), author.shape)
+            check_finite("attributes", attributes, new)
+            own = np.where(new[:, None], attributes, own)
+        described = row, views, content, has_content, own
         parts = []
         for first in range(0, len(row), chunk):
             part = _padded([None if values is None else values[first:first + chunk] for values in described])

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from onelive_jax.config import differing
 from onelive_jax.files import explain_full_disk, first_line, json_damage
+from onelive_jax.settings import differing
 from onelive_jax.sharding.processes import broadcast, is_main, wait_for_all
 from onelive_jax.training.train_state import TrainState, fields_of
 

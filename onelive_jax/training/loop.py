@@ -9,6 +9,7 @@ makes it up.
 import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from onelive_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 PENDING = "pending_validation"
+TELL_EVERY_S = 30.0  # without a terminal: a line of metrics at most so often
+NO_MORE = object()
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Run:
         self._validate, self._keep, self._best = validate, keep, best_metric
         self._profiler = Profiler(folder / "profile", schedule.profile_at, schedule.profile_steps)
         self._late, self._saved = OneStepLate(self._log, schedule.log_every), 0
+        self._told = time.monotonic()
 
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as stack:
@@ -102,7 +106,8 @@ class Run:
         step = self._saved = int(state.step)
         self._writer = self._resources.enter_context(MetricWriter(self.folder, step))
         self._bar = self._resources.enter_context(self._progress(self.folder.name, self.schedule.steps, step))
-        logger.info("%s", presets.summary(state.params))
+        logger.info("%s: %s parameters", self.folder.name, f"{presets.count(state.params, author_rows=True):,}")
+        logger.debug("%s", presets.summary(state.params))
         if restored is not None:
             logger.info("resuming %s from step %d", self.folder, step)
             if batches is not None:
@@ -124,7 +129,8 @@ class Run:
 
     def train(self, step_fn: Callable[[int, TrainState, Any], tuple[TrainState, dict]], state: TrainState, batches: Any,
               until: int | None = None) -> TrainState:
-        """Takes the steps from that of `state` to `until` (to the last one when None); returns the state after them.
+        """Takes the steps from that of `state` to `until` (to the last one when None), or as many as `batches` has now;
+        returns the state after them.
 
         Args:
           step_fn: (step, counted from 1; state, which it may donate; what `batches` gives) → (state, metrics).
@@ -134,11 +140,15 @@ class Run:
         """
         first = int(state.step) + 1
         for step in range(first, (until or self.schedule.steps) + 1):
+            made = next(batches, NO_MORE)
+            if made is NO_MORE:
+                break
             self._profiler.before(step, state)
             compiling = step == first and not self.clock.steps
             if compiling:
                 self._bar.set_postfix_str("compiling…")
-            state, metrics = step_fn(step, state, next(batches))
+                self._tell("compiling…")
+            state, metrics = step_fn(step, state, made)
             if compiling:
                 self._bar.set_postfix_str("", refresh=False)
             self._late.push(step, metrics)
@@ -164,6 +174,27 @@ class Run:
         self._late.flush()
         self._profiler.close(state)
         return state
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the process was asked to stop, for who waits between two steps."""
+        return self._stop.requested(self._saved)
+
+    def save(self, state: TrainState, batches: Any) -> bool:
+        """Saves the state between two steps, whole when this returns; False where no step was taken since the last."""
+        step = int(state.step)
+        if step == (self.checkpoints.latest_step() or 0):
+            return False
+        self._late.flush()
+        self.checkpoints.save(state, batches.get_state(), self.settings)
+        self.checkpoints.wait()
+        self._saved = step
+        return True
+
+    def stop(self, state: TrainState, batches: Any) -> None:
+        """As a run that is asked to stop within `train`. Raises: Stopped."""
+        self.save(state, batches)
+        raise Stopped(self.folder, self._saved, self._stop.number)
 
     def validate(self, step: int, state: TrainState, written: bool = False) -> tuple[TrainState, dict[str, float]]:
         """Makes a validation, writes and shows its figures (where they are not `written` yet), and returns them."""
@@ -204,3 +235,12 @@ class Run:
         if "examples_per_second" in speed:
             shown["examples/s"] = f"{speed['examples_per_second']:,.0f}"
         self._bar.set_postfix(shown, refresh=False)
+        if time.monotonic() - self._told > TELL_EVERY_S:
+            self._tell(", ".join([f"step {step} of {self.schedule.steps}", *(f"{name} {value}" for name, value
+                                                                             in shown.items())]))
+
+    def _tell(self, line: str) -> None:
+        """Logs a line where there is no terminal to show the bar."""
+        self._told = time.monotonic()
+        if is_main() and getattr(self._bar, "disable", False):
+            logger.info("%s: %s", self.folder.name, line)

@@ -1,8 +1,8 @@
 """The supervised phase: losses over codes and rooms on air, and the train step.
 
 L = w0·L_main + w1·L_1 + w2·L_2 with L_k = −log p(q_k … q_{L−1} | BOS, q_<, context)  (paper, section b), to which
-(ours) the identity loss −log p(room | rooms on air) is added. p is normalised over the codes on air at that moment,
-over all codes, or over both with a weight each.
+(ours) −log p(room | rooms on air) is added, once for the identity head and once for the evidence head. p of codes is
+normalised over the codes on air at that moment, over all codes, or over both with a weight each.
 
 Axes: B batch, L levels, K codes, N rooms on air, A authors.
 """
@@ -57,12 +57,13 @@ def total_weights(batch: Batch) -> tuple[Array, Array]:
     return jnp.sum(batch.weight), jnp.sum(on_air_weight(batch))
 
 
-def losses(modules: list[list[Array]], room_scores_BxN: Array | None, author_scores_BxA: Array | None, batch: Batch,
-           config: ModelConfig, totals: tuple[Array, Array] | None = None) -> tuple[Array, dict[str, Array]]:
+def losses(modules: list[list[Array]], room_scores: tuple[Array, Array] | None, author_scores_BxA: Array | None,
+           batch: Batch, config: ModelConfig,
+           totals: tuple[Array, Array] | None = None) -> tuple[Array, dict[str, Array]]:
     """The training loss and its parts.
 
     Args:
-      modules, room_scores_BxN, author_scores_BxA: what `OneLive.__call__` returns.
+      modules, room_scores, author_scores_BxA: what `OneLive.__call__` returns.
       batch: examples whose target only its own footprint shows on air (target_slot = −1) take part in losses over
         all codes and all authors, not in those over the rooms on air.
       totals: `total_weights` of the batch of which this one is a part. Loss and metrics are then the part's share in
@@ -95,15 +96,17 @@ def losses(modules: list[list[Array]], room_scores_BxN: Array | None, author_sco
         metrics[f"acc_q{level}"] = mean(hit, batch.weight, whole)
         hits.append(hit)
     metrics["acc_all"] = mean(sum(hits) / levels, batch.weight, whole)
-    if room_scores_BxN is not None:
-        identity = mean(cross_entropy(room_scores_BxN, jnp.maximum(batch.target_slot, 0)), on_air, whole_on_air)
+    if room_scores is not None:
+        identity, evidence = (mean(cross_entropy(scores_BxN, jnp.maximum(batch.target_slot, 0)), on_air, whole_on_air)
+                              for scores_BxN in room_scores)
         # Of sampled scores the target's is the first; there are fewer of them than authors.
         sampled = config.author_negatives > 0 and author_scores_BxA.shape[1] == 1 + config.author_negatives
         target = jnp.zeros_like(batch.target_author) if sampled else batch.target_author
         everyone = mean(cross_entropy(author_scores_BxA, target), batch.weight, whole)
         metrics["loss_identity"] = identity
         metrics["loss_author"] = everyone
-        total += config.identity_loss * (identity + config.full_softmax * everyone)
+        metrics["loss_evidence"] = evidence
+        total += config.identity_loss * (identity + config.full_softmax * everyone + evidence)
     metrics["loss"] = total
     return total, metrics
 

@@ -30,10 +30,28 @@ def test_every_launcher_is_tried_here():
 
 
 def test_the_manifest_of_the_live_service_starts_it():
-    parts = [part for part in yaml.safe_load_all((LAUNCH / "serve.yaml").read_text()) if part]
-    assert {"Deployment", "Service"} <= {part["kind"] for part in parts}
-    deployment = next(part for part in parts if part["kind"] == "Deployment")
-    assert deployment["spec"]["template"]["spec"]["containers"][0]["command"] == ["onelive", "serve"]
+    parts = {(part["kind"], part["metadata"]["name"]): part
+             for part in yaml.safe_load_all((LAUNCH / "serve.yaml").read_text()) if part}
+    for (kind, name), part in parts.items():
+        assert part["apiVersion"] == ("v1" if kind == "Service" else "apps/v1")
+        if kind == "Service":
+            pods = parts.get(("Deployment", name)) or parts["StatefulSet", name]
+            assert part["spec"]["selector"] == pods["spec"]["template"]["metadata"]["labels"]
+        else:
+            assert part["spec"]["selector"]["matchLabels"] == part["spec"]["template"]["metadata"]["labels"]
+    pod = parts["Deployment", "onelive-serve"]["spec"]["template"]["spec"]
+    container, = pod["containers"]
+    assert container["command"] == ["onelive", "serve"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    command, app = ((ROOT / "experiments" / name).read_text() for name in ("serve.py", "server/app.py"))
+    known = {*re.findall(r'DEFINE_\w+\("(\w+)"', command), *flags.COMMON}
+    given = dict(arg.removeprefix("--").split("=", 1) for arg in container["args"])
+    assert given.keys() <= known
+    assert ("StatefulSet", given["bus"].removeprefix("redis://").split(":")[0]) in parts
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container[probe]["httpGet"]
+        assert f'"{asked["path"]}"' in app
+        assert asked["port"] == int(given["port"]) == container["ports"][0]["containerPort"]
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, Batch, History, LiveRooms, Request
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, SIMILARITIES, Batch, History, LiveRooms, Request
 from onelive_jax.config import ModelConfig
+from onelive_jax.model.evidence import RATE
 from onelive_jax.model.layers import Context
 from onelive_jax.model.onelive import OneLive
 
 BATCH, ITEMS, LEVELS, CODES, ROOMS, AUTHORS, AUTHOR_DIM = 4, 5, 3, 6, 7, 11, 8
+RELATED = 9
 SWITCHES = ("mtp", "gate", "qk_norm", "copy", "habits", "identity", "author_items", "item_time", "request_time",
-            "seen", "room_features")
+            "seen", "room_features", "similar")
 
 
 def codes_of_authors(levels: int = LEVELS, codes: int = CODES, authors: int = AUTHORS) -> np.ndarray:
@@ -46,6 +48,15 @@ def random_history(rng: np.random.Generator, batch: int, items: int, levels: int
                    habits=np.where(mask[..., None], habits, 0).astype(np.float32), mask=mask)
 
 
+def random_related(rng: np.random.Generator, batch: int, authors: int) -> dict[str, np.ndarray]:
+    """Fields of a request: up to RELATED distinct authors, ascending, −1 in front, and similarities."""
+    author = np.sort([rng.permutation(authors)[:RELATED] for _ in range(batch)], 1).astype(np.int32)
+    none = np.arange(author.shape[1]) < rng.integers(0, author.shape[1], batch)[:, None]
+    similarity = rng.random((*author.shape, len(SIMILARITIES))).astype(np.float32)
+    return {"related": np.where(none, -1, author).astype(np.int32),
+            "similarity": np.where(none[..., None], 0, similarity).astype(np.float32)}
+
+
 def random_batch(seed: int = 0, batch: int = BATCH, items: int = ITEMS, levels: int = LEVELS, codes: int = CODES,
                  rooms: int = ROOMS, authors: int = AUTHORS, sequences: tuple[str, ...] = ("live",)) -> Batch:
     """NumPy batch; every row has other rooms on air (at least two), and its target is one of them."""
@@ -53,7 +64,8 @@ def random_batch(seed: int = 0, batch: int = BATCH, items: int = ITEMS, levels: 
     histories = {name: random_history(rng, batch, items + i, levels, codes, authors)
                  for i, name in enumerate(sequences)}
     request = Request(histories=histories, hour=rng.integers(0, 24, batch).astype(np.int32),
-                      day=rng.integers(0, 7, batch).astype(np.int32), week=np.zeros(batch, np.int32))
+                      day=rng.integers(0, 7, batch).astype(np.int32), week=np.zeros(batch, np.int32),
+                      **random_related(rng, batch, authors))
     author = np.stack([rng.permutation(authors)[:rooms] for _ in range(batch)]).astype(np.int32)
     mask = np.arange(rooms) < rng.integers(2, rooms + 1, batch)[:, None]
     mask[0] = True
@@ -107,6 +119,10 @@ def random_params(module, *args, seed: int = 0, **kwargs):
 
     def draw(path, leaf):
         noise = rng.normal(size=leaf.shape)
+        if path[-1].key == "combine":
+            return jnp.asarray(0.5 + 0.2 * np.abs(noise), leaf.dtype)
+        if path[0].key == "evidence":
+            noise = noise / RATE
         is_scale = path[-1].key == "scale"
         return jnp.asarray(1 + 0.2 * noise if is_scale else 0.4 * noise, leaf.dtype)
 

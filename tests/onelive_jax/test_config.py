@@ -88,6 +88,7 @@ def test_nan_is_named():
     ("config.model.num_heads", 6, ["config.model.num_heads=6", "config.model.dim"]),
     ("config.model.loss_weights", (1.0, 1.0), ["config.model.loss_weights", "config.tokenizer.levels=3"]),
     ("config.reward.objective_values", (1.0,) * 7, ["config.reward.objective_values has 7", "8 objectives"]),
+    ("config.reward.objective_values", (1.0,) * 10, ["config.reward.objective_values has 10", "satisfaction"]),
     ("config.tokenizer.levels", 4, ["config.model.loss_weights", "config.tokenizer.levels=4"]),
     ("config.training.warmup_steps", 4000, ["config.training.warmup_steps=4000", "config.training.steps=4000"]),
     ("config.data.source", "twitch", ["config.data.path", "twitch"]),

@@ -6,12 +6,13 @@ import pytest
 
 from data_pipelines.batches import features
 from data_pipelines.batches.training import BatchMaker
+from data_pipelines.log.audiences import nothing
 from data_pipelines.log.content import Content
 from data_pipelines.log.presence import Lifetimes, OnAir, Presence
 from data_pipelines.log.slicing import HistorySettings, Views
 from data_pipelines.log.timelines import Timelines
 from data_pipelines.tables import HOUR_MS
-from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES
+from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, SIMILARITIES
 from onelive_jax.config import DataConfig
 from onelive_jax.tokenizer.semantic_ids import IdTable
 
@@ -64,29 +65,33 @@ def test_one_request_now_is_a_row_of_a_batch(maker):
     users = np.arange(times.size) % USERS
     on_air = maker.on_air(users, times)
     codes = maker.ids.codes_at(on_air.author, times[on_air.moment])
-    whole = features.live_rooms(on_air, codes, times, 64)
+    whole = features.live_rooms(on_air, codes, times, 64, nothing(0))
     for r in range(times.size):
         part = slice(on_air.offsets[r], on_air.offsets[r + 1])
         one = OnAir(np.array([0, part.stop - part.start]), on_air.author[part], on_air.room[part], on_air.viewers[part],
                     on_air.since_ms[part])
         jax.tree.map(lambda a, b, r=r: np.testing.assert_array_equal(a[0], b[r]),
-                     features.live_rooms(one, codes[part], times[r:r + 1], 64), whole)
+                     features.live_rooms(one, codes[part], times[r:r + 1], 64, nothing(0)), whole)
     assert whole.mask.sum() > 100
 
 
 def test_room_features_by_hand():
-    made = features.room_features(np.array([0, 1, 7]), np.array([0, 5, 9]) * HOUR_MS, np.array([3, 5, 8]) * HOUR_MS)
-    np.testing.assert_allclose(made, [[0, np.log(4)], [0, 0], [np.log(7), 0]], rtol=1e-6)
+    made = features.room_features(np.array([0, 1, 7]), np.array([0, 5, 9]) * HOUR_MS, np.arange(3),
+                                  np.array([3, 5, 8]) * HOUR_MS, nothing(0))
+    assert not made[:, 2:].any()
+    np.testing.assert_allclose(made[:, :2], [[0, np.log(4)], [0, 0], [np.log(7), 0]], rtol=1e-6)
     with pytest.raises(ValueError, match="2 rooms of a request do not fit 1 slots"):
         features.padded(np.zeros(2), np.array([0, 2]), 1)
 
 
 def test_a_feature_that_has_only_a_name_stops_everything():
     features.check_feature_counts()
-    with pytest.raises(RuntimeError, match="names 3 ROOM_FEATURES, data_pipelines/batches/features.py makes 2"):
+    with pytest.raises(RuntimeError, match="names 8 ROOM_FEATURES, data_pipelines/batches/features.py makes 7"):
         features.check_feature_counts(room=len(ROOM_FEATURES) + 1)
     with pytest.raises(RuntimeError, match="names 11 HABIT_FEATURES, data_pipelines/log/slicing.py makes 10"):
         features.check_feature_counts(habit=len(HABIT_FEATURES) + 1)
+    with pytest.raises(RuntimeError, match="names 6 SIMILARITIES, data_pipelines/log/audiences.py makes 5"):
+        features.check_feature_counts(similarity=len(SIMILARITIES) + 1)
 
 
 @pytest.mark.parametrize("user", [2_000_000_000, USERS, -2])

@@ -4,7 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_pipelines.batches.feedback import FeedbackMaker, PairMaker, Shown, objectives_of, read_shown
+from data_pipelines.batches.feedback import (
+    FeedbackMaker,
+    PairMaker,
+    Shown,
+    objectives_of,
+    read_shown,
+    satisfaction_scale,
+)
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.log import draws
 from data_pipelines.log.presence import NOBODY, Lifetimes, Presence
@@ -215,3 +222,29 @@ def test_a_position_that_is_not_logged_is_no_place_at_the_top():
     assert shown.known.tolist() == [True] * 5 + [False]
     assert shown.counts["slates without all their positions"] == 1
     assert shown.counts["rooms below a click"] == 1
+
+
+def test_satisfaction_is_known_of_those_who_were_asked_alone(tables):
+    log = tables.interactions
+    answers = pl.Series([None, 2.0, 5.0, 3.5, None, 9.0], dtype=pl.Float32).gather(np.arange(len(log)) % 6)
+    log = log.with_columns(satisfaction=pl.when("click").then(answers))
+    asked = dataclasses.replace(tables, interactions=log)
+    cut = int(log["start_ms"].median())
+    scale = satisfaction_scale(asked, cut)
+    assert scale == (2.0, 9.0)
+    assert satisfaction_scale(tables, cut) is None
+    assert satisfaction_scale(asked, 0) is None
+    maker = make_maker(tables)
+    plain = read_shown(tables, maker.presence, OBJECTIVES, 600)
+    shown = read_shown(asked, maker.presence, (*OBJECTIVES, "satisfaction"), 600, scale=(2.0, 5.0))
+    np.testing.assert_array_equal(shown.outcomes[:, :3], plain.outcomes)
+    wanted = {2.0: 0.0, 5.0: 1.0, 3.5: 0.5, 9.0: 1.0}  # beyond the scale is at its end
+    told = log.sort("user_id", "start_ms", "position", maintain_order=True)["satisfaction"].to_list()
+    np.testing.assert_allclose(shown.outcomes[:, 3], [wanted.get(answer, 0.0) for answer in told], rtol=1e-6)
+    np.testing.assert_array_equal(shown.answered, [answer is not None for answer in told])
+    row = np.arange(shown.user.size)
+    one, other = (FeedbackMaker(maker, s, 6).batch(row, draws.keys_of(0, row)) for s in (plain, shown))
+    np.testing.assert_array_equal(other.known[..., :3], one.known)
+    assert other.known[..., 3].sum() == shown.answered.sum() > 10
+    assert not other.known[..., 3][other.outcomes[..., 0] == 0].any()
+    assert (other.outcomes[..., 3][~other.known[..., 3]] == 0).all()

@@ -175,8 +175,8 @@ def test_errors_are_those_of_one_machine(tmp_path, files, said):
 
 def test_what_cannot_be_run_is_refused(tmp_path):
     folder, out = str(write(tmp_path / "log")), str(tmp_path / "out")
-    with pytest.raises(ValueError, match="source=twitch has no Beam path"):
-        pipeline.run("twitch", folder, out)
+    with pytest.raises(ValueError, match="source=amazon has no Beam path"):
+        pipeline.run("amazon", folder, out)
     with pytest.raises(ValueError, match="shards=0"):
         pipeline.run("kuailive", folder, out, shards=0)
     with pytest.raises(FileNotFoundError, match="nowhere holds no file"):

@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.live import events, snapshots
 from data_pipelines.live.codes import LiveCodes
 from data_pipelines.live.names import AuthorRows
+from data_pipelines.live.pending import Deadlines
 from data_pipelines.live.requests import make_requests
 from data_pipelines.live.state import LiveState
 from data_pipelines.log.content import Pools
@@ -19,10 +20,11 @@ NOW = 10_000 * MINUTE
 TRAINED, SPARE, LEVELS, WIDTH = 3, 2, 2, 2
 
 
-def encode(author, values):
-    """Codes that say what was read: the rounded x_30s; −1 is a newcomer without content."""
+def encode(author, values, profile):
+    """Codes that say what was read: the rounded x_30s; of a newcomer without content, the profile's fans, or 99."""
     if values is None:
-        return np.full((len(author), LEVELS), 99, np.int32), np.zeros((len(author), 4), np.float32)
+        codes = np.full((len(author), LEVELS), (profile or {}).get("fans", 99), np.int32)
+        return codes, np.zeros((len(author), 4), np.float32)
     return np.round(values[:, :LEVELS]).astype(np.int32), np.tile(values[:, 2:], 2).astype(np.float32)
 
 
@@ -110,7 +112,7 @@ def test_few_events_wait_and_the_others_are_counted():
     bus = Bus(state)
     for room in ("x", "y", "z"):
         bus("view_started", 1, user="u", room=room)
-    assert (state.counts["of an unknown room"], state.waiting_count) == (1, 2)
+    assert (state.counts["of an unknown room"], len(state.waiting)) == (1, 2)
     bus("room_started", 0, room="x", author="a1")
     bus("room_started", 0, room="z", author="a2")
     assert state.watching[:3].tolist() == [0, 0, 1]
@@ -286,3 +288,44 @@ def test_a_snapshot_of_another_model_is_refused():
     state.codes.codes = state.codes.codes[:, :1]
     with pytest.raises(ValueError, match="another model"):
         snapshots.restore(state, arrays)
+
+
+def test_a_profile_places_a_newcomer_until_content_does(state, bus):
+    bus("author_profile", 0, author="new", features={"fans": 7.0})
+    bus("author_profile", 0, author="a1", features={"fans": 8.0})
+    assert state.counts["profile of a trained author"] == 1
+    bus("room_started", 1, room="r", author="new")
+    row = state.authors.row("new")
+    assert state.codes.codes[row].tolist() == [7, 7]
+    bus("author_profile", 2, author="new", features={"fans": 9.0})
+    assert state.codes.codes[row].tolist() == [9, 9]
+    kept = snapshots.to_arrays(state)
+    again = make_state()
+    snapshots.restore(again, kept)
+    assert again.profiles == {"new": {"fans": 9.0}}
+    bus("segment", 3, room="r", embedding=[1.0, 2.0])
+    state.codes.flush()
+    bus("author_profile", 4, author="new", features={"fans": 6.0})
+    assert state.codes.codes[row].tolist() == [1, 2]
+
+
+def test_what_is_over_leaves_no_deadlines_behind(state, bus):
+    state.deadlines = Deadlines(state._is_open, few=8)
+    bus("room_started", 0, room="r", author="a1")
+    bus("view_started", 0.5, user="stays", room="r")
+    for i in range(100):
+        bus("view_started", 1 + i, user="u", room="r")
+        bus("view_ended", 1.5 + i, user="u", room="r")
+    assert len(state.deadlines) <= 9
+    state.advance(NOW + 24 * 60 * MINUTE + MINUTE)
+    assert state.counts["view without an end"] == 1
+    assert state.watching[1] == 0
+
+
+def test_an_event_that_ends_in_an_error_is_counted_and_the_next_goes_on(state, bus, caplog):
+    state.codes.encode = None
+    bus("room_started", 0, room="r", author="new")
+    assert state.counts["event that could not be taken in"] == 1
+    assert "could not be taken in" in caplog.text
+    bus("room_started", 0, room="other", author="a1")
+    assert state.shown(1).name == "other"

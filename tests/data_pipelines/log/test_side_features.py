@@ -44,3 +44,17 @@ def test_a_table_that_says_nothing_has_no_features():
     assert side_features.side_features(frame, np.ones(2, bool)) is None
     with pytest.raises(ValueError, match=r"bool \[2\]"):
         side_features.side_features(frame, np.ones(3, bool))
+
+
+def test_somebody_new_gets_the_columns_that_the_table_would_give():
+    country = np.concatenate([np.repeat(np.arange(32), 3), 100 + np.arange(40)])
+    frame = pl.DataFrame({"country": country, "gender": country % 3 - 1,
+                          "fans": np.where(country % 5, country * 1e3, np.nan)})
+    made = side_features.side_features(frame, country % 2 == 0)
+    for i in range(0, len(country), 7):
+        told = frame.row(i, named=True) | {"unheard of": 1.0}
+        np.testing.assert_array_equal(made.row(told), made.values[i])
+    assert {name for name, value in zip(made.names, made.row({}), strict=True) if value} > {"gender missing",
+                                                                                           "fans missing"}
+    np.testing.assert_array_equal(made.row({"country": 1.5, "gender": -7, "fans": 1e299}),
+                                  made.row({"country": None, "gender": None, "fans": 1e299}))

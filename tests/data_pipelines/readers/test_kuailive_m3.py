@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -238,3 +240,15 @@ def test_missing_and_damaged_files(tmp_path):
     (folder / "live_room_meta.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"live_room_meta.csv \(or .parquet\) is missing, nor is it in live/"):
         read_kuailive_m3(folder)
+
+
+def test_answers_come_back(tmp_path):
+    before = simulated()
+    log = before.interactions
+    answers = pl.when("click").then(pl.Series([1.0, None, 4.5, None, 5.0], dtype=pl.Float32).gather(
+        np.arange(len(log)) % 5)).alias("satisfaction")
+    before = dataclasses.replace(before, interactions=log.with_columns(answers))
+    write_kuailive_m3(before, tmp_path)
+    after = read_kuailive_m3(tmp_path)
+    assert after.interactions["satisfaction"].equals(before.interactions["satisfaction"])
+    assert 0 < after.interactions["satisfaction"].null_count() < len(log)

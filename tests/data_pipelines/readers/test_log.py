@@ -85,7 +85,7 @@ def test_columns_may_be_named_or_counted(tmp_path):
     assert counted.interactions.equals(tables.interactions)
     with pytest.raises(ValueError, match=r"'viewer=x' is not FIELD=COLUMN; fields are user, author"):
         parse_columns("viewer=x")
-    with pytest.raises(ValueError, match=r"watch=how_long:y: 'y' is not one of ms, s"):
+    with pytest.raises(ValueError, match=r"watch=how_long:y: 'y' is not one of ms, s.*dmy"):
         read_log(path, Options({"watch": "how_long:y"}))
     with pytest.raises(ValueError, match=r"has no column 'fans'.*it has who, when"):
         read_log(path, Options({"user": "fans"}))
@@ -190,7 +190,7 @@ def test_limited_to_the_first_people(tmp_path):
                                                                    "line 3: soon; views.csv, line 4"]),
     ([HEADER, *[f"1,r,a,{T + i},5" for i in range(50)], *[f"1,r,a,{T // 1000 + i},5" for i in range(20)]], {},
      ["20 of 70 rows have a time in another unit", "line 52: 1746403200"]),
-    ([HEADER, *[f"1,r,a,{T + i},{90_000_000 + i}" for i in range(5)]], {}, ["half of the views last 1.0 days", "unit"]),
+    ([HEADER, *[f"1,r,a,{T + i},{90_000_000 + i}" for i in range(5)]], {}, ["half of the views last a day", "unit"]),
     ([HEADER], {}, ["no row of the log can be used"]),
     (["user,author,start,watch_s", "1,a,1970-01-01 00:00:05,5"], {}, ["column start", "no log is from"]),
     (["user,author,start,watch_s", "1,a,2150-01-01,5"], {}, ["Thu 1 Jan 2150 00:00 UTC", "no log is from"]),
@@ -211,3 +211,158 @@ def test_one_far_date_is_left_out_and_named(tmp_path):
         "start_ms is in another unit than the column, or years from its other times": ["views.csv, line 5: "
                                                                                        "253402300799000"],
         "watch_ms is not a length of time, 0 or more": ["views.csv, line 6: 253402300799000"]}
+
+
+HEADERS = ("Viewer ID,Room ID,streamer_name,Joined At (UTC),Watch (ms)", "v_user,v_room,v_streamer,v_start,v_watch_ms",
+           "user_uuid,room_uuid,author_uuid,start_ts,watch_millis", "用户ID,直播间ID,主播ID,开始时间,观看时长_ms",
+           "utilisateur,salle,chaîne,début,durée_ms", "Nutzer,Raum,Kanal,Beginn,Dauer_ms",
+           "customer id,livestream id,creator id,watch start time,watch duration (ms)",
+           "from_user_id,show_id,to_streamer_id,event_start,time_spent_ms",
+           '"user","room","streamer","start\n(UTC)",watch_ms')
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_names_of_columns_in_other_words(tmp_path, header):
+    assert views(read_log(write(tmp_path, [header, *ROWS]))) == WANTED
+
+
+def test_a_zone_in_a_name_goes_before_the_option(tmp_path):
+    rows = [f"{u},{r},{a},{clock(s + 480 * MIN)},{w}" for u, r, a, s, w in WANTED]
+    for header, offset in ((HEADER, 8), (HEADER.replace("start_ms", "Start (UTC+8)"), 0),
+                           (HEADER.replace("start_ms", "start_gmt+08:00"), -3)):
+        assert views(read_log(write(tmp_path, [header, *rows]), Options(utc_offset_hours=offset))) == WANTED
+
+
+CELLS = {
+    "decimal commas": ("user;room;streamer;start_ms;watch_s;gift",
+                       lambda u, r, a, s, w: f"{u};{r};{a};{s};{w // 1000},0;1.250,50"),
+    "thousands": (HEADER + ",gift", lambda u, r, a, s, w: f'{u},{r},{a},{s},"{w:,}","$1,250.50"'),
+    "units": ("user,room,streamer,start,watch,tips", lambda u, r, a, s, w: f"{u},{r},{a},{s},{w // MIN}m 0s,€1250.50"),
+    "ISO lengths": ("user,room,streamer,start,watch,gift",
+                    lambda u, r, a, s, w: f"{u},{r},{a},{s},PT{w // MIN}M,1250.5"),
+    "pandas": ("user,room,streamer,start,watch,gift",
+               lambda u, r, a, s, w: f"{u},{r},{a},{s},0 days 00:{w // MIN}:00,1250.50"),
+    "digits": (HEADER + ",gift", lambda u, r, a, s, w: f"{u},{r},{a},{clock(s, '%Y%m%d%H%M%S')},{w},1250.50"),
+    "Hive": ("\1".join((*HEADER.split(","), "gift")), lambda *v: "\1".join(map(str, (*v, 1250.5)))),
+    "comments above": ("# exported\n\n" + HEADER + ",gift", lambda u, r, a, s, w: f"{u},{r},{a},{s},{w},1250.5"),
+    "sep=": ("sep=;\n" + HEADER.replace(",", ";") + ";gift", lambda u, r, a, s, w: f"{u};{r};{a};{s};{w};1250,5"),
+}
+
+
+@pytest.mark.parametrize("form", CELLS)
+def test_numbers_as_people_write_them(tmp_path, form):
+    header, row = CELLS[form]
+    tables = read_log(write(tmp_path, [header, *(row(*view) for view in WANTED)]))
+    assert views(tables) == WANTED
+    assert set(tables.interactions["gift_value"]) == {1250.5}
+
+
+def test_day_and_month_are_told_or_asked_for(tmp_path):
+    def log(days, form):
+        moved = [(u, r, a, s + days * 1440 * MIN, w) for u, r, a, s, w in WANTED]
+        return write(tmp_path, [HEADER, *(f"{u},{r},{a},{clock(s, form)},{w}" for u, r, a, s, w in moved)]), moved
+
+    for form in ("%d/%m/%Y %H:%M", "%m/%d/%Y %I:%M %p", "%d.%m.%y %H:%M"):
+        path, moved = log(20, form)
+        assert views(read_log(path)) == moved
+    path, moved = log(1, "%d/%m/%Y %H:%M")
+    with pytest.raises(ValueError, match=r"start_ms: dates like '06/05/2025 00:00' may begin .*start=start_ms:dmy"):
+        read_log(path)
+    assert views(read_log(path, Options(parse_columns("start=start_ms:dmy")))) == moved
+    june = {s - T for _, _, _, s, _ in views(read_log(path, Options(parse_columns("start=start_ms:mdy"))))}
+    assert min(june) == 31 * 1440 * MIN
+    assert "clock, day first" in read_log(path, Options(parse_columns("start=start_ms:dmy"))).report.about[0]
+
+
+@pytest.mark.parametrize("content, said", [
+    (b'{"user": 1, "start": 2}\n', "is JSON"), (b"<html><body>404</body></html>", "is a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"), (b"PAR1xx", "ends in .parquet"),
+    (b"BZh91AY", "packed with bzip2"), (b"\x28\xb5\x2f\xfdxx", "packed with Zstandard"), (b"ARROW1\0\0", "Arrow file"),
+    (b"\xd0\xcf\x11\xe0x", "spreadsheet"), ("user,room,stréamer,start\n".encode("latin-1"), "iconv"), (b"", "empty"),
+])
+def test_what_is_no_csv_is_named(tmp_path, content, said):
+    (tmp_path / "views.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_log(tmp_path / "views.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_encodings(tmp_path, encoding):
+    (tmp_path / "views.csv").write_bytes("\n".join([HEADER, *ROWS, ""]).encode(encoding))
+    assert views(read_log(tmp_path / "views.csv")) == WANTED
+
+
+def test_types_of_parquet(tmp_path):
+    user, room, author, start, watch = map(list, zip(*WANTED, strict=True))
+    moment = pl.Series(start).cast(pl.Datetime("ms"))
+    zoned = moment.dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo")
+    times = {"ns": moment.cast(pl.Datetime("ns")), "zone": zoned,
+             "float": pl.Series([s / 1000 for s in start]), "decimal": pl.Series(start).cast(pl.Decimal(20, 0)),
+             "text": [clock(s) for s in start]}
+    lengths = {"duration": pl.Series(watch).cast(pl.Duration("ms")),
+               "time": (pl.Series(watch) * 1_000_000).cast(pl.Time),
+               "decimal": pl.Series(watch).cast(pl.Decimal(12, 2))}
+    names = {"categorical": pl.Series(user).cast(pl.Categorical), "bytes": [u.encode() for u in user]}
+    path = tmp_path / "views.PARQUET"
+    for moments, length, name in ((m, "duration", user) for m in times.values()):
+        pl.DataFrame({"user": name, "room": room, "streamer": author, "start": moments, "watch": lengths[length],
+                      "tags": [[1], [], None], "like": [None] * 3}).write_parquet(path)
+        assert views(read_log(path)) == WANTED
+    for length in lengths.values():
+        for name in names.values():
+            pl.DataFrame({"user": name, "room": room, "streamer": author, "start_ms": start, "watch_ms": length}
+                         ).write_parquet(path)
+            assert views(read_log(path)) == WANTED
+    pl.DataFrame({"user": pl.Series([2**64 - 1] * 3, dtype=pl.UInt64), "streamer": author, "start": start,
+                  "watch_ms": watch, "room": pl.Series([None] * 3, dtype=pl.Null)}).write_parquet(path)
+    assert read_log(path).users["source_id"].to_list() == [str(2**64 - 1)]
+    pl.DataFrame({"user": [["a"]] * 3, "streamer": author, "start": start, "watch_ms": watch}).write_parquet(path)
+    with pytest.raises(ValueError, match=r"views.PARQUET, column user: holds List\(String\)"):
+        read_log(path)
+    for odd in (lengths["duration"], lengths["time"]):
+        pl.DataFrame({"user": user, "streamer": author, "start": odd, "watch_ms": watch}).write_parquet(path)
+        with pytest.raises(ValueError, match=r"views.PARQUET, column start: holds .* where dates are needed"):
+            read_log(path)
+
+
+def test_a_parquet_file_that_is_cut_in_the_middle_is_refused(tmp_path):
+    path = tmp_path / "views.parquet"
+    pl.DataFrame({"user": range(5000), "streamer": ["a"] * 5000, "start": range(T, T + 5000), "watch_ms": range(5000)}
+                 ).write_parquet(path)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[-8:-4], "little") + 8
+    path.write_bytes(whole[:4] + whole[-size:])  # a footer that points beyond the file's end
+    with pytest.raises(ValueError, match=r"views.parquet cannot be read .*copy or download it again"):
+        read_log(path)
+
+
+def test_events_in_other_words_and_those_of_no_kind(tmp_path):
+    header = "user,room,streamer,time,event"
+    moves = [(u, r, a, t, word) for u, r, a, s, w in WANTED
+             for t, word in ((s + w, "User Left"), (s, "user.joined-room"))]
+    path = write(tmp_path, [header, *(",".join(map(str, row)) for row in moves), f"ann,r1,lee,{T + 5},ping",
+                            f"ann,r1,lee,{T + 6},点赞"])
+    tables = read_log(path)
+    assert views(tables) == WANTED
+    assert tables.interactions["like"].sum() == 1
+    assert tables.report.dropped == {
+        "event is none of enter, leave, view, show, like, comment, follow, share, gift": 1}
+    assert list(tables.report.examples.values()) == [["views.csv, line 8: ping"]]
+
+
+def test_numbers_that_no_clock_can_hold_are_dropped(tmp_path):
+    bad = ["9" * 20, "9" * 30, "1e300", "inf", "-1e18", str(2**63 - 1)]
+    rows = [f"{u},{r},{a},{s // 1000 + i},{w}" for i in range(7) for u, r, a, s, w in WANTED]
+    path = write(tmp_path, ["user,room,streamer,start_s,watch_ms", *rows, *(f"eve,r1,lee,{text},1" for text in bad),
+                            *(f"eve,r1,lee,{T // 1000},{text}" for text in bad)])
+    tables = read_log(path)
+    assert tables.report.rows_kept == 21
+    assert sum(tables.report.dropped.values()) == 12
+    assert "eve" not in tables.users["source_id"]
+
+
+def test_a_limit_does_not_make_a_log_unusable(tmp_path):
+    rows = [f"u{i:02d},r,a,{T + i},5" for i in range(40)]
+    path = write(tmp_path, [HEADER, *rows, *["u50,r,a,soon,5"] * 10])
+    tables = read_source("log", path, options_of(limit_users=2))
+    assert (tables.report.rows_kept, sum(tables.report.dropped.values())) == (2, 48)

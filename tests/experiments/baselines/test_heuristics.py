@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from data_pipelines.log import tasks
+from data_pipelines.log import own_counts, tasks
 from data_pipelines.log.presence import Lifetimes, Presence
 from data_pipelines.log.timelines import Timelines
 from experiments.baselines import heuristics
@@ -106,7 +106,7 @@ def test_item_knn_equals_a_plain_count_whatever_the_chunks(monkeypatch):
                 expected[c] += len(a & b) / (math.sqrt(len(a) * len(b)) + 5) / (1 + position)
     np.testing.assert_allclose(heuristics.item_knn(log, task, P1), expected, rtol=1e-12)
     whole = heuristics.scores(log, task, P1)
-    monkeypatch.setattr(heuristics, "CHUNK", 100)
+    monkeypatch.setattr(own_counts, "CHUNK", 100)
     for name, score in heuristics.scores(log, task, P1).items():
         np.testing.assert_array_equal(score, whole[name])
 

@@ -206,6 +206,22 @@ def test_every_command_describes_itself_with_an_example():
         assert f"python -m {command}" in ast.get_docstring(ast.parse(source)), command
 
 
+# What a command may import before it has read its command line: of our own modules, those that do not import jax.
+LIGHT = {"experiments.common", "experiments.common.workdir", "onelive_jax.config", "onelive_jax.files"}
+SLOW = ("jax", "flax", "optax", "orbax", "polars", "numba", "scipy", "matplotlib", "experiments", "data_pipelines",
+        "onelive_jax")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help_and_wrong_flags_do_not_wait_for_imports(command):
+    """Imports that take seconds are within functions, or behind `flags.read()`."""
+    body = ast.parse((ROOT / (command.replace(".", "/") + ".py")).read_text("utf-8")).body
+    read = next((i for i, node in enumerate(body) if "flags.read(" in ast.unparse(node)), len(body))
+    modules = [name for node in body[:read] for name in ([node.module] if isinstance(node, ast.ImportFrom) else [
+        alias.name for alias in node.names] if isinstance(node, ast.Import) else [])]
+    assert not [name for name in modules if name.split(".")[0] in SLOW and name not in LIGHT]
+
+
 # One of a kind: with a config, with that of a workdir, without; of studies one, whose imports take seconds.
 @pytest.mark.parametrize("command", ["run", "recommend", "ab_test", "plan", "benchmark", "ablate",
                                      "studies.kill_and_resume"])

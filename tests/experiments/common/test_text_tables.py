@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from experiments.common.tables import interval, number, printable, table
+from experiments.common.tables import interval, number, table
 from experiments.stages.evaluate import format_ranking
 from experiments.stages.reward import format_report
 from onelive_jax.evaluation import objective_metrics, ranking_metrics
+from onelive_jax.files import printable
 
 
 def test_names_stand_left_and_numbers_right():

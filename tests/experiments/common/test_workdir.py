@@ -41,6 +41,20 @@ def test_a_killed_command_leaves_its_workdir_free(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("command", [("train_tokenizer", "--config=demo", "--workdir={w}"),
+                                     ("ab_test", "--control={w}", "--treatment=viewers", "--report={w}/ab_test.json")])
+def test_a_command_on_a_workdir_that_is_in_use_ends_at_once(tmp_path, command):
+    (tmp_path / "config.json").write_text("{}")
+    with locked(tmp_path, "experiments.run --seed=1"):
+        name, *arguments = (part.format(w=tmp_path) for part in command)
+        refused = subprocess.run([sys.executable, "-m", f"experiments.{name}", *arguments], capture_output=True,
+                                 text=True, cwd=Path(__file__).parents[3], check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"experiments.{name}: {tmp_path} is in use by process {os.getpid()} on ")
+    assert refused.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
+
+
 def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/w cannot be made or written: Not a directory"), locked(

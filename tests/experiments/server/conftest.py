@@ -14,7 +14,7 @@ from onelive_jax.config import ServingConfig
 @pytest.fixture(scope="session")
 def make_service(finished):
     """() → a service as of the end of the test run's log, with a small batch."""
-    serving = ServingConfig(max_batch=4, max_k=8, spare_authors=2, deadline_ms=20_000.0)
+    serving = ServingConfig(max_batch=4, max_k=8, spare_authors=2, deadline_ms=600_000.0)
     config, trained = dataclasses.replace(finished.config, serving=serving), finished.trained
 
     def make(time_ms=None):

@@ -108,8 +108,12 @@ def test_a_new_author_gets_a_row_an_id_and_is_recommended(serving):
     ("recommend", {"user": "u", "k": 0}, 422, "k: Input should be greater than or equal to 1"),
     ("recommend", {"user": "u", "k": 9}, 422, "k=9 must be 1 … 8 (config.serving.max_k)"),
     ("recommend", {"user": "u", "many": 1}, 422, "many: Extra inputs are not permitted"),
-    ("recommend", {"user": "x\u0000y"}, 422, "an id must be a whole number or 1 to 200 printable characters"),
-    ("recommend", {"user": 10**30}, 422, None),
+    ("recommend", {"user": "x\u0000y"}, 422, "user: must be a whole number or 1 to 200 printable characters"),
+    ("recommend", {"user": True}, 422, "user: must be a whole number"),
+    ("recommend", {"user": 1.5}, 422, "user: must be a whole number"),
+    ("recommend", {"user": "u", "exclude": ["r", None]}, 422, "exclude.1: must be a whole number"),
+    ("recommend", {"user": 10**30}, 422, "user: must be a whole number"),
+    ("figures", {"minute": 1, "model": {}, "viewers": {}}, 422, "model.requests: Field required"),
     ("recommend", {"user": "u", "at": 10**15}, 422, "lies in the future"),
     ("recommend/batch", {"requests": []}, 422, "requests: List should have at least 1 item"),
     ("events", {"event": []}, 422, 'the body must be {"events"'),
@@ -183,7 +187,8 @@ def test_metrics_models_and_the_page(serving):
     assert 'onelive_model_info{name="first"} 1.0' in text
     assert f"onelive_rooms_on_air {float(len(serving.live.service.catalogue))}" in text
     assert 'onelive_answers_total{kind="model"}' in text
-    assert serving.client.get("/v1/models").json() == {"running": "first", "previous": None, "compared": {}}
+    assert serving.client.get("/v1/models").json() == {
+        "running": "first", "ids": serving.live.service.state.ids, "previous": None, "compared": {}}
     assert serving.client.post("/v1/models/rollback").status_code == 409
     assert serving.client.post("/v1/models/load").status_code == 409
     page = serving.client.get("/").text

@@ -1,5 +1,6 @@
 """Another model in place of the running one: no answer fails, none is of both, and the one before can come back."""
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -9,9 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.live import events, snapshots
+from experiments.server import store
 from experiments.server.live import Live
 from experiments.server.models import Models
-from experiments.server.service import Query
+from experiments.server.service import Query, from_log
+from onelive_jax.tokenizer import residual_kmeans
+from onelive_jax.tokenizer.semantic_ids import IdTable
 
 
 @pytest.fixture
@@ -90,3 +95,46 @@ def test_a_model_whose_answers_are_broken_is_not_taken(live, monkeypatch, tmp_pa
         Models(live, tmp_path, "supervised", seconds=0).load(7)
     assert answer(live).model == "first"
 
+
+
+def test_another_tokenizer_changes_ids_and_parameters_together_and_can_be_rolled_back(make_service, finished, tmp_path):
+    """The second tokenizer has the codebooks of the first in another order: every id is another one."""
+    service = make_service()
+    live = Live(service, lambda: service.state.now_ms + 5000, store.EventLog(tmp_path / "state"))
+    end, author = service.state.now_ms, service.state.authors.names[0]
+    live.take([events.RoomStarted("e1", end + 1, "old room", author),
+               events.ViewStarted("e2", end + 2, "somebody", "old room")])[1].result(60)
+    before, trained = answer(live), finished.trained
+    encoder = trained.tokenizer.encoder
+    ids = IdTable(trained.tokenizer.ids.author, trained.tokenizer.ids.from_ms, 3 - trained.tokenizer.ids.codes)
+    turned = dataclasses.replace(trained.tokenizer, ids=ids, encoder=dataclasses.replace(
+        encoder, books=residual_kmeans.Codebooks(encoder.books.centroids[:, ::-1])))
+
+    def remake():
+        return from_log(service.config, trained.log, turned, trained.model, trained.params, "second")
+
+    (tmp_path / "supervised.json").write_text(json.dumps({"chosen_step": 12}))
+    (tmp_path / "tokenizer.json").write_text("1")
+    models = Models(live, tmp_path, "supervised", seconds=0, remake=remake)
+    (tmp_path / "tokenizer.json").write_text("2")
+    found = models.load()
+    assert (found["against"], found["broken"], found["requests"]) == ("first", 0, 1)
+    after = answer(live)
+    assert (after.model, live.service.state.ids != service.state.ids) == ("second", True)
+    viewers = {room.room: room.viewers for room in before.rooms}
+    assert {room.room: room.viewers for room in after.rooms} == viewers
+    assert viewers["old room"] == 0  # the one who asks is the one who watches
+    codes = {room.room: room.codes for room in before.rooms}
+    assert all(room.codes == tuple(3 - code for code in codes[room.room]) for room in after.rooms)
+    # Both know what happens from now on, so that the way back is open.
+    live.take([events.RoomStarted("e3", end + 3, "new room", service.state.authors.names[1])])[1].result(60)
+    assert "new room" in {room.room for room in answer(live).rooms}
+    live.rollback()
+    back = answer(live)
+    assert back.model == "first"
+    assert "new room" in {room.room for room in back.rooms}
+    # A snapshot of one tokenizer's ids is none of the other's.
+    live.save_snapshot()
+    with pytest.raises(ValueError, match="the snapshot is of another ids than"):
+        snapshots.restore(remake().state, snapshots.to_arrays(service.state))
+    live.close()

@@ -120,7 +120,7 @@ def test_every_phase_stops_alike_and_resumes_bit_for_bit(aligned, tmp_path, monk
 
 
 def test_a_policy_run_judges_syncs_and_hands_on(aligned):
-    _, workdir, _, _, _, report = aligned
+    config, workdir, _, _, _, report = aligned
     assert [line["step"] for line in report["validation"]] == [0, 3, 6]
     assert {"hr@10", "hr@128", "ndcg@10", "predicted_reward"} <= report["validation"][0].keys()
     lines = [line for line in read(workdir / "policy") if "train/ratio_max" in line]
@@ -129,7 +129,9 @@ def test_a_policy_run_judges_syncs_and_hands_on(aligned):
         # At the first step, and at the first after the reference was renewed, policy and reference are one.
         same = abs(line["train/ratio_max"] - 1) < 1e-4
         assert same == (line["step"] in (1, 4)), (line["step"], line["train/ratio_max"])
-    begun, ended = (policy.load_params(workdir / phase) for phase in ("supervised", "policy"))
+    begun, first, ended = (policy.load_params(workdir / phase, step) for phase, step in (
+        ("supervised", None), ("policy", 0), ("policy", config.alignment.steps)))
+    jax.tree.map(np.testing.assert_array_equal, begun, first)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), begun, ended)
     assert max(jax.tree.leaves(moved)) > 0
 
@@ -186,20 +188,6 @@ def test_two_processes_do_what_one_does_stop_together_and_one_goes_on(aligned, t
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), two["params"], one["params"])
     assert two["data"] == one["data"]
     assert two["meta"]["key"] == one["meta"]["key"]
-
-
-def test_steps_after_a_loss_of_hr_are_not_handed_on():
-    values = {0: 0.9, 5: 0.9, 10: 0.895, 15: 0.88, 20: 0.9}
-    curve = [{"step": step, "hr@128": value} for step, value in values.items()]
-    assert policy.choose_step(curve) == 10
-    assert policy.choose_step(curve[:3]) == 10
-    assert policy.choose_step([curve[0], curve[3], curve[4]]) == 15
-
-
-def test_the_predicted_reward_is_that_of_the_best_rooms():
-    offsets = np.array([0, 3, 4])
-    value = policy.mean_of_best(np.array([1.0, 3.0, 2.0, -np.inf]), np.array([10.0, 1.0, 3.0, 7.0]), offsets, 2)
-    assert value == pytest.approx((2.0 + 7.0) / 2)
 
 
 @pytest.fixture(scope="module")
@@ -276,19 +264,6 @@ def test_an_ab_test_of_two_phases(aligned):
         ab_test.ab_test("viewers", "nowhere", 10, 0)
 
 
-def test_a_lift_over_nothing_is_not_available():
-    lifts = dict.fromkeys(ab_test.ROWS, {"control": 1.0, "treatment": 1.1, "lift": 0.1, "low": 0.05, "high": 0.15})
-    lifts["gift"] = {"control": 0.0, "treatment": 0.1} | dict.fromkeys(("lift", "low", "high"), float("nan"))
-    lifts["share"] = lifts["click"] | {"low": float("nan"), "high": float("nan")}  # 0 in a resample
-    table = ab_test.format_table(lifts)
-    assert ab_test.format_table(ab_test.without_nan(lifts)) == table
-    assert re.search(r"\nGift +0\.0000 +0\.1000 +n/a +n/a\n", table)
-    assert re.search(r"\nShare +1\.0000 +1\.1000 +\+10\.00% +n/a\n", table)
-    assert re.search(r"\nLike +1\.0000 +1\.1000 +\+10\.00% +\+5\.00% … \+15\.00% \*\n", table)
-    assert ab_test.without_nan(lifts)["gift"] == {"control": 0.0, "treatment": 0.1, "lift": None, "low": None,
-                                                  "high": None}
-
-
 def test_draws_log_the_policys_own_probabilities(stage, finished):
     platform, arrays = stage
     requests = platform.requests(80, seed=3)
@@ -301,6 +276,22 @@ def test_draws_log_the_policys_own_probabilities(stage, finished):
     part = type(requests)(*(column[10:20] for column in requests))
     np.testing.assert_array_equal(platform.play(policy, part).room, first.room[10:20])
     assert compare(first, again)["utility"].lift == 0
+
+
+def test_a_policy_cannot_start_from_another_log_or_tokenizer(aligned, finished, tmp_path):
+    config, workdir, log, tokenizer, *_ = aligned
+    shutil.copytree(finished.workdir, tmp_path / "w2")
+    done = tmp_path / "w2" / "supervised" / "done.json"
+    checkpoint, = (tmp_path / "w2" / "supervised").glob("12/meta/metadata")
+    for name, value in (("log", "another"), ("tokenizer.steps", 31)):
+        for file in (done, checkpoint):
+            file.write_text(re.sub(rf'"{name}": [^,]+,', f'"{name}": {json.dumps(value)},', file.read_text()))
+        with pytest.raises(ValueError, match=rf"w2/supervised was trained with another log, .* workdir \(.*{name}: "):
+            supervised.load_fitting(tmp_path / "w2" / "supervised", config, log)
+    with pytest.raises(ValueError, match="was trained with another log"):
+        policy.train_policy(config, workdir, log, tokenizer, tmp_path / "w2" / "supervised", "policy_other")
+    trained_otherwise = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+    supervised.load_fitting(workdir / "supervised", trained_otherwise, log)
 
 
 def test_logged_feedback_can_be_the_reward(aligned, tmp_path):

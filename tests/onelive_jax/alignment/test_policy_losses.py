@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from onelive_jax.alignment import policy_losses
-from onelive_jax.alignment.policy_losses import LOSSES, policy_loss
+from onelive_jax.alignment.policy_losses import LOSSES, Candidates, policy_loss
+from onelive_jax.config import AlignmentConfig
 
 ONE_GROUP = dict(reward_BxG=jnp.array([[3.0, 1.0]]), mask_BxG=jnp.ones((1, 2), bool))  # advantages +1 and -1
 
@@ -18,10 +19,11 @@ def value_and_gradient(loss, policy, old, reference=None, **settings):
     """Loss and its gradient by log-probability; arguments are probabilities [B, G, P]."""
     log_prob, old = jnp.log(jnp.asarray(policy)), jnp.log(jnp.asarray(old))
     reference = old if reference is None else jnp.log(jnp.asarray(reference))
-    settings = {**ONE_GROUP, **settings}
+    groups = {name: settings.pop(name) for name in Candidates._fields if name in settings}
+    candidates = Candidates(old, reference, **{**ONE_GROUP, **groups})
 
     def total(x):
-        return policy_loss(loss, x, old, reference, **settings)
+        return policy_loss(x, candidates, AlignmentConfig(loss=loss, **{"kl": 0.0, **settings}))
 
     (value, metrics), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(log_prob)
     return value, gradient, metrics
@@ -56,11 +58,10 @@ def test_spread_is_relative_to_the_rewards():
 def test_a_policy_93_nats_above_its_proposer_gives_finite_numbers(loss):
     """One group in which the first candidate is far and bad, and a dead one in which all are far."""
     log_prob = jnp.array([[[93.0], [0.0]], [[93.0], [93.0]]]) - 93.0
-    value, gradient = jax.value_and_grad(
-        lambda x: policy_loss(loss, x, jnp.full((2, 2, 1), -93.0), x, jnp.array([[1.0, 3.0], [2.0, 2.0]]),
-                              jnp.ones((2, 2), bool))[0])(log_prob)
-    metrics = policy_loss(loss, log_prob, jnp.full((2, 2, 1), -93.0), log_prob, jnp.array([[1.0, 3.0], [2.0, 2.0]]),
-                          jnp.ones((2, 2), bool))[1]
+    candidates = Candidates(jnp.full((2, 2, 1), -93.0), log_prob, jnp.array([[1.0, 3.0], [2.0, 2.0]]),
+                            jnp.ones((2, 2), bool))
+    config = AlignmentConfig(loss=loss, kl=0.0)
+    (value, metrics), gradient = jax.value_and_grad(policy_loss, has_aux=True)(log_prob, candidates, config)
     # e^20 (1 + 93 - 20) in place of e^93, with slope e^20; the good one has ratio 1, and the group weighs a half.
     np.testing.assert_allclose(metrics["ratio_max"], 74 * np.exp(20), rtol=1e-5)
     # GBPO holds the proposer at 1 - π, which is 1e-30 at least: 69 nats.
@@ -200,4 +201,5 @@ def test_masked_candidates_may_hold_anything():
 
 def test_another_name_is_refused():
     with pytest.raises(ValueError, match="config.alignment.loss='ppo' is not one of 'grpo'"):
-        policy_loss("ppo", *[jnp.zeros((1, 2, 1))] * 3, **ONE_GROUP)
+        policy_loss(jnp.zeros((1, 2, 1)), Candidates(*[jnp.zeros((1, 2, 1))] * 2, **ONE_GROUP),
+                    AlignmentConfig(loss="ppo"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onelive_jax.batch import LiveRooms
 from onelive_jax.decoding import beam_search, live_index
+from onelive_jax.decoding.beam_search import RoomScores, Search
 
 BATCH, CAPACITY, LEVELS, CODES, HASHES = 2, 24, 3, 5, 97
 
@@ -45,9 +46,9 @@ def search(beams, k, normalise, combine, lookahead):
     def run(rooms, tables, room_score):
         batch = tables.shape[1]
         return beam_search.decode(level_logits(tables), {"walk": jnp.ones((batch, 1), jnp.int32)},
-                                  live_index.from_rooms(rooms, CODES), batch=batch, beams=beams, k=k,
-                                  normalise=normalise, room_score_BxC=None if combine is None else room_score,
-                                  combine=combine or "sum", lookahead=lookahead)
+                                  live_index.from_rooms(rooms, CODES),
+                                  Search(beams, k, normalise, combine or "sum", lookahead),
+                                  RoomScores(None if combine is None else room_score), batch=batch)
     return jax.jit(run)
 
 
@@ -235,14 +236,15 @@ def test_not_a_number_is_seen_and_not_hidden():
 
 @pytest.mark.parametrize("arguments, message", [
     (dict(beams=0), "config.decoding.beams"), (dict(k=0), "k=0"), (dict(normalise="none"), "'live', 'all'"),
-    (dict(combine="product", room_score_BxC=jnp.zeros((1, 4))), "'sum', 'within'"),
+    (dict(combine="product"), "'sum', 'within'"),
     (dict(lookahead=True), "bonus_BxC")])
 def test_arguments_out_of_range_are_named(arguments, message):
     index = live_index.empty(capacity=4, num_levels=2, num_codes=3)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda index: beam_search.decode(
             lambda level, state, previous, prefix: (jnp.zeros((*previous.shape, 3)), state), (), index,
-            **{**dict(batch=1, beams=2, k=2), **arguments}), index)
+            Search(**{**dict(beams=2, k=2), **arguments}),
+            RoomScores(jnp.zeros((1, 4)) if "combine" in arguments else None), batch=1), index)
 
 
 @pytest.mark.parametrize("name", ["tie_score_BxC", "room_score_BxC"])
@@ -255,7 +257,7 @@ def test_scores_that_are_not_one_a_slot_are_refused(name, shape, batched):
 
     def decode(scores):
         return beam_search.decode(lambda level, state, previous, prefix: (jnp.zeros((*previous.shape, 3)), state), (),
-                                  index, batch=2, beams=2, k=2, **{name: scores})
+                                  index, Search(beams=2, k=2), RoomScores(**{name: scores}), batch=2)
 
     rows = "B" if name == "room_score_BxC" and not batched else 2
     message = f"{name} has shape {shape}, [B, C] is {(rows, 4)}: one score for each slot of the index, in slot order"
@@ -276,15 +278,15 @@ def test_a_model_with_another_number_of_codes_is_refused():
     index = live_index.empty(capacity=4, num_levels=2, num_codes=3)
     with pytest.raises(ValueError, match=r"\(1, 1, 5\) at level 0; \[B, W, K\] is \(1, 1, 3\)"):
         beam_search.decode(lambda level, state, previous, prefix: (jnp.zeros((*previous.shape, 5)), state), (), index,
-                           batch=1, beams=2, k=2)
+                           Search(beams=2, k=2), batch=1)
 
 
 @partial(jax.jit, static_argnames="k")
 def tied(rooms, tables, tie_score, k):
     batch = tables.shape[1]
     return beam_search.decode(level_logits(tables), {"walk": jnp.ones((batch, 1), jnp.int32)},
-                              live_index.from_rooms(rooms, CODES), batch=batch, beams=CAPACITY, k=k,
-                              tie_score_BxC=tie_score)
+                              live_index.from_rooms(rooms, CODES), Search(CAPACITY, k),
+                              RoomScores(tie_score_BxC=tie_score), batch=batch)
 
 
 @few

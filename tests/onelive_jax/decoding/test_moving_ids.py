@@ -30,8 +30,8 @@ def test_a_search_sees_the_codes_of_new_segments_and_nothing_is_compiled_again(c
 
     @jax.jit
     def search(index, wanted):
-        return beam_search.decode(level_logits, {"wanted": jnp.broadcast_to(wanted, (1, 1, LEVELS))}, index, batch=1,
-                                  beams=8, k=AUTHORS)
+        return beam_search.decode(level_logits, {"wanted": jnp.broadcast_to(wanted, (1, 1, LEVELS))}, index,
+                                  beam_search.Search(beams=8, k=AUTHORS), batch=1)
 
     everyone = np.arange(AUTHORS, dtype=np.int32)
     table = semantic_ids.IdTable.static(encode(everyone, rng.normal(size=(AUTHORS, 10))))

@@ -11,6 +11,7 @@ from onelive_jax.config import DecodingConfig, ModelConfig
 from onelive_jax.decoding import live_index
 from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive, level_logits
+from tests.onelive_jax.random_batches import random_related
 
 B, T, L, K, N, A = 2, 4, 3, 3, 9, 7
 ALL = DecodingConfig(beams=N, capacity=N)
@@ -26,7 +27,7 @@ def model_and_arrays(**settings):
 
     history = History(draw(A, B, T), draw(K, B, T, L), draw(24, B, T), draw(7, B, T), draw(16, B, T),
                       rng.normal(size=(B, T, len(HABIT_FEATURES))).astype(np.float32), np.ones((B, T), bool))
-    request = Request({"live": history}, draw(24, B), draw(7, B), np.zeros(B, np.int32))
+    request = Request({"live": history}, draw(24, B), draw(7, B), np.zeros(B, np.int32), **random_related(rng, B, A))
     rooms = LiveRooms(draw(A, B, N), draw(K, B, N, L), rng.normal(size=(B, N, len(ROOM_FEATURES))).astype(np.float32),
                       np.arange(N) < np.array([[N], [N - 2]]))
     batch = Batch(request, rooms, rooms.author[:, 0], rooms.codes[:, 0], np.zeros(B, np.int32), np.ones(B, np.float32))
@@ -37,11 +38,11 @@ def model_and_arrays(**settings):
 
 def brute_force(model, params, request, rooms, weight):
     """float64 [B, N]: Σ log p over the codes on air behind each prefix, + weight · identity; -inf off air."""
-    opened = model.apply({"params": params}, request, rooms, method="open")
+    opened = model.apply({"params": params}, request, rooms, float(weight), method="open")
     decode = level_logits(model, params, opened)
     score = np.where(rooms.mask, 0.0, -np.inf)
     if weight:
-        score = score + weight * np.asarray(opened.room_scores, np.float64)
+        score = score + np.asarray(opened.room_scores, np.float64)
     for n in range(N):
         state, prefix = opened.state, jnp.zeros((B, 1, L), jnp.int32)
         for level in range(L):

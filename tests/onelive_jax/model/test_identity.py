@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onelive_jax.batch import HABIT_FEATURES, ROOM_FEATURES, LiveRooms
-from onelive_jax.model.identity import SEEN_GAIN, CopyScore, IdentityHead, copied_codes
+from onelive_jax.batch import LiveRooms
+from onelive_jax.model.identity import CopyScore, IdentityHead, copied_codes
 from onelive_jax.model.layers import NEG_INF, Context
 from tests.onelive_jax.random_batches import paths, random_params, small_config
 
@@ -126,17 +126,11 @@ def head_without_copy():
     return Head(copy=False)
 
 
-def room_part(params, rooms):
-    p = params["room_mlp"]
-    hidden = rooms.features @ p["w_in"] + p["b_in"]
-    return (hidden / (1 + np.exp(-hidden)) @ p["w_out"])[..., 0]
-
-
 def test_room_scores_by_hand_without_copying(head_without_copy):
     scores, everyone, user = head_without_copy()
     params = head_without_copy.params
     assert not [name for name in paths(params) if "copy" in name]
-    want = np.einsum("be,bne->bn", user, TABLE[ROOMS.author]) + params["bias"][ROOMS.author] + room_part(params, ROOMS)
+    want = np.einsum("be,bne->bn", user, TABLE[ROOMS.author]) + params["bias"][ROOMS.author]
     np.testing.assert_allclose(scores, np.where(ROOMS.mask, want, NEG_INF), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(everyone, np.asarray(user) @ TABLE.T + params["bias"], atol=1e-4)
 
@@ -164,31 +158,8 @@ def test_sampled_authors_stand_for_all():
     np.testing.assert_allclose(np.exp(got_KxBxS).sum(-1).mean(0), np.exp(everyone).sum(-1), rtol=0.03)
 
 
-def been_there(b, n, items) -> bool:
-    """A view of the author is younger than the broadcast."""
-    gap, age = HABIT_FEATURES.index("log_gap"), ROOM_FEATURES.index("log_age")
-    return any(CONTEXT.habits[b, t, gap] <= ROOMS.features[b, n, age] for t in items)
-
-
-def test_a_broadcast_seen_before_is_told_from_a_new_one(head):
-    """The same rooms, once begun just now and once before any view: only rooms of known authors differ by w."""
-    age = ROOM_FEATURES.index("log_age")
-    known = (ROOMS.author[..., None] == np.where(CONTEXT.mask, CONTEXT.author, -1)[:, None]).any(-1) & ROOMS.mask
-    assert known.any()
-    assert (ROOMS.mask & ~known).any()
-    results = []
-    for value in (-20.0, 20.0):
-        features = np.array(ROOMS.features)
-        features[..., age] = value
-        rooms = ROOMS.replace(features=features)
-        results.append(np.asarray(head(rooms)[0]) - room_part(head.params, rooms))
-    moved = (results[1] - results[0])[ROOMS.mask]
-    np.testing.assert_allclose(moved, SEEN_GAIN * float(head.params["seen"]) * known[ROOMS.mask], atol=2e-3)
-    assert abs(float(head.params["seen"])) > 1e-2
-
-
 def test_room_scores_by_hand_with_copying(head):
-    """s(room) = log(exp(generated) + Σ exp(copy score of its author's items)) + w · seen + f(features)."""
+    """s(room) = log(exp(generated) + Σ exp(copy score of its author's items))."""
     scores, everyone, _ = head()
     params = head.params
     copy = CopyScore(True).apply({"params": params["copy_score"]}, HIDDEN[:, None, None], CONTEXT)[:, 0, 0]
@@ -199,8 +170,7 @@ def test_room_scores_by_hand_with_copying(head):
         author = ROOMS.author[b, n]
         items = [t for t in range(4) if CONTEXT.mask[b, t] and CONTEXT.author[b, t] == author]
         want = np.log(np.exp(everyone[b, author]) + np.sum(np.exp(copy[b, items])))
-        want += SEEN_GAIN * params["seen"] * been_there(b, n, items)
-        np.testing.assert_allclose(scores[b, n], want + room_part(params, ROOMS)[b, n], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(scores[b, n], want, rtol=1e-4, atol=1e-4)
     # The example has all cases: copied from two items, from one, from none.
     assert [np.sum(CONTEXT.author[0] == a) for a in (3, 5, 7)] == [2, 1, 0]
 

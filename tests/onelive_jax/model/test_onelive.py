@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from onelive_jax.config import ModelConfig
-from onelive_jax.decoding.beam_search import decode
+from onelive_jax.decoding.beam_search import RoomScores, Search, decode
 from onelive_jax.decoding.live_index import from_rooms
 from onelive_jax.model.context import ContextProjector
 from onelive_jax.model.onelive import level_logits
@@ -251,6 +251,7 @@ def brute_force(setup) -> np.ndarray:
     """log p of every room on air by the teacher-forced pass, float64 [B, N]; -inf where there is no room."""
     live = setup.batch.live
     logits = np.asarray(setup.prefixes(live.codes), np.float64)  # [B, N, L, K]: every room is a prefix
+    logits *= float(setup.params["combine"][0])
     score = np.full((BATCH, ROOMS), -np.inf)
     for b, n in np.argwhere(live.mask):
         path, on_air, score[b, n] = live.codes[b, n], live.mask[b].copy(), 0.0
@@ -268,11 +269,13 @@ def test_beam_search_equals_scoring_every_room_on_air(setup):
     def search():
         opened = setup.apply("open", setup.batch.request, live)
         return {combine: decode(level_logits(setup.model, setup.params, opened), opened.state, from_rooms(live, CODES),
-                                batch=BATCH, beams=ROOMS, k=ROOMS, room_score_BxC=opened.room_scores, combine=combine)
+                                Search(ROOMS, ROOMS, combine=combine), RoomScores(opened.room_scores), batch=BATCH)
                 for combine in ("sum", "within")}
 
     found, log_p = search(), brute_force(setup)
-    room_score = np.asarray(setup.call(setup.params, setup.batch)[1], np.float64)
+    _, weight_i, weight_e = np.asarray(setup.params["combine"], np.float64)
+    identity, evidence = (np.asarray(scores, np.float64) for scores in setup.call(setup.params, setup.batch)[1])
+    room_score = weight_i * identity + weight_e * evidence
     same_id = (live.codes[:, :, None] == live.codes[:, None]).all(-1) & live.mask[:, :, None] & live.mask[:, None]
     assert same_id.sum() > live.mask.sum()  # some rooms share an id
     for b in range(BATCH):
@@ -307,9 +310,10 @@ def test_every_switch_can_be_off(off, with_mtp):
     params = prune(with_mtp.params, names)
     assert set(paths(params)) == names  # none by another name
     words = {"mtp": ("mtp_",), "gate": ("output/gate",), "qk_norm": ("query/norm", "key/norm"),
-             "copy": ("copy_score", "identity/seen"), "habits": ("habits", "identity/seen"), "identity": ("identity/",),
+             "copy": ("copy_score",), "habits": ("habits", "evidence/seen"),
+             "identity": ("identity/", "evidence/", "combine"), "similar": ("evidence/similar",),
              "author_items": ("context_projector/author",), "item_time": ("context_projector/time",),
-             "request_time": ("bos_time",), "seen": ("identity/seen",), "room_features": ("identity/room_mlp",)}[off]
+             "request_time": ("bos_time",), "seen": ("evidence/seen",), "room_features": ("evidence/room",)}[off]
     assert names < all_names
     assert all(any(word in name for word in words) for name in all_names - names)
     assert not [name for name in names if any(word in name for word in words)]
@@ -321,7 +325,7 @@ def test_every_switch_can_be_off(off, with_mtp):
     assert loss > 0
     # Behind a prefix that no item shares nothing is copied; at the first level something always is.
     moved = float(np.abs(modules[0][0] - with_mtp.call(with_mtp.params, batch)[0][0][0]).max())
-    assert (moved > 1e-3) == (off not in ("mtp", "identity", "seen", "room_features"))
+    assert (moved > 1e-3) == (off not in ("mtp", "identity", "seen", "room_features", "similar"))
 
 
 def test_both_author_switches_off_leave_no_author_table():

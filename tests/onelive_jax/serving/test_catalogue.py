@@ -1,5 +1,6 @@
 """The rooms on air on the host: changes, what is refused, snapshots that equal an index made from nothing."""
 
+import functools
 import logging
 import threading
 
@@ -16,6 +17,7 @@ from onelive_jax.decoding import beam_search, live_index
 from onelive_jax.serving.catalogue import LiveCatalogue
 
 CAPACITY, LEVELS, CODES, AUTHORS = 12, 3, 4, 50
+two_features = functools.partial(LiveCatalogue, num_features=2)
 from_rooms = jax.jit(live_index.from_rooms, static_argnums=1)
 
 
@@ -46,7 +48,7 @@ def live_part(index):
 def test_a_snapshot_equals_an_index_built_from_nothing(seed, many):
     """Author 0 in slot 0 with codes of 0 has the lowest key there is; it is among those drawn."""
     rng = np.random.default_rng(seed)
-    catalogue = LiveCatalogue(CAPACITY, LEVELS, CODES, AUTHORS)
+    catalogue = two_features(CAPACITY, LEVELS, CODES, AUTHORS)
     catalogue.put_on_air(1000, 0, [0, 0, 0])
     for step in range(8):
         for room in range(step * many, (step + 1) * many):
@@ -70,7 +72,7 @@ def test_rooms_go_on_and_off_air_without_any_compilation(caplog):
 
     @jax.jit
     def recommend(index):
-        return beam_search.decode(level_logits, (), index, batch=1, beams=4, k=6)
+        return beam_search.decode(level_logits, (), index, beam_search.Search(beams=4, k=6), batch=1)
 
     def play(catalogue, rng):
         """Opens, moves and closes rooms; returns how many rooms each ranking held, and how many it should have."""
@@ -88,7 +90,7 @@ def test_rooms_go_on_and_off_air_without_any_compilation(caplog):
         return found
 
     def catalogue(capacity):
-        return LiveCatalogue(capacity, LEVELS, CODES, AUTHORS)
+        return two_features(capacity, LEVELS, CODES, AUTHORS)
 
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         recommend(catalogue(CAPACITY).snapshot().index)
@@ -105,7 +107,7 @@ def test_rooms_go_on_and_off_air_without_any_compilation(caplog):
 
 
 def small_catalogue():
-    return LiveCatalogue(capacity=2, num_levels=LEVELS, num_codes=CODES, num_authors=AUTHORS)
+    return two_features(capacity=2, num_levels=LEVELS, num_codes=CODES, num_authors=AUTHORS)
 
 
 def test_a_snapshot_is_not_changed_by_what_comes_after_it():
@@ -163,7 +165,7 @@ def test_a_refused_change_names_the_room_and_changes_nothing(change, message):
 
 @pytest.mark.parametrize("room, author", [(2**63, 0), (1, AUTHORS), (1, 5000), (-1, 0)])
 def test_a_number_out_of_range_is_refused_and_no_slot_is_lost(room, author):
-    catalogue = LiveCatalogue(1, LEVELS, CODES, AUTHORS)
+    catalogue = two_features(1, LEVELS, CODES, AUTHORS)
     with pytest.raises(ValueError, match=f"room {room}"):
         catalogue.put_on_air(room, author, [0, 0, 0])
     catalogue.put_on_air(2**63 - 1, AUTHORS - 1, [0, 0, 0])
@@ -171,7 +173,7 @@ def test_a_number_out_of_range_is_refused_and_no_slot_is_lost(room, author):
 
 
 def test_a_room_that_is_no_whole_number_is_refused():
-    catalogue = LiveCatalogue(1, LEVELS, CODES, AUTHORS)
+    catalogue = two_features(1, LEVELS, CODES, AUTHORS)
     with pytest.raises(TypeError):
         catalogue.put_on_air(1.5, 0, [0, 0, 0])
     assert len(catalogue) == 0
@@ -179,7 +181,7 @@ def test_a_room_that_is_no_whole_number_is_refused():
 
 def test_snapshots_of_several_threads_are_each_whole():
     """Every snapshot lists exactly the rooms that its own trie holds, whoever asks for it while rooms change."""
-    catalogue, wrong, stop = LiveCatalogue(CAPACITY, LEVELS, CODES, AUTHORS), [], threading.Event()
+    catalogue, wrong, stop = two_features(CAPACITY, LEVELS, CODES, AUTHORS), [], threading.Event()
 
     def read():
         while not stop.is_set():
@@ -193,9 +195,11 @@ def test_snapshots_of_several_threads_are_each_whole():
     for reader in readers:
         reader.start()
     rng = np.random.default_rng(0)
-    for room in range(400):
-        change_at_random(catalogue, rng, room)
-    stop.set()
+    try:
+        for room in range(400):
+            change_at_random(catalogue, rng, room)
+    finally:
+        stop.set()
     for reader in readers:
         reader.join()
     assert not wrong

@@ -111,3 +111,21 @@ def test_content_itself_is_quantized_where_the_settings_say_so():
     config = TokenizerConfig(**vars(CONFIG) | {"embedding": "mllm"})
     towers = Towers(make_towers(6).params, config, np.ones(5))
     np.testing.assert_array_equal(towers.quantized(np.array([0, 1, 9]), CONTENT), CONTENT)
+
+
+def test_somebody_new_without_content_is_placed_by_attributes_and_with_content_by_that_alone():
+    made, nothing = make_towers(6, np.eye(5, 3, dtype=np.float32)), np.zeros(2, bool)
+    told = np.array([[1, 0, 0], [0, 0, 2]], np.float32)
+    alone = made.authors([5, 9], np.zeros((2, 6)), nothing, attributes=told)
+    chex.assert_tree_all_finite(alone)
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+    chex.assert_trees_all_close(made.authors([7, 8], np.zeros((2, 6)), nothing, attributes=told), alone)
+    chex.assert_trees_all_close(made.authors([5, 9], CONTENT[:2], attributes=told), made.authors([5, 9], CONTENT[:2]))
+    # A known author's own attributes are read, whatever is given.
+    chex.assert_trees_all_close(made.authors([1], CONTENT[:1], attributes=told[:1]), made.authors([1], CONTENT[:1]))
+    with pytest.raises(ValueError, match="author 5 .* no content says who it is"):
+        made.authors([5], CONTENT[:1], nothing[:1])
+    with pytest.raises(ValueError, match="trained without attributes"):
+        make_towers(6).authors([5], CONTENT[:1], attributes=told[:1])
+    with pytest.raises(ValueError, match="1 rows of attributes hold NaN or infinity, the first is row 1"):
+        made.authors([5, 9], np.zeros((2, 6)), nothing, attributes=told * np.array([[1], [np.nan]], np.float32))
