@@ -30,7 +30,7 @@ def log_of(views: Timelines, length: int = LENGTH) -> Log:
     lifetimes = Lifetimes(ids, np.zeros(AUTHORS, np.int64), np.full(AUTHORS, end), ids)
     empty = pl.DataFrame()
     tables = Tables(empty, empty, pl.DataFrame({"author_id": ids}), empty, ReadReport("", 0, 0))
-    return Log(tables, views, Presence.of(views, lifetimes, AUTHORS), Split(p1, p2, end), lifetimes)
+    return Log(tables, views, Presence.of(views, lifetimes, AUTHORS), Split(p1, p2, end), lifetimes, None)
 
 
 LOG = log_of(chains())

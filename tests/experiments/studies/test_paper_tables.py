@@ -24,7 +24,7 @@ def problem(tmp_path):
     views = Timelines(np.array([0, 2, 4, 6]), author, author, start, start + 100)
     presence = Presence.of(views, None, 2)
     tables = Tables(None, None, None, None, ReadReport("", 0, 0))
-    log = Log(tables, views, presence, Split(20, 51, 60), None,
+    log = Log(tables, views, presence, Split(20, 51, 60), None, None,
               outcomes={"long_view": np.array([0, 1, 0, 0, 0, 1], np.float32)})
     task = tasks.strict_targets(views, presence, 40)
     config = Config()
