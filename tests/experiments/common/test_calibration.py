@@ -41,5 +41,5 @@ def test_the_last_views_are_held_out():
 def test_what_was_fitted_is_a_sentence():
     training = {"combine": [0.2, 0.08, 0.79], "calibration": {"requests": 1024, "nll": 1.1, "nll_before": 1.16}}
     assert calibration.line(training) == (
-        "weights of codes, identity and evidence: 0.20, 0.08, 0.79; on 1,024 held-out views the negative log-likelihood is "
-        "1.100, before 1.160")
+        "weights of codes, identity and evidence: 0.20, 0.08, 0.79; on 1,024 held-out views the negative "
+        "log-likelihood is 1.100, before 1.160")
