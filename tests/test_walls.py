@@ -22,7 +22,7 @@ ALONE = {
     "grain": {"data_pipelines/batches/loader.py"},
     "tensorflow_datasets": {"data_pipelines/log/store.py"},
     "apache_beam": {f"data_pipelines/beam/{part}.py"
-                    for part in ("files", "kuaishou", "pipeline", "steps")},
+                    for part in ("files", "kuaishou", "pipeline", "steps", "views")},
     "fastapi": {"experiments/server/app.py", "experiments/server/kserve.py"},
     "pydantic": {"experiments/server/app.py", "experiments/server/kserve.py"},
     "uvicorn": {"experiments/server/start.py"},
