@@ -17,6 +17,7 @@ from data_pipelines import tables as tables_lib
 from data_pipelines.batches.training import BatchMaker
 from data_pipelines.live import events
 from data_pipelines.live.replay import events_after
+from data_pipelines.log.audiences import nothing
 from data_pipelines.log.presence import Presence, true_lifetimes
 from data_pipelines.log.split import split_times
 from data_pipelines.log.store import timeline_arrays
@@ -162,5 +163,6 @@ def longer_log(folder: Path) -> Log:
     split = split_times(tables, 0.0, 0.0)
     arrays = timeline_arrays(tables)
     views, lifetimes = Timelines.from_arrays(arrays), true_lifetimes(tables, split.end_ms)
-    return Log(tables, views, Presence.of(views, lifetimes, len(tables.authors)), split, lifetimes,
+    authors = len(tables.authors)
+    return Log(tables, views, Presence.of(views, lifetimes, authors), split, lifetimes, nothing(authors),
                other_timelines(tables, arrays))

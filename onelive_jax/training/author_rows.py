@@ -31,8 +31,8 @@ def with_spare_authors(params: Any, trained: int, spare: int) -> Any:
 
 
 def with_rows_of(params: Any, trained: int, spare: int, rows: Mapping[int, int]) -> Any:
-    """Parameters with spare rows, learned from a stream by who has spare rows of their own: those that `rows` names,
-    our row → theirs, are as learned; our others as in `with_spare_authors`. (Without spare rows there, ours.)"""
+    """Parameters with our spare rows, of parameters that may have their own, learned from a stream: those that `rows`
+    names, our row → theirs, are as learned, our others as in `with_spare_authors`."""
     own = jax.tree_util.tree_map_with_path(lambda path, x: x[:trained] if is_by_author(path) else x, params)
     made = jax.tree.map(np.array, with_spare_authors(own, trained, spare))
     ours, theirs = list(rows), list(rows.values())
