@@ -7,7 +7,7 @@
     python -m experiments.benchmark --what=tokenizer [--size=large]          (experiments/benchmarks/tokenizer.py)
     python -m experiments.benchmark --what=policy  --report=policy.json      (experiments/benchmarks/policy.py)
     python -m experiments.benchmark --what=serve [--rate=350] [--seconds=30]  (experiments/benchmarks/serve.py)
-    python -m experiments.benchmark --what=table4                            (the same)
+    python -m experiments.benchmark --what=serve_table4                      (the same)
 
 Prints target, limit and measurement side by side. The targets are for two CPU cores that do nothing else: the report
 carries the machine's load and its matrix-product rate in the same run, so that a figure can be judged elsewhere.
@@ -43,7 +43,7 @@ def main() -> None:
                       None),
         "policy": (lambda: policy.measure_policy(ModelSizes(), **repeats), None),
     }.get(values.what, (None, None))
-    if values.what in ("serve", "table4"):
+    if values.what in ("serve", "serve_table4"):
         from experiments.benchmarks import serve  # FastAPI and uvicorn are needed for it alone
 
         open_loop = serve.Load(rate=values.rate, seconds=values.seconds)
@@ -52,7 +52,7 @@ def main() -> None:
                                  connections=connections)
         measure, lines = {
             "serve": (lambda: serve.measure_serving(ModelSizes(), open_loop, **repeats), serve.serving_lines),
-            "table4": (lambda: serve.measure_table4(ModelSizes(), closed_loop, **repeats), serve.table4_lines),
+            "serve_table4": (lambda: serve.measure_table4(ModelSizes(), closed_loop, **repeats), serve.table4_lines),
         }[values.what]
     if values.preset:
         setting = train.Setting(preset=values.preset, **({"batch": train.BATCH[values.what]} | given | repeats))
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    absl_flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy", "serve", "table4"],
+    absl_flags.DEFINE_enum("what", None, ["train", "decode", "compile", "tokenizer", "policy", "serve", "serve_table4"],
                            "what is measured", required=True)
     absl_flags.DEFINE_enum("size", "normal", ["small", "normal", "large"], "the problem of --what=tokenizer")
     absl_flags.DEFINE_string("report", None, "JSON file for the figures and every repeat")
@@ -79,6 +79,6 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("rooms", None, "rooms on air when decoding (16,384 unless given)", lower_bound=2)
     absl_flags.DEFINE_integer("beams", None, "beam width (128 unless given)", lower_bound=1)
     absl_flags.DEFINE_float("rate", 350.0, "serve: requests a second", lower_bound=0.1)
-    absl_flags.DEFINE_float("seconds", 30.0, "serve, table4: how long", lower_bound=0.1)
+    absl_flags.DEFINE_float("seconds", 30.0, "serve, serve_table4: how long", lower_bound=0.1)
     absl_flags.DEFINE_integer("repeats", None, "repeats of every measurement; the median is reported", lower_bound=1)
     flags.run_plain(main)

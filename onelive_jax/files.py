@@ -19,6 +19,7 @@ import numpy as np
 # What the system says where nothing more can be written: a full disk, a quota, a limit on the size of files.
 FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 JOINERS = "\u200c\u200d"  # of emoji and of some scripts; harmless
+TOLD = "Make room (or raise the limit) and type the same command again"
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -49,13 +50,15 @@ def sha256(*arrays: np.ndarray) -> str:
 
 def disk_trouble(error: BaseException) -> str | None:
     """A sentence for an error of any library that means a full or a read-only disk; None for another error."""
+    if isinstance(error, OSError) and TOLD in (error.strerror or ""):
+        return error.strerror
     if isinstance(error, OSError) and error.errno in DENIED:
         return (f"{error.filename or 'a file'} cannot be opened or written: {error.strerror}. Choose another folder, "
                 "or correct its permissions")
     if full := next((text for code, text in FULL.items() if text in str(error)
                      or (isinstance(error, OSError) and error.errno == code)), None):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        return f"{full}{where}: make room (or raise the limit) and type the same command again"
+        return f"{full}{where}. {TOLD}"
     return None
 
 
@@ -74,7 +77,7 @@ def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free / 2**20
         raise OSError(code, f"{FULL[code]}: {what} could not be written to {folder}, where {free:,.1f} MiB are free. "
-                      "Make room (or raise the limit) and type the same command again") from error
+                      f"{TOLD}") from error
 
 
 def json_damage(file: Path) -> str | None:

@@ -31,20 +31,21 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def open(self) -> list[Deadline]:
-        """Those of what still goes on, earliest first."""
-        return sorted(each for each in self._heap if self._is_open(each))
+    def __iter__(self) -> Iterator[Deadline]:
+        """As they lie; some may be of what is over."""
+        return iter(self._heap)
 
     def add(self, *deadline: int) -> None:
         """The fields of `Deadline`."""
         heapq.heappush(self._heap, Deadline(*deadline))
         if len(self._heap) > self._most:
-            self.fill(self._heap)
+            self._heap = [each for each in self._heap if self._is_open(each)]
+            heapq.heapify(self._heap)
+            self._most = max(self._few, 2 * len(self._heap))
 
     def fill(self, deadlines: Iterable[Iterable[int]]) -> None:
-        """Holds these, but for what is over, and nothing else."""
-        self._heap = [each for each in (Deadline(*entry) for entry in deadlines) if self._is_open(each)]
-        heapq.heapify(self._heap)
+        """Holds these, as they lay in another heap, and nothing else."""
+        self._heap = [Deadline(*entry) for entry in deadlines]
         self._most = max(self._few, 2 * len(self._heap))
 
     def due(self, now_ms: int) -> Iterator[Deadline]:

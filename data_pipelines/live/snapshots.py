@@ -35,7 +35,7 @@ def to_arrays(state: LiveState) -> dict[str, np.ndarray]:
         "rooms": [[r.number, r.name, r.author, r.start_ms, r.since_ms, r.end_ms, r.segment_ms]
                   for r in state.rooms.values()],
         "on_air": [number for rooms in state.on_air.values() for number in rooms], "ended": list(state.ended),
-        "views": open_views, "gifted": sorted(state.gifted), "deadlines": state.deadlines.open(),
+        "views": open_views, "gifted": sorted(state.gifted), "deadlines": list(state.deadlines),
         "number": state.number,
         "waiting": [[events.to_json(event), at] for event, at in state.waiting],
         "early_ends": [[*key, at] for key, at in state.early_ends.items()], "profiles": state.profiles}

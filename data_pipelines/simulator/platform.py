@@ -95,11 +95,6 @@ class Outcomes:
     counts: np.ndarray
 
     @property
-    def clicked_position(self) -> np.ndarray:
-        """int32 [n]: place of the click, -1 without."""
-        return np.where(self.clicked.any(1), self.clicked.argmax(1), -1).astype(np.int32)
-
-    @property
     def clicked_room(self) -> np.ndarray:
         """int32 [n]: room that was clicked, -1 without."""
         return np.where(self.clicked, self.room, -1).max(1).astype(np.int32)

@@ -205,7 +205,8 @@ class EncoderDecoder:
             return self.model.apply({"params": params}, level, prefix_BxWxL, context, mask, method="next_code"), state
 
         k = min(index.capacity, self.settings.beams) if not index.batched else index.capacity
-        found = beam_search.decode(level_logits, jnp.zeros((R, 1)), index, batch=R, beams=self.settings.beams, k=k)
+        found = beam_search.decode(level_logits, jnp.zeros((R, 1)), index,
+                                   beam_search.Search(self.settings.beams, k), batch=R)
         return found.slot, found.score, found.valid
 
     def accuracy(self, task: Task) -> float:

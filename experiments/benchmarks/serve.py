@@ -1,7 +1,7 @@
 """The live service under load: a real server in a process of its own, asked by `load.put_on` over HTTP.
 
     python -m experiments.benchmark --what=serve [--rate=350] [--seconds=30] --report=serve.json
-    python -m experiments.benchmark --what=table4 [--seconds=10]
+    python -m experiments.benchmark --what=serve_table4 [--seconds=10]
 
 The first asks in an open loop; the second asks the variants of the paper's Table 4 in a closed one. Server and load
 share the machine.
@@ -12,6 +12,7 @@ Axes: A authors, L levels, K codes.
 import asyncio
 import dataclasses
 import multiprocessing
+import os
 import resource
 import statistics
 import threading
@@ -223,6 +224,7 @@ def _serve(sizes: ModelSizes, load: Load, repeats: int, pipe) -> None:
     from experiments.server import start
     from experiments.server.app import Limits
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     live = make_live(sizes, load)
     live.warm_up()
     queries = [Query(f"u{i}", load.k) for i in range(live.service.config.serving.max_batch)]
@@ -237,6 +239,12 @@ def _serve(sizes: ModelSizes, load: Load, repeats: int, pipe) -> None:
     params = random_parameters(make_model(sizes, sizes.model), random_batch(np.random.default_rng(0), sizes))
     threading.Thread(target=_tell, args=(live, params, pipe), daemon=True).start()
     start.run(live, Limits(), "127.0.0.1", 0, started=lambda port: pipe.send((seconds, encoding, port)))
+
+
+def _end_with_parent() -> None:
+    """A benchmark that is killed leaves no server behind."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _tell(live: Live, params: Any, pipe) -> None:

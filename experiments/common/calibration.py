@@ -52,6 +52,15 @@ def fit(model: OneLive, params: Any, maker: BatchMaker, views: np.ndarray, seed:
         "requests": int(views.size), "nll_before": float(before), "nll": float(fits[best].fun)}
 
 
+def line(training: dict) -> str:
+    """What was fitted, as a sentence. training: figures with "combine" and "calibration"."""
+    codes, identity, evidence = training["combine"]
+    fitted = training["calibration"]
+    return (f"weights of codes, identity and evidence: {codes:.2f}, {identity:.2f}, {evidence:.2f}; on "
+            f"{fitted['requests']:,} held-out views the negative log-likelihood is {fitted['nll']:.3f}, before "
+            f"{fitted['nll_before']:.3f}")
+
+
 def _scores(model: OneLive, params: Any, maker: BatchMaker, views: np.ndarray, seed: int, code_weights) -> tuple:
     """codes [W, R, N] under each weight, identity and evidence [R, N], mask bool [R, N], target slot [R]."""
     @jax.jit

@@ -141,10 +141,11 @@ def _run(main: Callable, call: Callable[[Any], Any], parser: Callable[[list[str]
             _exit(str(error), 2)
         except (ValueError, OSError, FloatingPointError) as error:
             # What the project itself raises is meant for a person; what a library raises is a bug and keeps its trace.
-            if not _from_library(error):
-                _exit(str(error), 1)
-            if sentence := disk_trouble(error):
+            own = not _from_library(error)
+            if sentence := disk_trouble(error) if not own or getattr(error, "errno", None) else str(error):
                 _exit(sentence, 1)
+            if own:
+                _exit(str(error), 1)
             raise
         except Exception as error:
             if sentence := disk_trouble(error):  # a polars.ComputeError, say

@@ -40,11 +40,9 @@ def show_people(trained: Trained, config: Config) -> dict[str, list[dict]]:
 def align_and_play(trained: Trained, config: Config, workdir: Path) -> None:
     """A reward model, a short alignment, and both models played against each other on the days after the log."""
     log, tokenizer = trained.log, trained.tokenizer
-    with distributed.stage("reward model"):
-        _, _, reward = train_reward(config, workdir, log, tokenizer)
+    _, _, reward = train_reward(config, workdir, log, tokenizer)
     print("\nThe reward model on validation rows:\n\n" + format_report(reward))
-    with distributed.stage("alignment"):
-        model, params, policy = train_policy(config, workdir, log, tokenizer, workdir / "supervised")
+    model, params, policy = train_policy(config, workdir, log, tokenizer, workdir / "supervised")
     print("\nAlignment, judged on validation:\n\n" + format_curve(policy))
     with distributed.stage("A/B test"):
         platform = played.make_platform(config, log)

@@ -51,6 +51,7 @@ def reward_settings(config: Config, log: Log) -> dict:
     return stage_settings(config, log) | flat(config, "reward")
 
 
+@distributed.stage("reward model")
 def train_reward(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[RewardModel, dict, dict]:
     """Trains, or loads what was trained. Returns (model, parameters, report)."""
     folder, settings = workdir / "reward", reward_settings(config, log)

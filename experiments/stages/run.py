@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from experiments.common import distributed, scoring
+from experiments.common import calibration, distributed, scoring
 from experiments.common.log import Log, prepare
 from experiments.common.workdir import save_config
 from experiments.reports import run_page
@@ -34,10 +34,8 @@ def run(config: Config, workdir: Path) -> Trained:
         log = prepare(config, workdir)
         for split, protocol in (("validation", "strict"), *(("test", protocol) for protocol in scoring.PROTOCOLS)):
             scoring.targets(log, config, split, protocol)  # a period without targets is better told before training
-    with distributed.stage("tokenizer"):
-        tokenizer = train_tokenizer(config, workdir, log)
-    with distributed.stage("supervised training"):
-        model, params, figures = train_supervised(config, workdir, log, tokenizer)
+    tokenizer = train_tokenizer(config, workdir, log)
+    model, params, figures = train_supervised(config, workdir, log, tokenizer)
     save_config(config, workdir)  # only now: settings that a stage refuses must not replace those it was made with
     with distributed.stage("evaluation"):
         maker = log.batch_maker(tokenizer.ids, config)
@@ -55,7 +53,8 @@ def run(config: Config, workdir: Path) -> Trained:
         "heuristics_weights": dataclasses.asdict(weights),
         "training": {"seconds": tokenizer.figures["seconds"] + figures["seconds"],
                      "examples_per_second": figures["examples_per_second"], "parameters": figures["parameters"],
-                     "step": figures["chosen_step"]},
+                     "step": figures["chosen_step"]}
+                    | {name: figures[name] for name in ("combine", "calibration") if name in figures},
         "tokenizer": tokenizer.figures | {"lives": tokenizer.lives},
         "data": {name: getattr(log.tables.report, name) for name in ("rows_read", "rows_kept", "dropped", "notes")},
     }
@@ -80,6 +79,8 @@ def print_report(trained: Trained, workdir: Path) -> None:
           f"HR@10 {liverec['hr@10']:.3f} (n = {liverec['n']})")
     print(recall_line(report["tokenizer"]))
     speed = report["training"]["examples_per_second"]  # None where a resumed run had no step left
+    if "nll" in report["training"].get("calibration", {}):
+        print(calibration.line(report["training"]))
     print(f"{report['training']['parameters']:,} parameters, trained in {report['training']['seconds']:.0f} s with the "
           "tokenizer" + (f" ({speed:.0f} examples/s)" if speed else ""))
     print(f"report: {workdir / 'report.json'} and {workdir / 'report.html'}")

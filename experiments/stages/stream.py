@@ -27,7 +27,7 @@ from experiments.common.log import Log
 from experiments.common.workdir import is_done, mark_done
 from experiments.server.service import live_state
 from experiments.stages.policy import phase_identity
-from experiments.stages.supervised import load_params, make_model, stage_settings
+from experiments.stages.supervised import load_fitting, make_model, stage_settings
 from experiments.stages.tokenizer import Tokenizer
 from onelive_jax.batch import Batch
 from onelive_jax.config import Config, MeshConfig, TrainingConfig
@@ -270,7 +270,7 @@ def train_stream(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer, 
     """
     folder, settings = workdir / "stream", stream_settings(config, log, init_from, plan, name)
     is_done(folder, settings)  # refuses another run
-    learner = make_learner(config, log, tokenizer, load_params(init_from), source, from_ms, plan, folder)
+    learner = make_learner(config, log, tokenizer, load_fitting(init_from, config, log), source, from_ms, plan, folder)
     batches = learner.batches
 
     def report(state: train_state.TrainState, now_ms: int) -> dict:

@@ -83,6 +83,7 @@ def load_fitting(folder: Path, config: Config, log: Log) -> dict:
     return params
 
 
+@distributed.stage("supervised training")
 def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokenizer) -> tuple[OneLive, dict, dict]:
     """Trains, or loads what was trained. Returns (model, parameters, figures)."""
     folder, settings = workdir / "supervised", stage_settings(config, log)
@@ -143,11 +144,11 @@ def train_supervised(config: Config, workdir: Path, log: Log, tokenizer: Tokeniz
         run.checkpoints.wait()
         chosen, clock = run.checkpoints.best_step(), run.clock
     params = restore_params(folder, step=chosen, settings=settings)
-    late = late[maker.shown_by_others(late)]
-    combine, calibrated = calibration.fit(model, params, maker, late, config.seed)
-    figures = {"parameters": parameters, "seconds": clock.elapsed(), "chosen_step": chosen, "combine": combine,
-               "calibration": calibrated, "examples_per_second":
-                   clock.steps * c.batch_size / clock.stepping if clock.steps else None}
+    figures = {"parameters": parameters, "seconds": clock.elapsed(), "chosen_step": chosen,
+               "examples_per_second": clock.steps * c.batch_size / clock.stepping if clock.steps else None}
+    if config.model.identity:
+        late = late[maker.shown_by_others(late)]
+        figures["combine"], figures["calibration"] = calibration.fit(model, params, maker, late, config.seed)
     if is_main():
         write_json(figures_file, figures)
         mark_done(folder, settings)

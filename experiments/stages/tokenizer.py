@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data_pipelines.log.content import ROWS_AT_ONCE, Content, author_content
 from data_pipelines.log.side_features import SideFeatures, side_features
+from experiments.common import distributed
 from experiments.common.fingerprint import fingerprint, other_log
 from experiments.common.log import Log, data_settings
 from experiments.common.workdir import flat, is_done, mark_done, remake
@@ -77,6 +78,7 @@ def settings_of(config: Config) -> dict:
     return data | tokenizer
 
 
+@distributed.stage("tokenizer")
 def train_tokenizer(config: Config, workdir: Path, log: Log, towers_of: Tokenizer | None = None) -> Tokenizer:
     """Fits the tokenizer on views and segments of the training period, once a workdir.
 

@@ -11,6 +11,21 @@ known to no model beforehand. W/freshness.json holds the figures; a killed study
 Axes: R targets, U people.
 """
 
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config(from_workdir=True)
+    absl_flags.DEFINE_integer("worlds", 3, "simulated worlds, with seeds from config.simulator.seed on", lower_bound=1)
+    absl_flags.DEFINE_float("train_days", 7.0, "of a simulated log, learned from beforehand", lower_bound=1.0)
+    absl_flags.DEFINE_float("after_days", 3.0, "a row of the table is of targets so long after the beginning",
+                            lower_bound=0.0)
+    absl_flags.DEFINE_integer("batch_size", 16, "examples of a step", lower_bound=1)
+    absl_flags.DEFINE_float("learning_rate", 5e-4, "of the stream, constant", lower_bound=0.0, upper_bound=1.0)
+    absl_flags.DEFINE_float("save_minutes", 720.0, "minutes of the stream between two checkpoints", lower_bound=0.0)
+    flags.read()
+
 import copy
 import dataclasses
 import io
@@ -19,7 +34,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 
 from data_pipelines import tables as tables_lib
 from data_pipelines.log import tasks
@@ -28,7 +42,7 @@ from data_pipelines.simulator.simulation import simulate
 from data_pipelines.simulator.world import START_MS
 from data_pipelines.tables import HOUR_MS
 from experiments.baselines import heuristics
-from experiments.common import flags, scoring
+from experiments.common import scoring
 from experiments.common.log import Log, prepare
 from experiments.common.study import all_settings
 from experiments.common.tables import interval, table
@@ -247,12 +261,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True)
-    absl_flags.DEFINE_integer("worlds", 3, "simulated worlds, with seeds from config.simulator.seed on", lower_bound=1)
-    absl_flags.DEFINE_float("train_days", 7.0, "of a simulated log, learned from beforehand", lower_bound=1.0)
-    absl_flags.DEFINE_float("after_days", 3.0, "a row of the table is of targets so long after the beginning",
-                            lower_bound=0.0)
-    absl_flags.DEFINE_integer("batch_size", 16, "examples of a step", lower_bound=1)
-    absl_flags.DEFINE_float("learning_rate", 5e-4, "of the stream, constant", lower_bound=0.0, upper_bound=1.0)
-    absl_flags.DEFINE_float("save_minutes", 720.0, "minutes of the stream between two checkpoints", lower_bound=0.0)
     flags.run(main)

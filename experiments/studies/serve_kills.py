@@ -1,12 +1,23 @@
 """Kills the whole live service with SIGKILL under load, again and again: is anything lost, are the answers the same?
 
-    python -m experiments.studies.serve_kills --workdir=W [--kills=20] [--state=FOLDER]
+    python -m experiments.studies.serve_kills --workdir=W [--kills=20] [--state=FOLDER] [--seed=1]
 
 A real server (experiments.serve, in a process of its own) takes events and questions from several threads, until it is
 killed at a random moment. After each restart, every event that was ever acknowledged must be known (it is sent again),
 and answers must equal those of a service that was never killed and has taken in the same events in the same order, with
 no snapshot. With --state a study goes on where the one before ended. Exit code 1 where something is lost or differs.
 """
+
+from absl import flags as absl_flags
+
+from experiments.common import flags
+
+if __name__ == "__main__":
+    flags.define_config(from_workdir=True, writes=False)
+    absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
+    absl_flags.DEFINE_float("stretch", 3.0, "a kill comes within this many seconds of load", lower_bound=0.2)
+    absl_flags.DEFINE_string("state", None, "folder for events and snapshots; a temporary one without")
+    flags.read()
 
 import contextlib
 import itertools
@@ -19,10 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from absl import flags as absl_flags
 
 from data_pipelines.live import events
-from experiments.common import flags
 from onelive_jax.config import Config
 
 WRITERS, BATCH, PEOPLE, ASKED = 3, 20, 40, 16
@@ -170,7 +179,7 @@ def main(config: Config, workdir: Path) -> None:
     values = absl_flags.FLAGS
     with tempfile.TemporaryDirectory() as temporary:
         state = Path(values.state).expanduser() if values.state else Path(temporary)
-        outcome = run(config, workdir, values.kills, state, values.seed, values.stretch)
+        outcome = run(config, workdir, values.kills, state, config.seed, values.stretch)
     print(f"{outcome.kills} kills: {len(outcome.acknowledged):,} events acknowledged, {outcome.lost} lost; "
           f"{outcome.asked:,} answers under load; {outcome.compared} answers after restarts compared, "
           f"{len(outcome.differing)} differ; a restart takes {np.median(outcome.restarts):.1f} s until it is ready")
@@ -181,9 +190,4 @@ def main(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config(from_workdir=True, writes=False)
-    absl_flags.DEFINE_integer("kills", 20, "lives to end", lower_bound=1)
-    absl_flags.DEFINE_float("stretch", 3.0, "a kill comes within this many seconds of load", lower_bound=0.2)
-    absl_flags.DEFINE_integer("seed", 0, "of the moments", lower_bound=0)
-    absl_flags.DEFINE_string("state", None, "folder for events and snapshots; a temporary one without")
     flags.run(main)

@@ -19,13 +19,13 @@ from experiments.common.tables import table
 from experiments.stages.policy import load_params, train_policy
 from experiments.stages.reward import train_reward
 from experiments.stages.tokenizer import train_tokenizer
+from experiments.studies.ablation import VARIANTS
 from onelive_jax.config import Config
 from onelive_jax.evaluation import ranking_metrics
 from onelive_jax.training import supervised
 
 FIGURES = ("ACC@all", "HR@128", "MRR")
-PLAIN = {"model.identity": False, "model.author_items": False, "model.copy": False, "model.habits": False,
-         "model.live_softmax": 0.0, "model.full_softmax": 1.0, "data.history_unit": "views"}
+PLAIN = VARIANTS["paper_only"]
 WITHOUT = {"model.mtp": False, "model.gate": False, "model.item_time": False, "model.request_time": False}
 IA, SMALL = {"tokenizer.embedding": "ia"}, "small"
 # Rung → (the paper's ACC@all and HR@128, architecture, changes of the config; "small": a quarter of the codes).

@@ -60,7 +60,7 @@ class Engine:
         self._swapping = threading.Lock()
         self._newcomers: dict[int, np.ndarray] = {}
         self._who: dict[int, str] = {}  # has which of these rows
-        self.running, self.previous = self._placed(params, name), None
+        self.running, self.previous = self._placed(params, name, {}), None
 
     def answer(self, request: Request, snapshot: Snapshot, features: np.ndarray, personal: Personal,
                narrow: bool = False, version: Version | None = None) -> Answers:

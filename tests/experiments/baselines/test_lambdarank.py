@@ -23,7 +23,7 @@ def log():
     timelines = Timelines(np.arange(people + 1) * views, author, author, start, start + HOUR)
     tables = Tables(None, None, None, np.zeros(0), ReadReport("", 0, 0))
     tables.authors = range(4)
-    return Log(tables, timelines, Presence.of(timelines, None, 4), Split(24 * HOUR, 28 * HOUR, 32 * HOUR), None)
+    return Log(tables, timelines, Presence.of(timelines, None, 4), Split(24 * HOUR, 28 * HOUR, 32 * HOUR), None, None)
 
 
 def test_features_by_hand(log):

@@ -19,7 +19,7 @@ TINY = ModelSizes(model=ModelConfig(dim=16, num_layers=1, num_heads=2, num_group
 
 
 def test_report_of_a_load(monkeypatch):
-    monkeypatch.setattr(serve, "CATALOGUES", (50,))
+    monkeypatch.setattr(serve, "CATALOGUES", (200,))
     load = Load(rate=25.0, seconds=2.0, room_events=20.0, view_events=20.0, people=10, connections=4, k=3, beams=4,
                 swaps=1)
     report = report_of.make_report("serve", lambda: serve.measure_serving(TINY, load, repeats=2))

@@ -34,7 +34,7 @@ from experiments.common import flags
 flags.define_config()
 
 def main(config, workdir):
-    print(config.name, config.model.dim, workdir, "jax" in sys.modules)
+    print(config.name, config.model.dim, workdir, "jax" in sys.modules, "\\x1b[2J")
 
 if __name__ == "__main__":
     flags.run(main)
@@ -180,11 +180,11 @@ def test_a_real_process_without_traceback_and_without_jax(tmp_path):
     start = [sys.executable, str(tmp_path / "command.py"), f"--config={tmp_path}/small.py", "--workdir=w"]
 
     def run(*args):
-        return subprocess.run([*start, *args], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-                              text=True, check=False)
+        return subprocess.run([*start, *args], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              capture_output=True, text=True, check=False)
 
     good = run("--config.model.dim=32")
-    assert (good.returncode, good.stdout) == (0, "small 32 w False\n"), good.stderr
+    assert (good.returncode, good.stdout) == (0, "small 32 w False \\x1b[2J\n"), good.stderr
     bad = run("--config.model.dmi=32")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.startswith("command.py: --config.model.dmi is not a setting")

@@ -6,7 +6,6 @@ from experiments.common.tables import interval, number, table
 from experiments.stages.evaluate import format_ranking
 from experiments.stages.reward import format_report
 from onelive_jax.evaluation import objective_metrics, ranking_metrics
-from onelive_jax.files import printable
 
 
 def test_names_stand_left_and_numbers_right():
@@ -18,7 +17,6 @@ def test_names_stand_left_and_numbers_right():
 
 def test_what_strangers_write_never_steers_a_terminal():
     assert table(["room"], [["\x1b]0;x\x07\n"]]).splitlines()[-1] == r"\x1b]0;x\x07\n"
-    assert printable("a\x1b[31mb\u202ec\n主播 👩\u200d🚀") == "a\\x1b[31mb\\u202ec\n主播 👩\u200d🚀"
 
 
 def test_rankers_in_a_table_with_empty_groups():

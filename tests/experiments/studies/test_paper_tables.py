@@ -24,7 +24,7 @@ def problem(tmp_path):
     views = Timelines(np.array([0, 2, 4, 6]), author, author, start, start + 100)
     presence = Presence.of(views, None, 2)
     tables = Tables(None, None, None, None, ReadReport("", 0, 0))
-    log = Log(tables, views, presence, Split(20, 51, 60), None,
+    log = Log(tables, views, presence, Split(20, 51, 60), None, None,
               outcomes={"long_view": np.array([0, 1, 0, 0, 0, 1], np.float32)})
     task = tasks.strict_targets(views, presence, 40)
     config = Config()
@@ -71,8 +71,7 @@ def test_kept_results_of_other_settings_are_refused(problem):
 
 
 def test_a_candidate_that_is_not_returned_is_kept_as_a_miss(problem):
-    nothing = table2.Method("Fake", [{}],
-                            lambda change, seed, folder: lambda task: np.full(task.candidates.size, -np.inf))
+    nothing = table2.Method("Fake", [{}], lambda *_: lambda task: np.full(task.candidates.size, -np.inf))
     best = {"settings": {}, "number": 0}
     for _ in range(2):  # made, then read
         assert np.isinf(table2.on_test(problem, "fake", nothing, best, 0)).all()
@@ -136,9 +135,7 @@ def test_orderings_are_read_from_what_the_tables_wrote(tmp_path):
 
 
 def test_the_page_says_what_has_not_been_run_and_what_failed(tmp_path):
-    item = reproduce.Item("Table 9", "experiments.nothing_of_this_name", ("--x=1",),
-                          lambda folder: [("a above b", False)],
-                          why="it is a test")
+    item = reproduce.Item("Table 9", "experiments.nothing_of_this_name", ("--x=1",), why="it is a test")
     with pytest.raises(ValueError, match="ended with code 1.*the same command goes on"):
         reproduce.run_item("nine", item, tmp_path)
     assert "Not run yet." in reproduce.page({"nine": item}, tmp_path)

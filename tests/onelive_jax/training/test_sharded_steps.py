@@ -324,7 +324,7 @@ def on_one_device(step: str):
 
 @pytest.mark.eight_devices
 @pytest.mark.parametrize("step, mesh", [*((step, (2, 2, 2)) for step in STEPS), ("towers", (8, 1, 1)),
-                                        ("supervised", (1, 4, 2))])
+                                        ("reward", (1, 4, 2))])
 def test_eight_devices_give_what_one_gives(step, mesh):
     one, eight = on_one_device(step), jax.device_get(STEPS[step](partitioning.make_mesh(MeshConfig(*mesh))))
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(one)) > 0
