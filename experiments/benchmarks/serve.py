@@ -98,8 +98,8 @@ def measure_serving(sizes: ModelSizes, load: Load, repeats: int = 20) -> dict[st
     largest, answers = Config().serving.max_batch, max(1, len(seen.latency))
     grown = memory[-1][1] - next(size for passed, size in memory if passed >= min(WARM * load.seconds, memory[-1][0]))
     return {"rows": [row("answers/s", ">=", QPS_TARGET, len(seen.latency) / load.seconds),
-                     row("latency from the scheduled arrival, p99, ms", "<=", P99_TARGET, np.quantile(latency, 0.99)),
-                     row("event to visible in answers, p99, ms", "<=", VISIBLE_TARGET, np.quantile(visible, 0.99)),
+                     row("latency from the scheduled arrival, p99, ms", "<=", P99_TARGET, float(np.quantile(latency, 0.99))),
+                     row("event to visible in answers, p99, ms", "<=", VISIBLE_TARGET, float(np.quantile(visible, 0.99))),
                      row("rooms of answers that were off air", "<=", 0, seen.off_air),
                      row("requests failed, or answered by the fallback", "<=", 0, seen.refused + seen.fallback)],
             "rate": load.rate, "seconds": load.seconds, "swaps": swapped, "models": sorted(seen.models),
