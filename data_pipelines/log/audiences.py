@@ -89,15 +89,19 @@ def stored(folder: Path, views: Timelines, num_authors: int, end_ms: int, utc_of
     marks = [zlib.crc32(np.ascontiguousarray(values)) for values in (views.user_ptr, views.author, views.start_ms)]
     key = np.array([end_ms, round(utc_offset_hours * HOUR_MS), SNAPSHOTS, NEIGHBOURS, num_authors, *marks], np.int64)
     file = folder / "audiences.npz"
+    keep = True
     try:
         with np.load(file, allow_pickle=False) as kept:
             if np.array_equal(kept["key"], key):
                 made = [Snapshot(*(kept[f"{name}_{s}"] for name in Snapshot._fields))
                         for s in range(kept["times_ms"].size)]
                 return Audiences(kept["times_ms"], tuple(made), int(key[1]))
+            keep = False  # of other settings, which the stages refuse: theirs stay
     except (OSError, ValueError, KeyError, BadZipFile):
         pass  # not there, of an earlier version or damaged: it is made anew
     made = take_snapshots(views, num_authors, end_ms, utc_offset_hours)
+    if not keep:
+        return made
     arrays = {f"{name}_{s}": value for s, snap in enumerate(made.snapshots) for name, value in snap._asdict().items()}
     buffer = io.BytesIO()
     np.savez(buffer, key=key, times_ms=made.times_ms, **arrays)

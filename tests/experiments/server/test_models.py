@@ -57,7 +57,8 @@ def test_a_swap_answers_all_requests_each_by_one_model(live):
     stop.set()
     for thread in threads:
         thread.join()
-    lowest = {"first": first.rooms[0].score, "second": first.rooms[0].score + 100}
+    raised = 100 * float(params["combine"][1])  # the weight of identity in a score
+    lowest = {"first": first.rooms[0].score, "second": first.rooms[0].score + raised}
     assert {each.model for each in found} == {"first", "second"}
     for each in found:
         assert each.rooms[0].score == pytest.approx(lowest[each.model], abs=1e-3)

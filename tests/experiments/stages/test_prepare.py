@@ -14,7 +14,7 @@ from data_pipelines.batches.loader import training_batches
 from data_pipelines.log.content import author_content
 from data_pipelines.log.presence import HOUR_MS
 from data_pipelines.simulator import simulation
-from experiments.common import workdir
+from experiments.common import calibration, workdir
 from experiments.common.log import data_settings, prepare
 from experiments.stages.supervised import train_supervised
 from experiments.stages.tokenizer import train_tokenizer
@@ -168,7 +168,9 @@ def test_what_happens_after_p1_changes_neither_codes_nor_batches(kind, request, 
     batches, groups = first_batches(monkeypatch, config, workdir, log, tokenizer)
     read = np.concatenate(groups)
     part = log.training_part()
-    np.testing.assert_array_equal(np.sort(read), np.arange(part.views.author.size))
+    late = calibration.held_out(part.views.start_ms, config.training.held_out_share)
+    assert 0 < late.sum() < 0.1 * late.size
+    np.testing.assert_array_equal(np.sort(read), np.flatnonzero(~late))
     np.testing.assert_array_equal(part.views.author, log.views.author[log.training_views])
     assert part.views.stop_ms.max() <= p1
     if kind == "views_only":

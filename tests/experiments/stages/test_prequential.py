@@ -32,7 +32,7 @@ def quick_step(monkeypatch):
 
 def rank(params, request, rooms, user, time_ms):
     """Rooms with most viewers first, the order of slots among equals; the count of steps turns it round."""
-    way = 1 if int(params["head_bias"].sum()) % 2 else -1
+    way = 1 if int(np.floor(params["head_bias"][0, 0])) % 2 else -1
     score = np.where(rooms.mask, way * rooms.features[..., 0] - 1e-3 * np.arange(rooms.mask.shape[1]), -np.inf)
     slot = np.argsort(-score, axis=1, kind="stable")
     return slot, np.take_along_axis(score, slot, 1), np.take_along_axis(rooms.mask, slot, 1)

@@ -13,7 +13,7 @@ from onelive_jax.decoding.recommend import make_recommender
 from onelive_jax.model.onelive import OneLive, level_logits
 from tests.onelive_jax.random_batches import random_related
 
-B, T, L, K, N, A = 2, 4, 3, 3, 9, 7
+B, T, L, K, N, A = 2, 4, 3, 3, 9, 11
 ALL = DecodingConfig(beams=N, capacity=N)
 
 
@@ -28,7 +28,8 @@ def model_and_arrays(**settings):
     history = History(draw(A, B, T), draw(K, B, T, L), draw(24, B, T), draw(7, B, T), draw(16, B, T),
                       rng.normal(size=(B, T, len(HABIT_FEATURES))).astype(np.float32), np.ones((B, T), bool))
     request = Request({"live": history}, draw(24, B), draw(7, B), np.zeros(B, np.int32), **random_related(rng, B, A))
-    rooms = LiveRooms(draw(A, B, N), draw(K, B, N, L), rng.normal(size=(B, N, len(ROOM_FEATURES))).astype(np.float32),
+    author = np.stack([rng.permutation(A)[:N] for _ in range(B)]).astype(np.int32)
+    rooms = LiveRooms(author, draw(K, B, N, L), rng.normal(size=(B, N, len(ROOM_FEATURES))).astype(np.float32),
                       np.arange(N) < np.array([[N], [N - 2]]))
     batch = Batch(request, rooms, rooms.author[:, 0], rooms.codes[:, 0], np.zeros(B, np.int32), np.ones(B, np.float32))
     shapes = jax.eval_shape(lambda: meta.unbox(model.init(jax.random.key(0), batch)["params"]))
