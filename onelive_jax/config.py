@@ -159,8 +159,9 @@ class DecodingConfig:
     """Beam search over the rooms on air."""
 
     beams: int = setting(128, "beam width", low=1, high=65536)
-    identity_weight: float = setting(1.0, "weight of the identity score beside the codes' log-probability", low=0.0)
-    lookahead: bool = setting(True, "prefixes are ranked with the best identity score below them")
+    identity_weight: float = setting(1.0, "weight of a room's own score (identity and evidence, combined) "
+                                     "beside its codes' log-probability; 0: codes alone", low=0.0)
+    lookahead: bool = setting(True, "prefixes are ranked with the best room score below them")
     tie_break: str = setting("towers", "rooms of one id where codes alone decide: by the towers' score of user and "
                              "author, or in a fixed order", choices=("towers", "fixed"))
     capacity: int = setting(1024, "rooms that the live index can hold", low=1, high=16_777_216)

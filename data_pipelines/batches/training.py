@@ -40,7 +40,7 @@ class RequestMaker:
     ids: IdTable
     config: DataConfig
     others: Mapping[str, Timelines] = field(default_factory=dict)
-    audiences: Audiences = field(default_factory=lambda: nothing(0))
+    audiences: Audiences = field(default_factory=nothing)
 
     def __post_init__(self):
         for name in self.config.sequences:
@@ -82,7 +82,7 @@ class BatchMaker:
     ids: IdTable
     config: DataConfig
     others: Mapping[str, Timelines] = field(default_factory=dict)
-    audiences: Audiences = field(default_factory=lambda: nothing(0))
+    audiences: Audiences = field(default_factory=nothing)
 
     def __post_init__(self):
         self.requests = RequestMaker(self.views, self.ids, self.config, self.others, self.audiences)

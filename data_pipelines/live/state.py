@@ -42,7 +42,7 @@ class LiveState:
         audiences: what was counted of authors when the model was trained; None: nothing."""
         c = self.config = config.serving
         self.data = config.data
-        self.audiences = audiences or nothing(0)
+        self.audiences = audiences or nothing()
         self.authors, self.users, self.codes, self.true_lifetimes = authors, Names(), codes, true_lifetimes
         self.buffers = {name: Buffers(config.data.history_window, codes.codes.shape[1])
                         for name in config.data.sequences}

@@ -164,5 +164,5 @@ def longer_log(folder: Path) -> Log:
     arrays = timeline_arrays(tables)
     views, lifetimes = Timelines.from_arrays(arrays), true_lifetimes(tables, split.end_ms)
     authors = len(tables.authors)
-    return Log(tables, views, Presence.of(views, lifetimes, authors), split, lifetimes, nothing(authors),
+    return Log(tables, views, Presence.of(views, lifetimes, authors), split, lifetimes, nothing(),
                other_timelines(tables, arrays))

@@ -25,7 +25,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "history_of_views": {"data.history_unit": "views"},
     "no_author_items": {"model.author_items": False},
     "codes_only": {"model.identity": False},
-    "identity_only": {"decoding.identity_weight": 1000.0},
+    "room_scores_only": {"decoding.identity_weight": 1000.0},  # identity and evidence, no codes
+    "no_similar": {"model.similar": False},
     "paper_only": {"model.identity": False, "model.author_items": False, "model.copy": False, "model.habits": False,
                    "data.history_unit": "views", "model.live_softmax": 0.0, "model.full_softmax": 1.0},
     "zero_author_start": {"model.author_scale": 0.0},

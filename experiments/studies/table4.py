@@ -1,7 +1,7 @@
 """The paper's Table 4: what multi-token prediction gains in throughput and latency (python -m experiments.table4).
 
 The decoder answers one request after the other over one catalogue of rooms on air. Weights and requests are random: the
-time does not depend on them. The service around it is measured by `experiments.benchmark --what=serve`.
+time does not depend on them. The service around it is measured by `experiments.benchmark --what=serve_table4`.
 """
 
 import dataclasses

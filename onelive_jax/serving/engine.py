@@ -67,7 +67,7 @@ class Engine:
         """The best rooms on air of R ≤ max_batch requests.
 
         Args:
-          request, personal: NumPy arrays [R, …]. features: float32 [C, 2], of the snapshot's rooms now.
+          request, personal: NumPy arrays [R, …]. features: float32 [C, R], of the snapshot's rooms now.
           narrow: with the beam width for times of load. version: another model than the running one.
         """
         asked, version = request.hour.shape[0], version or self.running

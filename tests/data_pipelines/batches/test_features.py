@@ -65,19 +65,19 @@ def test_one_request_now_is_a_row_of_a_batch(maker):
     users = np.arange(times.size) % USERS
     on_air = maker.on_air(users, times)
     codes = maker.ids.codes_at(on_air.author, times[on_air.moment])
-    whole = features.live_rooms(on_air, codes, times, 64, nothing(0))
+    whole = features.live_rooms(on_air, codes, times, 64, nothing())
     for r in range(times.size):
         part = slice(on_air.offsets[r], on_air.offsets[r + 1])
         one = OnAir(np.array([0, part.stop - part.start]), on_air.author[part], on_air.room[part], on_air.viewers[part],
                     on_air.since_ms[part])
         jax.tree.map(lambda a, b, r=r: np.testing.assert_array_equal(a[0], b[r]),
-                     features.live_rooms(one, codes[part], times[r:r + 1], 64, nothing(0)), whole)
+                     features.live_rooms(one, codes[part], times[r:r + 1], 64, nothing()), whole)
     assert whole.mask.sum() > 100
 
 
 def test_room_features_by_hand():
     made = features.room_features(np.array([0, 1, 7]), np.array([0, 5, 9]) * HOUR_MS, np.arange(3),
-                                  np.array([3, 5, 8]) * HOUR_MS, nothing(0))
+                                  np.array([3, 5, 8]) * HOUR_MS, nothing())
     assert not made[:, 2:].any()
     np.testing.assert_allclose(made[:, :2], [[0, np.log(4)], [0, 0], [np.log(7), 0]], rtol=1e-6)
     with pytest.raises(ValueError, match="2 rooms of a request do not fit 1 slots"):

@@ -130,7 +130,7 @@ def test_counts_are_kept_and_made_anew_where_damaged(tmp_path, monkeypatch):
 
 
 def test_of_a_log_of_which_nothing_is_counted():
-    made, times = audiences.nothing(0), np.full(2, DAY_MS)
+    made, times = audiences.nothing(), np.full(2, DAY_MS)
     assert not audiences.trends(made, np.array([0, 5]), times).any()
     author, similarity = audiences.related(made, times, histories_of(random_views(), times), 4)
     assert (author == -1).all()
